@@ -21,7 +21,7 @@ const PACKAGES: [&str; 4] = ["dropbear-bin", "libtomcrypt1", "libtommath1", "qem
 const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
 /// Modules in the order in which they have to be loaded; what is built in or not there is passed over.
 const MODULES: [&str; 14] = [
-    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover",
+    "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover",
     "virtio_net", "scsi_common", "scsi_mod", "virtio_scsi", "sd_mod", "virtio_console", "virtio_balloon",
 ];
 const FILES: [(&str, &str, u32); 5] = [
