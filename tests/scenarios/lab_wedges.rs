@@ -11,7 +11,8 @@ use std::time::Duration;
 use lab::fuse::Hang;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{run, start};
-use lab::{Lab, Observed, Result, wedge};
+use lab::wedge::Backend;
+use lab::{Host, Lab, Observed, Result, wedge};
 
 const SCENARIOS: &[Scenario] = &[
     ("when_a_key_is_authorized_then_sshd_runs_its_forced_command_only", forced_command),
@@ -109,7 +110,7 @@ fn config_lock(lab: &Lab) -> Result<()> {
     let lock = wedge::config_lock(&lab.host, "backup")?;
     assert_eq!(lab.host.conf()?.lock(), Some("backup"));
     lock.now();
-    assert_eq!(lab.host.conf()?.to_text(), lab::Host::default_conf());
+    assert_eq!(lab.host.conf()?.to_text(), Host::default_conf());
     Ok(())
 }
 
@@ -181,30 +182,30 @@ fn reused_pid(lab: &Lab) -> Result<()> {
 }
 
 fn nbd_backend(lab: &Lab) -> Result<()> {
-    backend_stops(lab, wedge::Export::Nbd, |_| ())
+    backend_stops(lab, wedge::nbd_backend, |_| ())
 }
 
 fn file_backend(lab: &Lab) -> Result<()> {
-    backend_stops(lab, wedge::Export::File, |pid| {
+    backend_stops(lab, wedge::file_backend, |pid| {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
         let stuck = threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count();
         assert!(stuck > 0, "no thread in state D");
     })
 }
 
-fn backend_stops(lab: &Lab, export: wedge::Export, while_stopped: fn(u32)) -> Result<()> {
+fn backend_stops(lab: &Lab, backend: fn(&Host) -> Result<Backend>, while_stopped: fn(u32)) -> Result<()> {
     let vm = lab.stopped()?;
-    let backend = wedge::backend(&lab.host, export)?;
+    let backend = backend(&lab.host)?;
     vm.boot()?;
     assert!(vm.healthy());
-    let stopped = backend.stop()?;
+    backend.stop()?;
     vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
     std::thread::sleep(Duration::from_secs(1));
     let before = vm.writes()?;
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!((vm.writes()?, vm.observe()), (before, running()));
     while_stopped(vm.pid().unwrap());
-    stopped.now();
+    backend.go_on()?;
     assert!(vm.healthy());
     vm.kill()
 }
