@@ -75,6 +75,8 @@ fn disk_hung(_: &Lab) -> Result<()> {
     let writer = start(Command::new("/usr/bin/touch").arg("/var/lib/pve-verb/x"), &[])?;
     let pid = writer.pid();
     std::thread::sleep(Duration::from_millis(300));
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    assert!(stat.contains(") D "), "{stat}");
     lab::vm::send(pid, rustix::process::Signal::KILL)?;
     std::thread::sleep(Duration::from_millis(300));
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

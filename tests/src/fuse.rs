@@ -8,14 +8,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::error::{Context, Result};
+use crate::process::until;
 
 /// How those who touch a hung folder wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,9 @@ pub struct Served {
 struct Switch {
     stopped: AtomicBool,
     quit: AtomicBool,
+    // Of the start: a first request was taken, and the kernel knows that we can't interrupt any.
+    holding: AtomicBool,
+    uninterruptible: AtomicBool,
 }
 
 /// Covers a folder with a file system that hangs.
@@ -59,15 +65,33 @@ fn serve(path: &str, root_mode: &str, content: Option<File>, stopped: Option<boo
     let options = std::ffi::CString::new(options).context("name the options of a mount")?;
     mount("lab", path, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str())).context(format!("mount a file system at {path}"))?;
     let device = Arc::new(device);
-    let switch = Arc::new(Switch { stopped: stopped.unwrap_or_default().into(), quit: false.into() });
+    let switch = Arc::new(Switch::default());
+    switch.stopped.store(true, Ordering::Relaxed);
     let reader = stopped.map(|_| {
         let server = Server { device: Arc::clone(&device), switch: Arc::clone(&switch), content };
         std::thread::spawn(move || server.run())
     });
-    Ok(Served { path: path.to_owned(), device: Some(device), reader, switch })
+    let served = Served { path: path.to_owned(), device: Some(device), reader, switch };
+    if let Some(stopped) = stopped {
+        served.forbid_interrupts()?;
+        served.switch.stopped.store(stopped, Ordering::Relaxed);
+    }
+    Ok(served)
 }
 
 impl Served {
+    /// Has the kernel learn that requests can't be interrupted, by interrupting one: until then waiters are in state S.
+    fn forbid_interrupts(&self) -> Result<()> {
+        let mut dd = Command::new("dd");
+        dd.args([&format!("if={}", self.path), "of=/dev/null", "bs=4096", "count=1", "iflag=direct", "status=none"]).stderr(Stdio::null());
+        let mut reader = dd.spawn().context("start dd")?;
+        let soon = Duration::from_secs(5);
+        until("the first request", soon, || self.switch.holding.load(Ordering::Relaxed).then_some(()))?;
+        reader.kill().context("interrupt dd")?;
+        until("the first interrupt", soon, || self.switch.uninterruptible.load(Ordering::Relaxed).then_some(()))?;
+        reader.wait().context("reap dd").map(drop)
+    }
+
     /// From now on it takes requests and answers none.
     pub fn stop(&self) {
         self.switch.stopped.store(true, Ordering::Relaxed);
@@ -132,8 +156,14 @@ impl Server {
             }
             let Ok(length) = (&mut &*self.device).read(&mut block) else { return };
             let request = &block[..length];
-            if self.switch.stopped.load(Ordering::Relaxed) && self.holds(number(request, 4)) {
+            if number(request, 4) == op::INTERRUPT {
+                self.reply(request, Err(ENOSYS));
+                if !self.switch.uninterruptible.swap(true, Ordering::Relaxed) {
+                    held.drain(..).for_each(|first| self.reply(&first, Err(EIO)));
+                }
+            } else if self.switch.stopped.load(Ordering::Relaxed) && self.holds(number(request, 4)) {
                 held.push(request.to_vec());
+                self.switch.holding.store(true, Ordering::Relaxed);
             } else {
                 self.answer(request);
             }
@@ -153,7 +183,7 @@ impl Server {
 
     fn answer(&self, request: &[u8]) {
         let outcome = match number(request, 4) {
-            op::FORGET | op::BATCH_FORGET | op::INTERRUPT => return,
+            op::FORGET | op::BATCH_FORGET => return,
             op::INIT => Ok(greeting(request)),
             op::GETATTR | op::SETATTR => self.attributes(),
             op::OPEN => Ok(vec![0; 16]),
@@ -162,6 +192,10 @@ impl Server {
             op::RELEASE | op::FSYNC | op::FLUSH => Ok(Vec::new()),
             _ => Err(ENOSYS),
         };
+        self.reply(request, outcome);
+    }
+
+    fn reply(&self, request: &[u8], outcome: std::result::Result<Vec<u8>, i32>) {
         let (error, body) = outcome.map_or_else(|error| (-error, Vec::new()), |body| (0, body));
         let mut answer = u32::try_from(16 + body.len()).unwrap_or(16).to_ne_bytes().to_vec();
         answer.extend_from_slice(&error.to_ne_bytes());

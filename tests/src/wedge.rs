@@ -245,7 +245,8 @@ pub fn file_backend(host: &Host) -> Result<Backend> {
     File::create(raw).context("create the disk's place")?;
     let content = File::options().read(true).write(true).open(BACKEND).context("open the disk")?;
     let served = fuse::disk(raw, content)?;
-    host.set_conf(|conf| conf.current.set("scsi0", "local:102/vm-102-disk-0.raw,iothread=1,size=64M"))?;
+    // Not io_uring, PVE's default: on FUSE it does not hand a read to a worker but blocks in the I/O thread, and QMP with it.
+    host.set_conf(|conf| conf.current.set("scsi0", "local:102/vm-102-disk-0.raw,iothread=1,aio=threads,size=64M"))?;
     Ok(Backend::File(served))
 }
 
