@@ -1,1 +1,2 @@
+//! argv and environment in, exit code out.
 fn main() {}
