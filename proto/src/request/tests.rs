@@ -157,3 +157,40 @@ proptest! {
         }
     }
 }
+
+/// The rows of hostile.txt as bytes.
+fn hostile() -> Vec<Vec<u8>> {
+    include_str!("../../tests/hostile.txt").lines().filter(|row| !row.is_empty() && !row.starts_with("# ")).map(unescape).collect()
+}
+
+fn unescape(row: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = row.as_bytes();
+    while let Some((&b, tail)) = rest.split_first() {
+        rest = tail;
+        match (b, tail) {
+            (b'\\', [b'\\', tail @ ..]) => {
+                bytes.push(b'\\');
+                rest = tail;
+            }
+            (b'\\', [b'x', high, low, tail @ ..]) => {
+                let hex = [*high, *low];
+                bytes.push(u8::from_str_radix(std::str::from_utf8(&hex).unwrap(), 16).unwrap());
+                rest = tail;
+            }
+            _ => bytes.push(b),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn every_hostile_line_is_refused() {
+    let lines = hostile();
+    assert!(lines.len() >= 150, "{} lines", lines.len());
+    for line in &lines {
+        rejected(line);
+    }
+    let distinct: std::collections::HashSet<_> = lines.iter().collect();
+    assert_eq!(distinct.len(), lines.len(), "a line stands there twice");
+}
