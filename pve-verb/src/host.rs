@@ -1,8 +1,10 @@
 //! This host: where things are (constants, no override: the lab brings a host that has them), which node and boot this is,
 //! and the clocks. Reads files that never hang (`/proc/sys`, `/etc/hostname` at start-up); decides nothing.
 
-use proto::{RequestId, Timestamp, Vmid};
+use proto::{Message, RequestId, Timestamp, Vmid};
+use crate::text::say;
 use rustix::time::{ClockId, clock_gettime};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -55,6 +57,11 @@ pub fn boottime() -> Duration {
     Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
 }
 
+/// [`boottime`] in milliseconds.
+pub fn boot_ms() -> u64 {
+    u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX)
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, for the audit log.
 pub fn monotonic_ns() -> u64 {
     let t = clock_gettime(ClockId::Monotonic);
@@ -88,4 +95,29 @@ pub fn random<const N: usize>() -> Result<[u8; N], String> {
 /// As [`random`].
 pub fn fresh_request_id() -> Result<RequestId, String> {
     Ok(RequestId::from_random(random()?))
+}
+
+/// Whether requests can be served here at all: we are root, `init` ran, and /run has our folder. Makes the latter.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn ready() -> Result<(), Message> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(say::not_root());
+    }
+    let root_only = |path: &str| {
+        std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o077 == 0)
+    };
+    if !root_only(path::ETC) {
+        return Err(say::not_set_up());
+    }
+    for folder in [path::RUN, path::SPOOL, path::RUN_EVIDENCE] {
+        // A folder that is there already is looked at below; any other error shows as its absence.
+        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    }
+    if root_only(path::RUN) {
+        Ok(())
+    } else {
+        Err(say::host_unfit("/run/pve-verb can't be made, or others than root may look into it"))
+    }
 }
