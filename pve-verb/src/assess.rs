@@ -19,12 +19,15 @@ mod serial;
 
 pub use sample::{Blocked, Queue, Sample};
 
+/// How a probe ended, and its detail.
+pub type Probed<'a> = (ProbeOutcome, Option<&'a str>);
+
 /// What was captured: everything that the judgement may look at.
 pub struct Evidence<'a> {
     /// An artifact's bytes by its path in the bundle (`qmp/query-status.json`).
     pub artifact: &'a dyn Fn(&str) -> Option<&'a [u8]>,
     /// How a probe ended, by its name (the path without its ending), and its detail.
-    pub outcome: &'a dyn Fn(&str) -> Option<(ProbeOutcome, Option<&'a str>)>,
+    pub outcome: &'a dyn Fn(&str) -> Option<Probed<'a>>,
     /// What is not an artifact.
     pub facts: Facts,
 }

@@ -7,3 +7,4 @@
 
 pub mod assess;
 pub mod host;
+pub mod text;
