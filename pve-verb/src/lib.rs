@@ -5,4 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod helper;
 pub mod host;
+pub mod probe;
+pub mod procfs;
+pub mod pve;
+pub mod qga;
+pub mod qmp;
+pub mod spawn;
