@@ -11,9 +11,9 @@ use crate::assess;
 use crate::helper::Job;
 use crate::lock::Locked;
 use crate::probe::{self, Answer, Set};
-use crate::pve::{self, Observation};
+use crate::probe::observe::{Observation, observe};
 use crate::run::{Run, Stop};
-use crate::{deadline, preflight, screens};
+use crate::{deadline, facts, operation, preflight, screens};
 
 /// Proof that QEMU does not answer and will not (PROTOCOL.md, section 8). Made by [`capture`] only.
 #[derive(Clone, Debug)]
@@ -52,14 +52,15 @@ pub struct Captured {
 /// The quick checks' refusals: they come before the capture, which would only delay a sure no.
 pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
     let (verb, vmid) = (locked.authorised().verb(), locked.authorised().vmid());
-    let before = pve::observe(vmid, deadline::OBSERVE);
+    let before = observe(vmid, deadline::OBSERVE);
     run.saw_before(&before);
     preflight::quick(run, &locked, &before)?;
 
     let set = if verb == Verb::Status { Set::Status } else { Set::Full };
     let answers = ask(run, vmid, set, &before);
-    let unresponsive = prove_unresponsive(&before, &answers);
-    let assessment = assess_all(run, &before, &answers, unresponsive.as_ref());
+    let proved = facts::prove_unresponsive(vmid, &before, || observe(vmid, deadline::OBSERVE), &answers);
+    let unresponsive = proved.map(|(qemu, why)| Unresponsive { qemu, why });
+    let assessment = judge(run, vmid, &before, &answers, unresponsive.as_ref());
     let state = state_of(&before, &answers, unresponsive.as_ref());
     run.judged(state, &assessment);
     run.answer.say(Body::Assessment(assessment.clone()));
@@ -73,7 +74,7 @@ fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<
     let job = Job {
         vmid,
         set,
-        qemu: before.process.as_ref().map(|p| QemuProcess { pid: p.pid, started: p.started }),
+        qemu: facts::qemu(before),
         screens: screens.as_ref().map(|s| s.path().to_owned()),
         request: run.id().to_string(),
     };
@@ -85,26 +86,16 @@ fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<
     answers
 }
 
-/// All conditions of "proved unresponsive", or none of it: no answer in 3 s, our lock held, nobody else on the socket, and a main
-/// thread that is stopped, dead, in D, spinning, or that nobody scheduled for a second.
-fn prove_unresponsive(before: &Observation, answers: &[Answer]) -> Option<Unresponsive> {
-    let qemu = before.process.as_ref()?;
-    let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
-    let why_silent = probe::silence(greeting)?;
-    let why_stuck = probe::stuck_main_thread(answers)?;
-    Some(Unresponsive { qemu: QemuProcess { pid: qemu.pid, started: qemu.started }, why: format!("{why_silent}; {why_stuck}") })
-}
-
-fn assess_all(run: &Run, before: &Observation, answers: &[Answer], unresponsive: Option<&Unresponsive>) -> Assessment {
+fn judge(run: &Run, vmid: proto::Vmid, before: &Observation, answers: &[Answer], unresponsive: Option<&Unresponsive>) -> Assessment {
     let artifact = |path: &str| answers.iter().filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes());
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
-    let facts = crate::facts::gather(run, before, answers, unresponsive);
+    let facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), operation::interrupted(&run.disk));
     assess::assess(&assess::Evidence { artifact: &artifact, outcome: &outcome, facts })
 }
 
 /// The state as receipts say it.
 fn state_of(before: &Observation, answers: &[Answer], unresponsive: Option<&Unresponsive>) -> VmState {
-    let host = pve::state_without_qmp(before);
+    let host = facts::state_without_qmp(before);
     if host != VmState::Unknown {
         return host;
     }

@@ -38,7 +38,7 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let form = if options.json { Form::Json } else { Form::Text };
     let id = parsed.id().clone();
     let named = options.request_id.is_some();
-    let found = if named { look_up(&mut run, parsed.id()) } else { Found::Nobody };
+    let found = if named { look_up(&run, parsed.id()) } else { Found::Nobody };
     match found {
         Found::Running(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
         Found::Running(follower) => relay(run, follower, form, true, &authorised),
@@ -59,13 +59,13 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
 }
 
 /// Who has this id?
-fn look_up(run: &mut Run, id: &RequestId) -> Found {
+fn look_up(run: &Run, id: &RequestId) -> Found {
     let follower = Follower::open(id);
     match follower {
         Some(follower) if follower.worker_lives() => return Found::Running(follower),
         _ => {}
     }
-    if let Some(stored) = operation::finished(&mut run.disk, id) {
+    if let Some(stored) = operation::finished(&run.disk, id) {
         return Found::Ended(Box::new(stored));
     }
     match follower {

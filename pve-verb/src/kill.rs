@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
 use crate::capture::Unresponsive;
-use crate::{deadline, pve};
+use crate::probe::observe::observe;
+use crate::{deadline, facts};
 
 /// How it ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,10 +30,8 @@ pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Ki
         Err(e) => return Killed::NotIt(format!("no pidfd for it: {e}")),
     };
     // From here the pidfd can't come to mean another process. If what we see now under this pid is what was proved, it is what the pidfd means.
-    let now = pve::observe(vmid, deadline::OBSERVE).process;
-    match now {
-        Some(seen) if seen.pid == proved.qemu.pid && seen.started == proved.qemu.started => {}
-        _ => return Killed::NotIt("the process under its pid is not the one that was proved unresponsive".to_owned()),
+    if facts::qemu(&observe(vmid, deadline::OBSERVE)) != Some(proved.qemu) {
+        return Killed::NotIt("the process under its pid is not the one that was proved unresponsive".to_owned());
     }
     if let Err(e) = pidfd_send_signal(&pidfd, Signal::KILL) {
         return if e == rustix::io::Errno::SRCH { Killed::Gone } else { Killed::NotIt(format!("SIGKILL could not be sent: {e}")) };

@@ -12,10 +12,12 @@ use crate::capture::Unresponsive;
 use crate::kill::{self, Killed};
 use crate::preflight::{self, Plan};
 use crate::qm;
-use crate::qmp::{Change, Door, Session};
+use crate::qmp::{Change, Door, InUse, Purpose, Session};
 use crate::run::{Run, Stop};
 use crate::text::say;
-use crate::{deadline, pve, reset};
+use crate::probe::observe::observe;
+use crate::pve::Config;
+use crate::{deadline, facts, reset};
 
 /// What was done to the VM, to be held against what is seen. Made by [`apply`] only.
 #[derive(Debug)]
@@ -111,7 +113,7 @@ fn second_half(run: &mut Run, done: &mut Mutated) {
 pub(crate) fn stopped_within(vmid: proto::Vmid, within: Duration) -> bool {
     let until = Instant::now() + within;
     loop {
-        if pve::state_without_qmp(&pve::observe(vmid, deadline::OBSERVE)) == VmState::Stopped {
+        if observe(vmid, deadline::OBSERVE).certainly_stopped() {
             return true;
         }
         if Instant::now() >= until {
@@ -129,12 +131,17 @@ fn start(run: &mut Run, done: &mut Mutated) {
     call_qm(run, done, StepName::QmStart, qm::Call::Start);
 }
 
+/// Our own lock on the VM's sockets, as a mutation.
+pub(crate) fn door(run: &Run, vmid: proto::Vmid) -> Result<Door, InUse> {
+    Door::take(vmid, &Purpose::Mutation(run.id().to_string()), deadline::QMP_DOOR)
+}
+
 /// Calls `qm` with our QMP lock held, so that no `status` of ours occupies the socket and turns `quit` into SIGTERM.
 fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
     let program = run.host.config.qm_program().to_owned();
     let most = run.time_left();
     let began = run.step_started(step);
-    let door = Door::take_for_mutation(done.vmid(), run.id(), deadline::QMP_DOOR);
+    let door = door(run, done.vmid());
     let report = qm::call(call, done.vmid(), &program, most, &done.preserved);
     drop(door);
     let good = matches!(report.ended, qm::Ended::Exit(Some(0)));
@@ -162,7 +169,7 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
     };
     run.step_ended(StepName::Kill, began, outcome, Some(detail.clone()));
     match killed {
-        Killed::Gone if done.verb() == Verb::Stop && !matches!(done.preserved.seen().before.config, pve::Config::Unreadable(_)) => stop(run, done),
+        Killed::Gone if done.verb() == Verb::Stop && !matches!(done.preserved.seen().before.config, Config::Unreadable(_)) => stop(run, done),
         Killed::Gone => {}
         Killed::Survives => done.report.trouble = Some(detail),
         // It came back to life or was replaced between the proof and now: then `qm stop` is right for it.
@@ -172,9 +179,10 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
 
 fn resume(run: &mut Run, done: &mut Mutated) {
     let began = run.step_started(StepName::Resume);
-    let door = Door::take_for_mutation(done.vmid(), run.id(), deadline::QMP_DOOR);
-    let said = Session::open(done.vmid(), deadline::QMP_ASK).and_then(|mut qmp| qmp.change(Change::Cont, &done.preserved, deadline::QMP_ASK));
-    drop(door);
+    let said = door(run, done.vmid()).map_err(|e| format!("the QMP socket is in use by {}", e.by)).and_then(|door| {
+        let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| e.to_string())?;
+        qmp.change(Change::Cont, &done.preserved, deadline::QMP_ASK).map_err(|e| e.to_string())
+    });
     match said {
         Ok(_) => run.step_ended(StepName::Resume, began, StepOutcome::Done, None),
         Err(e) => {

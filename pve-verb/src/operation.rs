@@ -78,17 +78,17 @@ pub fn finish(run: &mut Run, finished: &Finished) {
     if run.disk.call(&Op::RequestStore { id: id.clone() }, &bytes, deadline::WRITE).is_err() {
         let _ = std::fs::create_dir_all(format!("{}/requests", path::RUN)).and_then(|()| replace(&run_request(id), &bytes));
     }
-    clear(&mut run.disk);
+    clear(&run.disk);
 }
 
 /// Takes operation.json away.
-fn clear(disk: &mut Disk) {
+fn clear(disk: &Disk) {
     let _ = disk.call(&Op::OperationClear, &[], deadline::WRITE);
     let _ = std::fs::remove_file(RUN_OPERATION);
 }
 
 /// The finished request of this id.
-pub fn finished(disk: &mut Disk, id: &RequestId) -> Option<Finished> {
+pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
     if let Ok(bytes) = std::fs::read(run_request(id)) {
         return serde_json::from_slice(&bytes).ok();
     }
@@ -97,7 +97,7 @@ pub fn finished(disk: &mut Disk, id: &RequestId) -> Option<Finished> {
 }
 
 /// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
-fn standing(disk: &mut Disk) -> Option<Operation> {
+fn standing(disk: &Disk) -> Option<Operation> {
     let bytes = match std::fs::read(RUN_OPERATION) {
         Ok(bytes) => bytes,
         Err(_) => disk.call(&Op::OperationGet, &[], deadline::WRITE).ok()?.payload,
@@ -106,15 +106,15 @@ fn standing(disk: &mut Disk) -> Option<Operation> {
 }
 
 /// A mutation that was killed half-way: it stands, and nobody holds the lock.
-pub fn interrupted(disk: &mut Disk) -> Option<Operation> {
+pub fn interrupted(disk: &Disk) -> Option<Operation> {
     let operation = standing(disk)?;
     lock::holder().is_none().then_some(operation)
 }
 
 /// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may.
 pub fn settle(run: &mut Run) {
-    if let Some(operation) = standing(&mut run.disk) {
+    if let Some(operation) = standing(&run.disk) {
         run.note_interrupted(&operation);
-        clear(&mut run.disk);
+        clear(&run.disk);
     }
 }

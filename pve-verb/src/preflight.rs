@@ -8,11 +8,12 @@ use proto::{Code, RunState, Verb, VmState};
 use crate::bundle::Preserved;
 use crate::capture::Unresponsive;
 use crate::lock::Locked;
-use crate::pve::{self, Config, Observation};
+use crate::probe::observe::{Observation, observe};
+use crate::pve::{Config, Ha};
 use crate::rate::Rates;
 use crate::run::{Run, Stop};
 use crate::text::say;
-use crate::{deadline, host};
+use crate::{deadline, facts, host};
 
 /// What will be done.
 #[derive(Clone, Debug)]
@@ -57,7 +58,7 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
     if !verb.mutates() {
         return Ok(());
     }
-    let state = pve::state_without_qmp(seen);
+    let state = facts::state_without_qmp(seen);
     let precondition = |message| Err(Stop::precondition(message, state));
     match &seen.config {
         Config::Here => {}
@@ -81,7 +82,7 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
     if seen.ha.acts() && verb != Verb::Reset {
         return precondition(say::ha_managed(vmid, verb));
     }
-    if let (pve::Ha::Unknown(why), true) = (&seen.ha, verb != Verb::Reset) {
+    if let (Ha::Unknown(why), true) = (&seen.ha, verb != Verb::Reset) {
         run.degrade(format!("whether HA manages the VM could not be told: {why}"));
     }
     if matches!(verb, Verb::Start | Verb::Cycle) {
@@ -103,8 +104,8 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
 /// PVE's lock, with or without a live task.
 fn pve_lock(vmid: proto::Vmid, lock: &str, seen: &Observation) -> proto::Message {
     match &seen.lock_task {
-        Some(tasks) if tasks.is_empty() => say::locked_by_nobody(vmid, lock),
-        Some(tasks) => say::locked_by_task(lock, &tasks.join(", ")),
+        Some(false) => say::locked_by_nobody(vmid, lock),
+        Some(true) => say::locked_by_task(lock, &seen.tasks.join(", ")),
         None => say::locked_by_unknown(vmid, lock),
     }
 }
@@ -158,7 +159,7 @@ pub fn plan(preserved: &Preserved) -> Result<Plan, Stop> {
             if preserved.seen().assessment.code == Code::BlockStalled {
                 return precondition(say::reset_of_block_stalled(vmid));
             }
-            if run_state == Some(RunState::IoError) && has_iothread(preserved) {
+            if run_state == Some(RunState::IoError) && facts::has_iothread(&preserved.seen().answers) {
                 return precondition(say::reset_of_io_error(vmid));
             }
             if preserved.seen().unresponsive.is_some() {
@@ -183,18 +184,13 @@ pub fn plan(preserved: &Preserved) -> Result<Plan, Stop> {
     }
 }
 
-/// Whether the VM's disks run in iothreads, as its configuration says. Unknown counts as yes: the harm is a dead QMP.
-fn has_iothread(preserved: &Preserved) -> bool {
-    preserved.seen().before.iothread.unwrap_or(true)
-}
-
 /// The look again, right before acting: a lock that somebody took meanwhile.
 ///
 /// # Errors
 /// Busy.
 pub fn again(preserved: &Preserved) -> Result<(), Stop> {
     let authorised = preserved.authorised();
-    let seen = pve::observe(authorised.vmid(), deadline::OBSERVE);
+    let seen = observe(authorised.vmid(), deadline::OBSERVE);
     let accepted = preserved.seen().before.lock.as_deref();
     match &seen.lock {
         Some(lock) if accepted != Some(lock.as_str()) => Err(Stop::busy_pve(pve_lock(authorised.vmid(), lock, &seen), preserved.seen().state)),

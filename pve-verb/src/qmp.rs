@@ -10,6 +10,7 @@ pub(crate) mod wire;
 
 pub use door::{Door, InUse, Purpose};
 
+use crate::bundle::Preserved;
 use crate::probe::Raw;
 use proto::escape_cut;
 use serde_json::{Value, json};
@@ -118,9 +119,6 @@ pub enum Change {
     /// `cont`
     Cont,
 }
-
-/// Proof that evidence was preserved. Implemented only by `bundle::Preserved`; nothing else may be.
-pub trait Permit {}
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,7 +252,7 @@ impl<'door> Session<'door> {
     ///
     /// # Errors
     /// As [`Session::ask`]; the change may have happened all the same.
-    pub fn change<P: Permit>(&mut self, change: Change, _permit: &P, within: Duration) -> Result<Value, QmpError> {
+    pub fn change(&mut self, change: Change, _permit: &Preserved, within: Duration) -> Result<Value, QmpError> {
         let command = match change {
             Change::SystemReset => "system_reset",
             Change::Cont => "cont",

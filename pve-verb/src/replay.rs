@@ -8,7 +8,8 @@ use crate::policy::Authorised;
 use crate::run::{Run, Stop};
 use crate::spool::Binding;
 use crate::text::say;
-use crate::{deadline, pve};
+use crate::probe::observe::observe;
+use crate::{deadline, facts};
 
 /// Replays the stored answer: the same body with `replayed`, signed anew; its `audit` is the original's.
 pub fn finished(mut run: Run, stored: operation::Finished, wanted: &Binding) -> u8 {
@@ -24,10 +25,10 @@ pub fn finished(mut run: Run, stored: operation::Finished, wanted: &Binding) -> 
 
 /// Tells that the worker of this id was killed, with the state that is seen now.
 pub fn interrupted(mut run: Run, authorised: &Authorised) -> u8 {
-    let now = pve::observe(authorised.vmid(), deadline::OBSERVE);
-    let state = pve::state_without_qmp(&now);
+    let now = observe(authorised.vmid(), deadline::OBSERVE);
+    let state = facts::state_without_qmp(&now);
     run.saw_before(&now);
-    let begun = operation::interrupted(&mut run.disk).filter(|o| o.request_id == *authorised.id());
+    let begun = operation::interrupted(&run.disk).filter(|o| o.request_id == *authorised.id());
     let body = run.body_mut();
     body.interrupted = true;
     body.outcome = Outcome::Unknown;
@@ -47,6 +48,6 @@ fn completes(verb: Verb, state: VmState) -> Option<Verb> {
 }
 
 /// Whether this id has an intent that never came to its end.
-pub fn was_begun(run: &mut Run, id: &RequestId) -> bool {
-    operation::interrupted(&mut run.disk).is_some_and(|o| o.request_id == *id)
+pub fn was_begun(run: &Run, id: &RequestId) -> bool {
+    operation::interrupted(&run.disk).is_some_and(|o| o.request_id == *id)
 }

@@ -9,8 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use crate::deadline;
-use crate::mutate::Mutated;
-use crate::qmp::{Change, Door, Query, Session};
+use crate::mutate::{Mutated, door};
+use crate::qmp::{Change, Query, Session};
 use crate::run::Run;
 
 /// Resets the guest; what came of it is in `done`.
@@ -33,10 +33,10 @@ fn locked_reset(run: &mut Run, done: &mut Mutated) -> Result<String, (StepOutcom
     let failed = |why: String| (StepOutcome::Failed, why);
     // `qm` must not start, stop or migrate the VM under our hands.
     let _config = config_lock(vmid).map_err(failed)?;
-    let _door = Door::take_for_mutation(vmid, run.id(), deadline::QMP_DOOR).map_err(|e| failed(format!("the QMP socket is in use by {e}")))?;
-    let mut qmp = Session::open(vmid, deadline::QMP_ASK).map_err(|e| failed(e.to_string()))?;
+    let door = door(run, vmid).map_err(|e| failed(format!("the QMP socket is in use by {}", e.by)))?;
+    let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| failed(e.to_string()))?;
     qmp.change(Change::SystemReset, done.preserved(), deadline::QMP_ASK).map_err(|e| failed(e.to_string()))?;
-    if qmp.wait_event("RESET", deadline::QMP_RESET) {
+    if qmp.await_event("RESET", deadline::QMP_RESET).is_some() {
         done.parts().1.reset_seen = true;
         Ok("QEMU said RESET".to_owned())
     } else {
@@ -47,10 +47,10 @@ fn locked_reset(run: &mut Run, done: &mut Mutated) -> Result<String, (StepOutcom
 /// A VM that did not run before is `prelaunch` after the reset, and would stay so.
 fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated) {
     let vmid = done.vmid();
-    let Ok(_door) = Door::take_for_mutation(vmid, run.id(), deadline::QMP_DOOR) else { return };
-    let Ok(mut qmp) = Session::open(vmid, deadline::QMP_ASK) else { return };
+    let Ok(door) = door(run, vmid) else { return };
+    let Ok(mut qmp) = Session::open(&door, deadline::QMP_ASK) else { return };
     let status = qmp.ask(&Query::Status, deadline::QMP_ASK).ok();
-    let state = status.as_ref().and_then(|s| s.pointer("/return/status").or_else(|| s.pointer("/status"))).and_then(|s| s.as_str());
+    let state = status.as_ref().and_then(|s| s.get("status")?.as_str());
     if state.and_then(RunState::from_qmp) != Some(RunState::Prelaunch) {
         return;
     }

@@ -3,7 +3,8 @@
 //!
 //! Opening the audit record is the first thing that happens, and closing it the only way to a receipt.
 
-use proto::{Accepted, Binary, Body, Code, Message, Origin, Outcome, QemuProcess, ReceiptBody, Rejected, RequestId, Step, StepName, StepOutcome, Timestamp, Verb, VmState};
+use base64ct::{Base64, Encoding};
+use proto::{Accepted, Binary, Body, Code, Message, Origin, Outcome, ReceiptBody, Rejected, RequestId, Step, StepName, StepOutcome, Timestamp, Verb, VmState};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
@@ -14,13 +15,17 @@ use crate::disk::Disk;
 use crate::door::{Arrival, Parsed};
 use crate::operation::{self, Finished, Operation};
 use crate::policy::Authorised;
+use crate::probe::Answer as Answered;
 use crate::preflight::Plan;
-use crate::pve::Observation;
+use crate::probe::observe::Observation;
 use crate::rate::{Limits, Rates};
 use crate::sign::Signer;
 use crate::text::say;
 use crate::verify::Verified;
 use crate::{binary, deadline, host, lock, receipt, spool::Binding};
+
+/// With `--inline`: all artifacts together; what does not fit is in the bundle all the same.
+const MOST_INLINE: usize = 8 << 20;
 
 /// Who answers: fixed for the whole request.
 #[derive(Debug)]
@@ -110,6 +115,7 @@ pub struct Run {
     body: ReceiptBody,
     plan: String,
     intent: bool,
+    inline_left: usize,
 }
 
 impl Run {
@@ -158,7 +164,7 @@ impl Run {
         let record = Record::open(&here.boot_id);
         let log = Log::open(here.config.audit_keep_bytes());
         let mut run =
-            Self { host: here, answer, disk: Disk::spawn(), signer, log, record: Some(record), began: Instant::now(), binding: None, body, plan: String::new(), intent: false };
+            Self { host: here, answer, disk: Disk::spawn(), signer, log, record: Some(record), began: Instant::now(), binding: None, body, plan: String::new(), intent: false, inline_left: 0 };
         if let Err(why) = &run.signer {
             run.body.unsigned_reason = Some(why.clone());
             let sentence = format!("receipts and evidence are not signed: {why}");
@@ -182,6 +188,7 @@ impl Run {
         self.body.actor.clone_from(&options.actor);
         self.body.reason.clone_from(&options.reason);
         self.answer.understood(parsed.id(), options.json);
+        self.inline_left = if options.inline { MOST_INLINE } else { 0 };
         self.binding = Some(Binding { key_name: self.body.key_name.clone(), verb: parsed.request().verb(), vmid: self.body.vmid, dry_run: options.dry_run });
         for (name, value) in [
             ("request_id", json!(parsed.id())),
@@ -267,10 +274,20 @@ impl Run {
 
     /// The first look.
     pub fn saw_before(&mut self, seen: &Observation) {
-        self.body.qemu_before = seen.process.as_ref().map(|p| QemuProcess { pid: p.pid, started: p.started });
+        self.body.qemu_before = crate::facts::qemu(seen);
         self.body.qemu_after = self.body.qemu_before;
-        self.body.state_before = crate::pve::state_without_qmp(seen);
+        self.body.state_before = crate::facts::state_without_qmp(seen);
         self.body.state_after = self.body.state_before;
+    }
+
+    /// A probe was tried.
+    pub fn probed(&mut self, answer: &Answered) {
+        let mut said = crate::capture::event(answer);
+        if let Some(artifact) = answer.artifact.as_ref().filter(|a| a.bytes.as_bytes().len() <= self.inline_left) {
+            self.inline_left -= artifact.bytes.as_bytes().len();
+            said.data = Some(Base64::encode_string(artifact.bytes.as_bytes()));
+        }
+        self.answer.say(Body::Probe(said));
     }
 
     /// The judgement.

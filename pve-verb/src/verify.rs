@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
 use crate::capture::Captured;
-use crate::mutate::Mutated;
-use crate::qmp::{Door, Query, Session};
+use crate::mutate::{Mutated, door};
+use crate::probe::observe::observe;
+use crate::qmp::{Query, Session};
 use crate::run::Run;
 use crate::text::say;
-use crate::{deadline, pve};
+use crate::{deadline, facts};
 
 /// The end of a request that was not refused. Made by this file only.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub struct Verified {
 /// The end of `status`: what is seen is the answer.
 pub fn status(captured: Captured) -> Verified {
     let message = say::status(&captured.seen().assessment.sentence, &captured.seen().assessment.recommend.why);
-    Verified { outcome: Outcome::Done, message, already: false, state: captured.seen().state, qemu: process(&captured.seen().before), touched: false }
+    Verified { outcome: Outcome::Done, message, already: false, state: captured.seen().state, qemu: facts::qemu(&captured.seen().before), touched: false }
 }
 
 /// The end of `forensics`: the bundle is the answer.
@@ -42,7 +43,7 @@ pub fn forensics(preserved: Preserved) -> Verified {
         let got = all.iter().filter(|a| a.outcome == proto::ProbeOutcome::Captured).count();
         say::captured(preserved.authorised().vmid(), got, all.len() - got)
     };
-    Verified { outcome: Outcome::Done, message, already: false, state: preserved.seen().state, qemu: process(&preserved.seen().before), touched: false }
+    Verified { outcome: Outcome::Done, message, already: false, state: preserved.seen().state, qemu: facts::qemu(&preserved.seen().before), touched: false }
 }
 
 /// What is seen.
@@ -56,7 +57,7 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
     if !done.report().touched {
         let state = done.preserved().seen().state;
         let verb = done.verb();
-        let qemu = process(&done.preserved().seen().before);
+        let qemu = facts::qemu(&done.preserved().seen().before);
         let message = if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
         return Verified { outcome: Outcome::Done, message, already: done.report().already, state, qemu, touched: false };
     }
@@ -97,7 +98,7 @@ fn message(run: &Run, done: &Mutated, outcome: Outcome, seen: &Seen) -> Message 
 
 /// Whether what is seen is what the verb means (PROTOCOL.md, section 8).
 fn wanted(done: &Mutated, seen: &Seen) -> bool {
-    let before = process(&done.preserved().seen().before);
+    let before = facts::qemu(&done.preserved().seen().before);
     match done.verb() {
         Verb::Status | Verb::Forensics => true,
         Verb::Reset => done.report().reset_seen && seen.state == VmState::Running && seen.qemu == before,
@@ -107,23 +108,19 @@ fn wanted(done: &Mutated, seen: &Seen) -> bool {
     }
 }
 
-fn process(seen: &pve::Observation) -> Option<QemuProcess> {
-    seen.process.as_ref().map(|p| QemuProcess { pid: p.pid, started: p.started })
-}
-
 /// One look: the process table, and QEMU's own word where there is a process.
 fn look(run: &Run, done: &Mutated) -> Seen {
-    let now = pve::observe(done.vmid(), deadline::OBSERVE);
-    let state = match pve::state_without_qmp(&now) {
+    let now = observe(done.vmid(), deadline::OBSERVE);
+    let state = match facts::state_without_qmp(&now) {
         VmState::Unknown => ask(run, done).map_or(VmState::Unknown, VmState::Qmp),
         host => host,
     };
-    Seen { state, qemu: process(&now) }
+    Seen { state, qemu: facts::qemu(&now) }
 }
 
 fn ask(run: &Run, done: &Mutated) -> Option<RunState> {
-    let _door = Door::take_for_mutation(done.vmid(), run.id(), deadline::QMP_DOOR).ok()?;
-    let mut qmp = Session::open(done.vmid(), deadline::QMP_ASK).ok()?;
+    let door = door(run, done.vmid()).ok()?;
+    let mut qmp = Session::open(&door, deadline::QMP_ASK).ok()?;
     let status = qmp.ask(&Query::Status, deadline::QMP_ASK).ok()?;
-    RunState::from_qmp(status.get("return").unwrap_or(&status).get("status")?.as_str()?)
+    RunState::from_qmp(status.get("status")?.as_str()?)
 }
