@@ -270,7 +270,7 @@ mod tests {
         std::fs::write(&pidfile, "42\n").unwrap();
         let process = dir.path().join("42");
         std::fs::create_dir(&process).unwrap();
-        let mut check = |state: &str, cmdline: &str| {
+        let check = |state: &str, cmdline: &str| {
             std::fs::write(process.join("stat"), format!("42 (kvm) {state} 1 1 1 0 -1 0 0 0 0 0 7 3 0 0 20 0 7 0 5 0 0")).unwrap();
             std::fs::write(process.join("cmdline"), cmdline).unwrap();
             by_pidfile_at(&pidfile, dir.path(), Vmid::DEVVM).unwrap()

@@ -39,7 +39,7 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     ] {
         if planned.iter().any(|p| p.name == names[0]) {
             let again = planned.iter().any(|p| p.name == names[1]);
-            tasks.push(sampled(names, again, move || read()));
+            tasks.push(sampled(names, again, read));
         }
     }
     if planned.iter().any(|p| p.name == "host/kmsg") {

@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn secrets_of_a_command_line_are_taken_out_and_its_arguments_stay_apart() {
-        let line = b"/usr/bin/kvm\0-id\0102\0-object\0{\"qom-type\":\"secret\",\"data\": \"hun\\\"ter2\",\"id\":\"s\"}\0-drive\0file=rbd:p/d:id=a:key=hunter2:mon=x,password-secret=s0\0-blockdev\0{\"url\":\"https://a:hunter2@h/x\"}\0-fw_cfg\0name=opt/x,string=hunter2\0";
+        let line = b"/usr/bin/kvm\0-id\x00102\0-object\0{\"qom-type\":\"secret\",\"data\": \"hun\\\"ter2\",\"id\":\"s\"}\0-drive\0file=rbd:p/d:id=a:key=hunter2:mon=x,password-secret=s0\0-blockdev\0{\"url\":\"https://a:hunter2@h/x\"}\0-fw_cfg\0name=opt/x,string=hunter2\0";
         let out = redact_cmdline(line);
         assert!(!out.contains("hunter2") && !out.contains("ter2"), "{out}");
         assert_eq!(out.lines().count(), 11);
