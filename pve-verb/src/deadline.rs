@@ -27,6 +27,8 @@ pub const CARRY: Duration = s(3);
 pub const RECORD: Duration = s(1);
 /// One other write to disk (operation, finished request, nonce).
 pub const WRITE: Duration = s(1);
+/// Looking for a caller's head in the log.
+pub const WITNESS: Duration = ms(300);
 /// Waiting for PVE's own lock on the VM's configuration before `reset`.
 pub const CONFIG_LOCK: Duration = s(2);
 /// Waiting for another of our own connections to QMP to end.

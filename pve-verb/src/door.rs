@@ -3,6 +3,7 @@
 //! Does not decide whether the caller may (policy.rs), and starts no process.
 
 use proto::{KeyName, Rejected, Request, RequestId, Vmid, VerbSet};
+use crate::spool::Binding;
 use serde::{Deserialize, Serialize};
 
 /// Who calls: the forced arguments of an `authorized_keys` line, or a person at the console.
@@ -19,7 +20,7 @@ pub struct Caller {
     /// For which verbs it needs a grant.
     pub require_grant: Verbs,
     /// `SSH_CONNECTION`: recorded, never obeyed. Its length is bounded here, because the environment is not ours.
-    pub ssh_connection: Option<String>,
+    pub ssh_connection: Option<Vec<u8>>,
 }
 
 /// A [`VerbSet`] on its way from the front to the worker.
@@ -49,7 +50,7 @@ impl Caller {
             vmid: args.vmid,
             allow: Verbs(args.allow),
             require_grant: Verbs(args.require_grant.unwrap_or(VerbSet::NONE)),
-            ssh_connection: ssh_connection.map(|s| proto::escape_cut(s.as_encoded_bytes(), 120)),
+            ssh_connection: ssh_connection.map(|s| s.as_encoded_bytes().iter().copied().take(120).collect()),
         }
     }
 
@@ -122,6 +123,16 @@ impl Parsed {
         match self.request.options().origin {
             proto::Origin::Unstated if self.caller().is_console() => proto::Origin::Console,
             said => said,
+        }
+    }
+
+    /// What its id is bound to.
+    pub fn binding(&self) -> Binding {
+        Binding {
+            key_name: self.caller().key_name.clone(),
+            verb: self.request.verb(),
+            vmid: self.caller().vmid,
+            dry_run: self.request.options().dry_run,
         }
     }
 

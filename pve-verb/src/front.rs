@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::answer::{Answer, Form};
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
-use crate::spool::{Binding, Follower, Next};
+use crate::spool::{Follower, Next};
 use crate::text::say;
 use crate::operation::{self, Finished};
 use crate::{replay, worker};
@@ -27,12 +27,7 @@ enum Found {
 
 /// Serves a mutating request; gives the exit status.
 pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
-    let wanted = Binding {
-        key_name: authorised.caller().key_name.clone(),
-        verb: authorised.verb(),
-        vmid: authorised.vmid(),
-        dry_run: authorised.dry_run(),
-    };
+    let wanted = authorised.parsed().binding();
     let parsed = authorised.parsed();
     let options = parsed.request().options();
     let form = if options.json { Form::Json } else { Form::Text };

@@ -78,7 +78,9 @@ pub fn finish(run: &mut Run, finished: &Finished) {
     if run.disk.call(&Op::RequestStore { id: id.clone() }, &bytes, deadline::WRITE).is_err() {
         let _ = std::fs::create_dir_all(format!("{}/requests", path::RUN)).and_then(|()| replace(&run_request(id), &bytes));
     }
-    clear(&run.disk);
+    if acted {
+        clear(&run.disk);
+    }
 }
 
 /// Takes operation.json away.

@@ -21,7 +21,7 @@ use crate::{bundle, capture, front, lock, mutate};
 pub fn serve(arrival: Arrival) -> u8 {
     let id = arrival.fresh_id.clone();
     // Until it is parsed we can't know that the caller wants JSON, so a rejection is text; the grammar's users see it as well.
-    let mut run = Run::begin(&arrival, id.clone(), Answer::to_caller(id, Form::Text));
+    let mut run = Run::begin(&arrival, Answer::to_caller(id, Form::Text));
     let parsed = match door::parse(arrival) {
         Ok(parsed) => parsed,
         Err((arrival, rejected)) => return run.reject(&arrival, rejected),

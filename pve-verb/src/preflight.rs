@@ -121,14 +121,14 @@ fn rates(run: &Run, locked: &Locked) -> Result<(), Stop> {
     let limits = run.limits();
     let at = |wait: std::time::Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
     let message = match authorised.verb() {
-        Verb::Reset | Verb::Stop | Verb::Cycle => match Rates::load().mutation_wait(key, limits, now) {
-            Some(wait) if wait.as_secs() < limits.min_interval_s => Some(say::too_soon(limits.min_interval_s, at(wait))),
+        Verb::Reset | Verb::Stop | Verb::Cycle => match Rates::load().mutation_wait(key, &limits, now) {
+            Some(wait) if wait.as_secs() < u64::from(limits.min_interval_s) => Some(say::too_soon(u64::from(limits.min_interval_s), at(wait))),
             Some(wait) => Some(say::too_many(limits.mutations_per_hour, at(wait))),
             None => None,
         },
         Verb::Forensics => {
             let mut rates = Rates::load();
-            let wait = rates.forensics_wait(key, limits, now);
+            let wait = rates.forensics_wait(key, &limits, now);
             if wait.is_none() {
                 rates.count_forensics(key, now);
                 // A count that can't be kept is no reason to refuse evidence.

@@ -3,6 +3,7 @@
 //!
 //! A model's key that runs wild uses up its own allowance, never a person's: counts are for each key.
 
+use crate::config::Limits;
 use proto::KeyName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,17 +22,6 @@ pub struct Rates {
     forensics: BTreeMap<KeyName, Vec<u64>>,
 }
 
-/// The limits of `config.toml`.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Mutations of one key within an hour.
-    pub mutations_per_hour: u32,
-    /// Seconds between two mutations of one key.
-    pub min_interval_s: u64,
-    /// `forensics` of one key within a minute.
-    pub forensics_per_minute: u32,
-}
-
 impl Rates {
     /// What is known; a damaged file counts as nothing known, for a count must never lock anyone out.
     pub fn load() -> Self {
@@ -46,14 +36,14 @@ impl Rates {
     }
 
     /// Whether this key may mutate now; else how long until it may.
-    pub fn mutation_wait(&self, key: &KeyName, limits: Limits, now_ms: u64) -> Option<Duration> {
+    pub fn mutation_wait(&self, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
         let past = self.mutations.get(key).map_or(&[][..], Vec::as_slice);
-        let by_interval = past.iter().max().map(|last| last + limits.min_interval_s * 1000);
+        let by_interval = past.iter().max().map(|last| last + u64::from(limits.min_interval_s) * 1000);
         wait(past, limits.mutations_per_hour, HOUR_MS, now_ms).max(by_interval.and_then(|at| at.checked_sub(now_ms)).filter(|ms| *ms > 0).map(Duration::from_millis))
     }
 
     /// Whether this key may capture now; else how long until it may.
-    pub fn forensics_wait(&self, key: &KeyName, limits: Limits, now_ms: u64) -> Option<Duration> {
+    pub fn forensics_wait(&self, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
         wait(self.forensics.get(key).map_or(&[][..], Vec::as_slice), limits.forensics_per_minute, MINUTE_MS, now_ms)
     }
 
@@ -97,20 +87,20 @@ mod tests {
     fn a_key_is_held_by_its_own_count_alone() {
         let mut rates = Rates::default();
         for at in [0, 20_000, 40_000] {
-            assert_eq!(rates.mutation_wait(&key("model"), LIMITS, at), None);
+            assert_eq!(rates.mutation_wait(&key("model"), &LIMITS, at), None);
             rates.count_mutation(&key("model"), at);
         }
-        assert_eq!(rates.mutation_wait(&key("model"), LIMITS, 60_000), Some(Duration::from_millis(HOUR_MS - 60_000)));
-        assert_eq!(rates.mutation_wait(&key("person"), LIMITS, 60_000), None);
-        assert_eq!(rates.mutation_wait(&key("model"), LIMITS, HOUR_MS), None);
+        assert_eq!(rates.mutation_wait(&key("model"), &LIMITS, 60_000), Some(Duration::from_millis(HOUR_MS - 60_000)));
+        assert_eq!(rates.mutation_wait(&key("person"), &LIMITS, 60_000), None);
+        assert_eq!(rates.mutation_wait(&key("model"), &LIMITS, HOUR_MS), None);
     }
 
     #[test]
     fn two_mutations_keep_their_distance() {
         let mut rates = Rates::default();
         rates.count_mutation(&key("a"), 1_000);
-        assert_eq!(rates.mutation_wait(&key("a"), LIMITS, 4_000), Some(Duration::from_millis(7_000)));
-        assert_eq!(rates.mutation_wait(&key("a"), LIMITS, 11_000), None);
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 4_000), Some(Duration::from_millis(7_000)));
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 11_000), None);
     }
 
     #[test]
@@ -118,8 +108,8 @@ mod tests {
         let mut rates = Rates::default();
         rates.count_forensics(&key("a"), 0);
         rates.count_forensics(&key("a"), 1);
-        assert_eq!(rates.forensics_wait(&key("a"), LIMITS, 2), Some(Duration::from_millis(MINUTE_MS - 2)));
-        assert_eq!(rates.mutation_wait(&key("a"), LIMITS, 2), None);
-        assert_eq!(rates.forensics_wait(&key("a"), LIMITS, MINUTE_MS), None);
+        assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, 2), Some(Duration::from_millis(MINUTE_MS - 2)));
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 2), None);
+        assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, MINUTE_MS), None);
     }
 }

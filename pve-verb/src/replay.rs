@@ -1,8 +1,7 @@
 //! Asking again: a finished request gives the same answer, one whose worker was killed is told as interrupted. Neither acts.
 
-use proto::{Code, Outcome, RequestId, Verb, VmState};
+use proto::{RequestId, Verb, VmState};
 
-use crate::audit::Kind;
 use crate::operation;
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
@@ -29,13 +28,8 @@ pub fn interrupted(mut run: Run, authorised: &Authorised) -> u8 {
     let state = facts::state_without_qmp(&now);
     run.saw_before(&now);
     let begun = operation::interrupted(&run.disk).filter(|o| o.request_id == *authorised.id());
-    let body = run.body_mut();
-    body.interrupted = true;
-    body.outcome = Outcome::Unknown;
-    body.assessment = Some(Code::Interrupted);
-    body.bundle = begun.and_then(|o| o.bundle);
-    body.message = say::interrupted(authorised.verb(), authorised.vmid(), None, completes(authorised.verb(), state));
-    run.seal(Kind::Read)
+    let message = say::interrupted(authorised.verb(), authorised.vmid(), None, completes(authorised.verb(), state));
+    run.tell_interrupted(state, begun.and_then(|o| o.bundle), message)
 }
 
 /// The verb that brings the VM to where the killed one was going; none where it is there.

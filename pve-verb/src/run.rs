@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
 use crate::answer::Answer;
-use crate::audit::{self, Kind, Log, Record};
+use crate::audit::{Closing, Kind, Log, Record};
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::{Arrival, Parsed};
@@ -18,11 +18,13 @@ use crate::policy::Authorised;
 use crate::probe::Answer as Answered;
 use crate::preflight::Plan;
 use crate::probe::observe::Observation;
-use crate::rate::{Limits, Rates};
+use crate::config::Limits;
+use crate::rate::Rates;
 use crate::sign::Signer;
 use crate::text::say;
 use crate::verify::Verified;
-use crate::{binary, deadline, host, lock, receipt, spool::Binding};
+use crate::receipt::{self, Facts};
+use crate::{binary, deadline, host, lock, spool::Binding};
 
 /// With `--inline`: all artifacts together; what does not fit is in the bundle all the same.
 const MOST_INLINE: usize = 8 << 20;
@@ -112,7 +114,7 @@ pub struct Run {
     record: Option<Record>,
     began: Instant,
     binding: Option<Binding>,
-    body: ReceiptBody,
+    facts: Facts,
     plan: String,
     intent: bool,
     inline_left: usize,
@@ -120,16 +122,21 @@ pub struct Run {
 
 impl Run {
     /// Opens the record of what came in.
-    pub fn begin(arrival: &Arrival, id: RequestId, answer: Answer) -> Self {
+    pub fn begin(arrival: &Arrival, answer: Answer) -> Self {
+        let began = Instant::now();
         let (config, config_trouble) = Config::load();
+        let node = config.host.node.as_str().to_owned();
+        let mut record = Record::open(&node);
         let signer = Signer::load();
-        let node = config.node().map_or_else(host::hostname, str::to_owned);
+        let disk = Disk::spawn();
+        let log = Log::open(disk.clone(), signer.as_ref().ok().cloned(), config.audit.keep_bytes.bytes());
         let here = Here { node, boot_id: host::boot_id(), binary: binary::this(), config };
-        let started = host::now();
         let caller = &arrival.caller;
-        let body = ReceiptBody {
-            v: proto::VERSION,
-            request_id: id,
+        record.fact("request_id", json!(arrival.fresh_id));
+        record.fact("vmid", json!(caller.vmid));
+        record.caller(&caller.key_name, caller.key_fp.as_deref(), caller.ssh_connection.as_deref());
+        let facts = Facts {
+            request_id: arrival.fresh_id.clone(),
             verb: None,
             vmid: caller.vmid,
             node: here.node.clone(),
@@ -138,10 +145,7 @@ impl Run {
             origin: Origin::Unstated,
             actor: None,
             reason: None,
-            outcome: Outcome::Internal,
-            exit_code: Outcome::Internal.exit_code(),
             already: false,
-            replayed: false,
             interrupted: false,
             state_before: VmState::Unknown,
             state_after: VmState::Unknown,
@@ -153,57 +157,49 @@ impl Run {
             manifest_sha256: None,
             degraded: config_trouble.into_iter().collect(),
             message: Message::new("", ""),
-            started,
-            finished: started,
-            audit: None,
             witness: None,
             binary_sha256: here.binary.sha256.clone(),
-            unreviewed: None,
-            unsigned_reason: None,
         };
-        let record = Record::open(&here.boot_id);
-        let log = Log::open(here.config.audit_keep_bytes());
-        let mut run =
-            Self { host: here, answer, disk: Disk::spawn(), signer, log, record: Some(record), began: Instant::now(), binding: None, body, plan: String::new(), intent: false, inline_left: 0 };
+        let mut run = Self {
+            host: here,
+            answer,
+            disk,
+            signer,
+            log,
+            record: Some(record),
+            began,
+            binding: None,
+            facts,
+            plan: String::new(),
+            intent: false,
+            inline_left: 0,
+        };
         if let Err(why) = &run.signer {
-            run.body.unsigned_reason = Some(why.clone());
-            let sentence = format!("receipts and evidence are not signed: {why}");
-            run.degrade(sentence);
+            run.degrade(format!("receipts and evidence are not signed: {why}"));
         }
-        run.fact("request_id", json!(run.body.request_id));
-        run.fact("vmid", json!(run.body.vmid));
-        run.fact("key_name", json!(run.body.key_name));
-        run.fact("key_fingerprint", json!(caller.key_fp));
-        run.fact("ssh_connection", json!(caller.ssh_connection));
         run
     }
 
     /// The request as it was understood.
     pub fn understood(&mut self, parsed: &Parsed) {
         let options = parsed.request().options();
-        self.body.request_id = parsed.id().clone();
-        self.body.verb = Some(parsed.request().verb());
-        self.body.dry_run = options.dry_run;
-        self.body.origin = parsed.origin();
-        self.body.actor.clone_from(&options.actor);
-        self.body.reason.clone_from(&options.reason);
+        self.facts.request_id = parsed.id().clone();
+        self.facts.verb = Some(parsed.request().verb());
+        self.facts.dry_run = options.dry_run;
+        self.facts.origin = parsed.origin();
+        self.facts.actor.clone_from(&options.actor);
+        self.facts.reason.clone_from(&options.reason);
         self.answer.understood(parsed.id(), options.json);
         self.inline_left = if options.inline { MOST_INLINE } else { 0 };
-        self.binding = Some(Binding { key_name: self.body.key_name.clone(), verb: parsed.request().verb(), vmid: self.body.vmid, dry_run: options.dry_run });
-        for (name, value) in [
-            ("request_id", json!(parsed.id())),
-            ("verb", json!(parsed.request().verb())),
-            ("dry_run", json!(options.dry_run)),
-            ("origin", json!(parsed.origin())),
-            ("actor", json!(options.actor)),
-            ("reason", json!(options.reason)),
-            ("witness", json!(options.witness)),
-        ] {
-            self.fact(name, value);
+        self.binding = Some(parsed.binding());
+        if let Some(record) = &mut self.record {
+            record.request(parsed.request(), parsed.id(), self.facts.vmid);
+            record.fact("origin", json!(parsed.origin()));
         }
         if let Some(given) = &options.witness {
-            let ok = self.log.contains(&mut self.disk, given);
-            self.body.witness = Some(proto::WitnessAnswer { given: given.clone(), ok });
+            let ok = self.log.contains(given, deadline::WITNESS);
+            self.facts.witness = Some(proto::WitnessAnswer { given: given.clone(), ok });
+            self.fact("witness_ok", json!(ok));
         }
     }
 
@@ -216,9 +212,9 @@ impl Run {
             node: self.host.node.clone(),
             key_name: caller.key_name.clone(),
             key_fingerprint: caller.key_fp.clone(),
-            origin: self.body.origin,
-            actor: self.body.actor.clone(),
-            reason: self.body.reason.clone(),
+            origin: self.facts.origin,
+            actor: self.facts.actor.clone(),
+            reason: self.facts.reason.clone(),
             deadline_ms: authorised.verb().deadline_ms(),
             binary: self.host.binary.clone(),
             attached: false,
@@ -228,17 +224,17 @@ impl Run {
 
     /// The request's id.
     pub const fn id(&self) -> &RequestId {
-        &self.body.request_id
+        &self.facts.request_id
     }
 
     /// When it came.
-    pub const fn started(&self) -> Timestamp {
-        self.body.started
+    pub fn started(&self) -> Timestamp {
+        self.record.as_ref().map_or_else(host::now, Record::started)
     }
 
     /// What is left of the published bound.
     pub fn time_left(&self) -> Duration {
-        let bound = self.body.verb.map_or(Duration::ZERO, |v| Duration::from_millis(v.deadline_ms()));
+        let bound = self.facts.verb.map_or(Duration::ZERO, |v| Duration::from_millis(v.deadline_ms()));
         bound.saturating_sub(self.began.elapsed()).saturating_sub(deadline::OBSERVE_AFTER + deadline::LOOK + deadline::QM_TERM)
     }
 
@@ -249,19 +245,19 @@ impl Run {
 
     /// The configured limits.
     pub fn limits(&self) -> Limits {
-        self.host.config.limits()
+        self.host.config.limits.clone()
     }
 
     /// Something is weaker than it should be: said in the answer, the record and the receipt.
     pub fn degrade(&mut self, sentence: String) {
-        if !self.body.degraded.contains(&sentence) {
-            self.body.degraded.push(sentence);
+        if !self.facts.degraded.contains(&sentence) {
+            self.facts.degraded.push(sentence);
         }
     }
 
     /// All that is weaker so far.
     pub fn degraded(&self) -> &[String] {
-        &self.body.degraded
+        &self.facts.degraded
     }
 
     /// Signs, where there is a key.
@@ -274,10 +270,10 @@ impl Run {
 
     /// The first look.
     pub fn saw_before(&mut self, seen: &Observation) {
-        self.body.qemu_before = crate::facts::qemu(seen);
-        self.body.qemu_after = self.body.qemu_before;
-        self.body.state_before = crate::facts::state_without_qmp(seen);
-        self.body.state_after = self.body.state_before;
+        self.facts.qemu_before = crate::facts::qemu(seen);
+        self.facts.qemu_after = self.facts.qemu_before;
+        self.facts.state_before = crate::facts::state_without_qmp(seen);
+        self.facts.state_after = self.facts.state_before;
     }
 
     /// A probe was tried.
@@ -292,21 +288,21 @@ impl Run {
 
     /// The judgement.
     pub fn judged(&mut self, state: VmState, assessment: &proto::Assessment) {
-        self.body.state_before = state;
-        self.body.state_after = state;
-        self.body.assessment = Some(assessment.code);
+        self.facts.state_before = state;
+        self.facts.state_after = state;
+        self.facts.assessment = Some(assessment.code);
     }
 
     /// The assessment's code, once there is one.
     pub const fn judgement(&self) -> Option<Code> {
-        self.body.assessment
+        self.facts.assessment
     }
 
     /// The evidence is safe.
     pub fn preserved(&mut self, said: &proto::Preserved) {
-        self.body.bundle = Some(said.bundle.clone());
-        self.body.preserved_where = Some(said.place);
-        self.body.manifest_sha256 = Some(said.manifest_sha256.clone());
+        self.facts.bundle = Some(said.bundle.clone());
+        self.facts.preserved_where = Some(said.place);
+        self.facts.manifest_sha256 = Some(said.manifest_sha256.clone());
     }
 
     /// What will be done, in words.
@@ -356,7 +352,7 @@ impl Run {
     pub fn set_operation(&mut self, authorised: &Authorised) -> Result<(), String> {
         let pid = std::process::id();
         let operation = Operation {
-            request_id: self.body.request_id.clone(),
+            request_id: self.facts.request_id.clone(),
             verb: authorised.verb(),
             vmid: authorised.vmid(),
             key_name: authorised.caller().key_name.clone(),
@@ -364,7 +360,7 @@ impl Run {
             pid,
             started: crate::procfs::start_time(pid),
             at: host::now(),
-            bundle: self.body.bundle.clone(),
+            bundle: self.facts.bundle.clone(),
             deadline_boot_ms: host::boot_ms().saturating_add(authorised.verb().deadline_ms()),
         };
         operation::set(self, &operation)
@@ -399,14 +395,14 @@ impl Run {
     /// A record in the middle of the request, durable when this returns.
     fn append(&mut self, kind: Kind, facts: Value) -> Result<(), String> {
         let mut map = Map::new();
-        map.insert("request_id".to_owned(), json!(self.body.request_id));
-        map.insert("verb".to_owned(), json!(self.body.verb));
-        map.insert("key_name".to_owned(), json!(self.body.key_name));
+        map.insert("request_id".to_owned(), json!(self.facts.request_id));
+        map.insert("verb".to_owned(), json!(self.facts.verb));
+        map.insert("key_name".to_owned(), json!(self.facts.key_name));
         if let Value::Object(facts) = facts {
             map.extend(facts);
         }
-        let appended = self.log.append(&mut self.disk, self.signer.as_ref().ok(), kind, map)?;
-        if let Some(sentence) = appended.degraded {
+        let position = self.log.append(kind, map)?;
+        if let Some(sentence) = position.degraded {
             self.degrade(sentence);
         }
         Ok(())
@@ -415,13 +411,12 @@ impl Run {
     /// The end of a request outside the grammar.
     pub fn reject(mut self, arrival: &Arrival, rejected: Rejected) -> u8 {
         if let Some(record) = &mut self.record {
-            record.rejected(&arrival.line, rejected);
+            record.rejected(&arrival.line, rejected.position, &rejected.to_string());
         }
         if arrival.line.is_empty() {
             self.answer.aside(crate::text::usage());
         }
-        let message = say::rejected(&rejected);
-        self.finish(Err(Stop::request(message)))
+        self.finish(Err(Stop::request(say::rejected(&rejected))))
     }
 
     /// The front leaves the request, and the record of it, to its worker.
@@ -433,87 +428,87 @@ impl Run {
 
     /// Closes the record, signs the receipt, says it, and gives the exit status.
     pub fn finish(mut self, end: Result<Verified, Stop>) -> u8 {
-        let kind = match &end {
-            Ok(_) if self.intent => Kind::Outcome,
-            Ok(verified) if verified.already || self.body.dry_run => Kind::Outcome,
-            Ok(_) => Kind::Read,
-            Err(_) => Kind::Refused,
-        };
-        match end {
+        let (how, outcome) = match end {
             Ok(verified) => {
-                self.body.outcome = verified.outcome;
-                self.body.message = verified.message;
-                self.body.already = verified.already;
-                self.body.state_after = verified.state;
-                self.body.qemu_after = verified.qemu;
+                self.facts.message = verified.message;
+                self.facts.already = verified.already;
+                self.facts.state_after = verified.state;
+                self.facts.qemu_after = verified.qemu;
+                let changes = self.facts.verb.is_some_and(Verb::mutates);
+                (if changes { Closing::Outcome } else { Closing::Read }, verified.outcome)
             }
             Err(stop) => {
-                self.body.outcome = stop.outcome;
-                self.body.message = stop.message;
+                self.facts.message = stop.message;
                 if let Some(state) = stop.state {
-                    self.body.state_before = state;
-                    self.body.state_after = state;
+                    self.facts.state_before = state;
+                    self.facts.state_after = state;
                 }
+                (Closing::Refused, stop.outcome)
             }
-        }
-        self.seal(kind)
+        };
+        self.seal(how, outcome)
     }
 
-    /// What the receipt will say, for those who end a request in another way (replay.rs).
-    pub(crate) const fn body_mut(&mut self) -> &mut ReceiptBody {
-        &mut self.body
+    /// A request that was killed half-way, told by a later call.
+    pub(crate) fn tell_interrupted(mut self, state: VmState, bundle: Option<proto::BundleName>, message: Message) -> u8 {
+        self.facts.interrupted = true;
+        self.facts.assessment = Some(Code::Interrupted);
+        self.facts.bundle = bundle;
+        self.facts.state_after = state;
+        self.facts.message = message;
+        // Its binding was spent by the one that was killed; storing this answer would hide a late outcome.
+        self.binding = None;
+        self.seal(Closing::Read, Outcome::Unknown)
     }
 
     /// Says an earlier answer again: recorded as a read, signed anew, everything else as it was.
-    pub(crate) fn replay(mut self, mut earlier: ReceiptBody) -> u8 {
-        earlier.replayed = true;
-        self.note_end(&earlier);
-        let _ = self.close(Kind::Read);
-        let receipt = receipt::sign(&mut earlier, self.signer.as_ref());
-        self.answer.last(&earlier.request_id, receipt);
-        earlier.exit_code
-    }
-
-    /// Closes the record with the body as it stands, signs it and says it.
-    pub(crate) fn seal(mut self, kind: Kind) -> u8 {
-        self.body.exit_code = self.body.outcome.exit_code();
-        self.body.finished = host::now();
-        let body = self.body.clone();
-        self.note_end(&body);
-        let Some(closed) = self.close(kind) else { return Outcome::Internal.exit_code() };
-        let receipt = receipt::make(closed, &mut self.body, self.signer.as_ref());
-        if kind == Kind::Outcome {
-            if let Some(binding) = self.binding.clone() {
-                operation::finish(&mut self, &Finished { binding, receipt: receipt.clone() });
+    pub(crate) fn replay(mut self, earlier: ReceiptBody) -> u8 {
+        self.fact("replayed", json!(true));
+        let Some(record) = self.record.take() else { return Outcome::Internal.exit_code() };
+        let closed = record.close(&mut self.log, Closing::Read, earlier.outcome, Map::new());
+        match receipt::replay(closed, earlier, self.signer.as_ref().map_err(String::as_str)) {
+            Ok((receipt, body)) => {
+                self.answer.last(&body.request_id, receipt);
+                body.exit_code
             }
+            Err(why) => self.broken(&why),
         }
-        self.answer.last(&self.body.request_id.clone(), receipt);
-        self.body.exit_code
     }
 
-    fn close(&mut self, kind: Kind) -> Option<audit::Closed> {
-        let record = self.record.take()?;
-        Some(record.close(&mut self.log, &mut self.disk, self.signer.as_ref().ok(), kind))
+    fn seal(mut self, how: Closing, outcome: Outcome) -> u8 {
+        let facts = json!({
+            "already": self.facts.already,
+            "interrupted": self.facts.interrupted,
+            "state_before": self.facts.state_before,
+            "state_after": self.facts.state_after,
+            "qemu_before": self.facts.qemu_before,
+            "qemu_after": self.facts.qemu_after,
+            "assessment": self.facts.assessment,
+            "bundle": self.facts.bundle,
+            "preserved_where": self.facts.preserved_where,
+            "manifest_sha256": self.facts.manifest_sha256,
+            "degraded": self.facts.degraded,
+            "message": self.facts.message,
+        });
+        let Value::Object(facts) = facts else { return Outcome::Internal.exit_code() };
+        let Some(record) = self.record.take() else { return Outcome::Internal.exit_code() };
+        let closed = record.close(&mut self.log, how, outcome, facts);
+        let made = receipt::make(closed, self.facts.clone(), self.signer.as_ref().map_err(String::as_str));
+        let (receipt, body) = match made {
+            Ok(made) => made,
+            Err(why) => return self.broken(&why),
+        };
+        if let (Closing::Outcome, Some(binding)) = (how, self.binding.clone()) {
+            operation::finish(&self, &Finished { binding, receipt: receipt.clone() }, self.intent);
+        }
+        self.answer.last(&body.request_id, receipt);
+        body.exit_code
     }
 
-    fn note_end(&mut self, body: &ReceiptBody) {
-        for (name, value) in [
-            ("outcome", json!(body.outcome)),
-            ("exit_code", json!(body.exit_code)),
-            ("already", json!(body.already)),
-            ("replayed", json!(body.replayed)),
-            ("interrupted", json!(body.interrupted)),
-            ("state_before", json!(body.state_before)),
-            ("state_after", json!(body.state_after)),
-            ("assessment", json!(body.assessment)),
-            ("bundle", json!(body.bundle)),
-            ("preserved_where", json!(body.preserved_where)),
-            ("manifest_sha256", json!(body.manifest_sha256)),
-            ("degraded", json!(body.degraded)),
-            ("message", json!(body.message)),
-        ] {
-            self.fact(name, value);
-        }
+    /// A receipt that can't be written as JSON: a bug. The caller gets no receipt, which every client takes as unknown.
+    fn broken(&mut self, why: &str) -> u8 {
+        self.answer.aside(&say::internal(Some(self.intent), why).to_string());
+        Outcome::Internal.exit_code()
     }
 
     fn fact(&mut self, name: &'static str, value: Value) {

@@ -40,11 +40,24 @@ pub enum ToolOutcome {
     Unavailable(String),
 }
 
+/// A command with the constant environment, in `/`. The caller sets its arguments, which are constants and a checked VM id.
 #[allow(clippy::disallowed_methods, reason = "this file is the door")]
-fn command(program: &str) -> Command {
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(ENVIRONMENT).current_dir("/");
     command
+}
+
+/// Marks every descriptor beyond 0, 1, 2 close-on-exec: what sshd or a shell left open must not reach a child that may outlive us.
+pub fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
+    for fd in open {
+        // A descriptor of the listing itself is closed by now; there is nothing to mark then.
+        if let Ok(file) = std::fs::File::open(format!("/proc/self/fd/{fd}")) {
+            drop(file);
+        }
+    }
 }
 
 /// Starts this binary again under a hidden subcommand. The child calls `setsid` first thing: without unsafe code nobody can do it for it.

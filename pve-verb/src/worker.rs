@@ -11,7 +11,7 @@ use std::process::Stdio;
 use crate::answer::Answer;
 use crate::door::{self, Arrival};
 use crate::run::Run;
-use crate::spool::{Binding, Spool};
+use crate::spool::Spool;
 use crate::{pipeline, policy, spawn};
 
 /// More than any arrival is.
@@ -35,17 +35,10 @@ pub fn main() -> Result<(), String> {
     let mut bytes = Vec::new();
     std::io::stdin().take(MOST).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     let arrival: Arrival = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
-    let caller = arrival.caller.clone();
     let parsed = door::parse(arrival).map_err(|(_, rejected)| rejected.to_string())?;
-    let binding = Binding {
-        key_name: caller.key_name.clone(),
-        verb: parsed.request().verb(),
-        vmid: caller.vmid,
-        dry_run: parsed.request().options().dry_run,
-    };
     // Another worker has this id: the fronts follow that one.
-    let spool = Spool::create(parsed.id(), &binding).map_err(|e| e.to_string())?;
-    let mut run = Run::begin(parsed.arrival(), parsed.id().clone(), Answer::to_spool(parsed.id().clone(), spool));
+    let spool = Spool::create(parsed.id(), &parsed.binding()).map_err(|e| e.to_string())?;
+    let mut run = Run::begin(parsed.arrival(), Answer::to_spool(parsed.id().clone(), spool));
     run.understood(&parsed);
     let end = policy::authorise(parsed).and_then(|authorised| pipeline::work(&mut run, authorised));
     run.finish(end);
