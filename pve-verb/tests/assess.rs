@@ -3,6 +3,8 @@
 //!
 //! Some cases are recorded from a real QEMU, most are cut down by hand to what they are about; each says so in its `about.txt`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use proto::{Assessment, Code, ProbeOutcome};
 use pve_verb::assess::{Evidence, Facts, assess};
 use std::collections::{BTreeMap, BTreeSet};

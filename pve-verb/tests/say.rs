@@ -1,5 +1,7 @@
 //! Every message, in one file that a person can review: `tests/say.txt`. `UPDATE=1 cargo test` rewrites it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use proto::{HostState, KeyName, Message, QemuProcess, Request, RequestId, RunState, Timestamp, Verb, VerbSet, VmState, Vmid};
 use pve_verb::text::refusal_text;
 use pve_verb::text::say::{self, BadGrant};

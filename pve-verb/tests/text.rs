@@ -1,5 +1,7 @@
 //! Whole answers as a person reads them, one file each in `tests/text/`. `UPDATE=1 cargo test` rewrites them.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use proto::*;
 use pve_verb::text::{Renderer, say, usage};
 

@@ -6,7 +6,7 @@
 use proto::{Code, Verb};
 use serde_json::Value;
 
-use super::sample::{device_name, vcpu_ticks};
+use super::sample::{device_name, short, vcpu_ticks};
 use super::{Evidence, Row, Sample, rrd, seconds, show};
 
 /// Samples closer together than this can't tell a stall from a slow flush (evidence.md: at least 1,000 ms apart).
@@ -112,12 +112,15 @@ fn queue(pair: &Pair) -> Option<Witness> {
                 (Some(before), Some(after)) => before == after,
                 _ => a.inuse == b.inuse,
             };
-            let device = a.device.trim_end_matches("/virtio-backend").rsplit('/').next().unwrap_or_default();
             (a.inuse > 0 && b.inuse > 0 && unmoved)
-                .then(|| format!("request queue {} of {} holds {} unanswered requests in both samples", a.index, show(device), b.inuse))
+                .then(|| format!("request queue {} of {} holds {} in both samples", a.index, show(short(&a.device)), unanswered(b.inuse)))
         })
         .collect();
     (!stuck.is_empty()).then(|| Witness { text: stuck.join(", "), evidence: both(pair, ["qmp/virtqueues.1.json", "qmp/virtqueues.2.json"]) })
+}
+
+fn unanswered(n: u64) -> String {
+    if n == 1 { "1 unanswered request".to_owned() } else { format!("{n} unanswered requests") }
 }
 
 /// What the guest's kernel has in flight. One reading is enough where it lies between this call's samples: what was in flight then
@@ -128,7 +131,7 @@ fn in_flight(e: &Evidence<'_>, pair: &Pair) -> Option<Witness> {
     }
     let busy = agents_in_flight(e)?;
     let (disk, n) = busy.first()?;
-    let text = format!("the guest has {n} requests in flight on {}", show(disk));
+    let text = format!("the guest has {n} {} in flight on {}", if *n == 1 { "request" } else { "requests" }, show(disk));
     let path = if e.json("guest/diskstats.1.json").is_some() { "guest/diskstats.1.json" } else { "guest/diskstats.json" };
     Some(Witness { text, evidence: vec![path] })
 }

@@ -96,10 +96,15 @@ fn operations(blockstats: &Value) -> Option<BTreeMap<String, u64>> {
     Some(sum)
 }
 
-/// With -blockdev (PVE 9) `device` is empty and `qdev` has the name.
+/// With -blockdev (PVE 9) `device` is empty and `qdev` has the name; a virtio-blk disk's `qdev` is a QOM path.
 pub(super) fn device_name(device: &Value) -> Option<String> {
     let named = |member: &str| device.get(member).and_then(Value::as_str).filter(|name| !name.is_empty());
-    named("qdev").or_else(|| named("device")).or_else(|| named("node-name")).map(str::to_owned)
+    named("qdev").or_else(|| named("device")).or_else(|| named("node-name")).map(|name| short(name).to_owned())
+}
+
+/// `/machine/peripheral/virtio0/virtio-backend` → `virtio0`.
+pub(super) fn short(path: &str) -> &str {
+    path.trim_end_matches("/virtio-backend").rsplit('/').next().unwrap_or(path)
 }
 
 /// Only queues by which a guest asks for I/O. A balloon's statistics queue always holds one buffer, and so may virtio-scsi's
