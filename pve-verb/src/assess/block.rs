@@ -5,6 +5,7 @@
 
 use proto::{Code, Verb};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 use super::sample::{device_name, short, vcpu_ticks};
 use super::{Evidence, Row, Sample, rrd, seconds, show};
@@ -39,7 +40,7 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let witnesses: Vec<Witness> =
-        [queue(&pair), in_flight(e, &pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
+        [queue(&pair), in_flight(&pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
     let first = witnesses.first()?;
     let vm = e.vm();
     let mut evidence = vec!["qmp/query-status.json", "qmp/query-blockstats.1.json"];
@@ -123,37 +124,13 @@ fn unanswered(n: u64) -> String {
     if n == 1 { "1 unanswered request".to_owned() } else { format!("{n} unanswered requests") }
 }
 
-/// What the guest's kernel has in flight. One reading is enough where it lies between this call's samples: what was in flight then
-/// can't have completed, as nothing did. Two readings are named `.1` and `.2`.
-fn in_flight(e: &Evidence<'_>, pair: &Pair) -> Option<Witness> {
-    if !pair.same_call {
-        return None;
-    }
-    let busy = agents_in_flight(e)?;
-    let (disk, n) = busy.first()?;
+/// What the guest's kernel has in flight, on one disk in both readings. One reading is not enough: a guest that is well has a
+/// request in flight now and then.
+fn in_flight(pair: &Pair) -> Option<Witness> {
+    let (first, second) = (pair.first.in_flight.as_ref()?, pair.second.in_flight.as_ref()?);
+    let (disk, n) = second.iter().find(|(disk, _)| first.contains_key(*disk))?;
     let text = format!("the guest has {n} {} in flight on {}", if *n == 1 { "request" } else { "requests" }, show(disk));
-    let path = if e.json("guest/diskstats.1.json").is_some() { "guest/diskstats.1.json" } else { "guest/diskstats.json" };
-    Some(Witness { text, evidence: vec![path] })
-}
-
-/// Disks with requests in flight, and how many; none where the agent did not say.
-fn agents_in_flight(e: &Evidence<'_>) -> Option<Vec<(String, u64)>> {
-    if let (Some(a), Some(b)) = (e.json("guest/diskstats.1.json"), e.json("guest/diskstats.2.json")) {
-        let (a, b) = (in_flight_of(&a)?, in_flight_of(&b)?);
-        return Some(b.into_iter().filter(|(disk, _)| a.iter().any(|(d, _)| d == disk)).collect());
-    }
-    in_flight_of(&e.json("guest/diskstats.json")?)
-}
-
-fn in_flight_of(diskstats: &Value) -> Option<Vec<(String, u64)>> {
-    // Devices stacked on others count the same request twice; removable and memory ones are not this VM's disks.
-    let stacked = ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"];
-    let disks = diskstats.as_array()?.iter().filter_map(|disk| {
-        let name = disk.get("name")?.as_str()?;
-        let n = disk.get("stats")?.get("ios-pgr")?.as_u64()?;
-        Some((name.to_owned(), n))
-    });
-    Some(disks.filter(|(name, n)| *n > 0 && !stacked.iter().any(|s| name.starts_with(s))).collect())
+    Some(Witness { text, evidence: both(pair, ["guest/diskstats.json", "guest/diskstats.2.json"]) })
 }
 
 /// The same I/O thread in state D in both samples: the wait that names the backend.
@@ -169,7 +146,8 @@ fn worker(pair: &Pair) -> Option<Witness> {
 /// PVE saw writes within the hour and none for three minutes, while vCPUs run. An agent that says "nothing in flight", or request
 /// queues that are all empty, overrule it: a guest that computes and does not write looks the same in the history.
 fn history(e: &Evidence<'_>, pair: &Pair) -> Option<Witness> {
-    if agents_in_flight(e).is_some_and(|disks| disks.is_empty()) || every_queue_is_empty(pair) {
+    let newest = pair.second.in_flight.as_ref().or(pair.first.in_flight.as_ref().filter(|_| pair.same_call));
+    if newest.is_some_and(BTreeMap::is_empty) || every_queue_is_empty(pair) {
         return None;
     }
     let (path, bytes) = ["pve/rrd", "pve/rrd.json", "pve/rrd.txt"].into_iter().find_map(|p| Some((p, (e.artifact)(p)?)))?;

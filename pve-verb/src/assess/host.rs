@@ -22,7 +22,7 @@ pub(super) fn survivor(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(
         Code::Survivor,
         format!("PVE takes {vm} for stopped, but a part of its QEMU still holds the disk: {left}."),
-        &["process/threads.1.json", "cgroup/cgroup.procs"],
+        &["process/threads.1.json", "cgroup/procs.txt"],
         None,
         "Do not start it: wait until its I/O ends, or repair the host's storage that it waits for. Only then start; if the I/O never ends, the host needs a reboot.",
     ))
