@@ -3,7 +3,7 @@
 //! Does not decide anything and does not print. Whatever a guest or a caller may have written is escaped here once more, since
 //! escaping twice costs a backslash and escaping never costs a terminal. Colour only where the caller says that this is a terminal.
 
-use proto::{AuditPosition, Body, Event, Outcome, Probe, ProbeOutcome, ReceiptBody, Step, StepOutcome, Verb, Where};
+use proto::{Assessment, AuditPosition, Body, Event, Outcome, Probe, ProbeOutcome, ReceiptBody, Step, StepOutcome, Verb, VmState, Where};
 use std::fmt::Write as _;
 
 pub mod say;
@@ -20,7 +20,7 @@ pub struct Renderer {
     verb: Option<Verb>,
     captured: usize,
     missed: Vec<String>,
-    assessment: Option<proto::Assessment>,
+    assessment: Option<Assessment>,
 }
 
 impl Renderer {
@@ -98,7 +98,7 @@ impl Renderer {
 
     /// One line for all that was captured, one for each probe that was not; equal reasons share a line.
     fn probes(&mut self) -> String {
-        let mut out = format!("{} pieces of evidence captured.\n", self.captured);
+        let mut out = format!("{} {} of evidence captured.\n", self.captured, if self.captured == 1 { "piece" } else { "pieces" });
         for missed in self.missed.drain(..) {
             out.push_str(&paragraph("- ", &missed));
         }
@@ -106,13 +106,8 @@ impl Renderer {
         out
     }
 
-    fn judgement(&self, a: &proto::Assessment) -> String {
-        let mut out = paragraph("", &self.paint(a.healthy, &escaped(&a.sentence)));
-        for finding in a.findings.iter().filter(|f| f.text != a.sentence) {
-            out.push_str(&paragraph("- ", &format!("{}: {}", finding.code, escaped(&finding.text))));
-        }
-        let verb = a.recommend.verb.map(|v| format!("{v}. ")).unwrap_or_default();
-        out + &paragraph("", &format!("Advice: {verb}{}", escaped(&a.recommend.why)))
+    fn judgement(&self, a: &Assessment) -> String {
+        paragraph("", &self.paint(a.healthy, &escaped(&a.sentence))) + &findings(a) + &advice(a)
     }
 
     fn step(&self, event: &Event, step: &Step) -> String {
@@ -140,13 +135,9 @@ impl Renderer {
             let healthy = judged.as_ref().is_some_and(|a| a.healthy);
             out.push_str(&paragraph("", &self.paint(healthy, &format!("{}: {}", body.state_after, escaped(&said)))));
             if let Some(a) = judged {
-                let sentence = a.sentence.clone();
-                for finding in a.findings.iter().filter(|f| f.text != sentence) {
-                    out.push_str(&paragraph("- ", &format!("{}: {}", finding.code, escaped(&finding.text))));
-                }
+                out.push_str(&findings(&a));
                 if !a.healthy {
-                    let verb = a.recommend.verb.map(|v| format!("{v}. ")).unwrap_or_default();
-                    out.push_str(&paragraph("", &format!("Advice: {verb}{}", escaped(&a.recommend.why))));
+                    out.push_str(&advice(&a));
                 }
             } else if body.outcome != Outcome::Done {
                 out.push_str(&paragraph("", &escaped(&body.message.next)));
@@ -159,8 +150,11 @@ impl Renderer {
                 out.push_str(&self.probes());
             }
             let good = body.outcome == Outcome::Done;
-            out.push_str(&paragraph("", &self.paint(good, &format!("Now: {vm} is {}.", body.state_after))));
-            out.push_str(&paragraph("Done: ", &escaped(&body.message.what)));
+            // Before a refusal nobody may have looked, and "is unknown" would sound like a fault of the VM's.
+            if !(body.outcome.is_refusal() && body.state_after == VmState::Unknown) {
+                out.push_str(&paragraph("", &self.paint(good, &format!("Now: {vm} is {}.", body.state_after))));
+            }
+            out.push_str(&paragraph(what_label(body.outcome), &escaped(&body.message.what)));
             out.push_str(&paragraph("Next: ", &escaped(&body.message.next)));
         }
         if let Some(bundle) = &body.bundle {
@@ -184,7 +178,7 @@ impl Renderer {
         }
         if !signed {
             let why = body.unsigned_reason.as_deref().map(|w| format!(" ({})", escaped(w))).unwrap_or_default();
-            out.push_str(&paragraph("", &format!("UNSIGNED{why}: nobody can prove this answer.")));
+            out.push_str(&paragraph("", &format!("UNSIGNED{why}: take the outcome as unknown.")));
         }
         if let Some(n) = body.unreviewed.filter(|n| *n > 0) {
             out.push_str(&paragraph("", &format!("{n} {} not reviewed yet (`pve-verb review`).", if n == 1 { "use is" } else { "uses are" })));
@@ -195,6 +189,32 @@ impl Renderer {
     /// Green or red on a terminal. Wrapping counts the marks as letters, which only makes a line shorter.
     fn paint(&self, good: bool, text: &str) -> String {
         if self.colour { format!("\x1b[{}m{text}\x1b[0m", if good { 32 } else { 31 }) } else { text.to_owned() }
+    }
+}
+
+/// The judgement in a few lines, as an answer and a bundle's `summary.txt` have it.
+pub fn judgement_text(a: &Assessment) -> String {
+    paragraph("", &escaped(&a.sentence)) + &findings(a) + &advice(a)
+}
+
+/// What the sentence does not say already.
+fn findings(a: &Assessment) -> String {
+    let more = a.findings.iter().filter(|f| f.text != a.sentence);
+    more.map(|f| paragraph("- ", &format!("{}: {}", f.code, escaped(&f.text)))).collect()
+}
+
+fn advice(a: &Assessment) -> String {
+    let verb = a.recommend.verb.map(|v| format!("{v}. ")).unwrap_or_default();
+    paragraph("", &format!("Advice: {verb}{}", escaped(&a.recommend.why)))
+}
+
+const fn what_label(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "Done: ",
+        Outcome::Failed => "FAILED: ",
+        Outcome::Unknown => "UNKNOWN: ",
+        Outcome::Internal => "INTERNAL: ",
+        _ => "Refused: ",
     }
 }
 

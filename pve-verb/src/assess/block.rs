@@ -5,8 +5,9 @@
 
 use proto::{Code, Verb};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
-use super::sample::{device_name, vcpu_ticks};
+use super::sample::{device_name, short, vcpu_ticks};
 use super::{Evidence, Row, Sample, rrd, seconds, show};
 
 /// Samples closer together than this can't tell a stall from a slow flush (evidence.md: at least 1,000 ms apart).
@@ -39,7 +40,7 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let witnesses: Vec<Witness> =
-        [queue(&pair), in_flight(e, &pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
+        [queue(&pair), in_flight(&pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
     let first = witnesses.first()?;
     let vm = e.vm();
     let mut evidence = vec!["qmp/query-status.json", "qmp/query-blockstats.1.json"];
@@ -68,7 +69,8 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
 
 /// What the block layer did, for the sentence of a healthy VM.
 pub(super) fn activity(e: &Evidence<'_>) -> (String, Vec<String>) {
-    let Some(pair) = pair(e) else { return ("block counters were not compared".to_owned(), Vec::new()) };
+    let far_enough = |pair: &Pair| pair.window_ms.is_some_and(|ms| ms >= LEAST_WINDOW_MS);
+    let Some(pair) = pair(e).filter(far_enough) else { return ("block counters were not compared".to_owned(), Vec::new()) };
     let mut paths = vec!["qmp/query-blockstats.1.json".to_owned()];
     if pair.same_call {
         paths.push("qmp/query-blockstats.2.json".to_owned());
@@ -111,45 +113,24 @@ fn queue(pair: &Pair) -> Option<Witness> {
                 (Some(before), Some(after)) => before == after,
                 _ => a.inuse == b.inuse,
             };
-            let device = a.device.trim_end_matches("/virtio-backend").rsplit('/').next().unwrap_or_default();
             (a.inuse > 0 && b.inuse > 0 && unmoved)
-                .then(|| format!("request queue {} of {} holds {} unanswered requests in both samples", a.index, show(device), b.inuse))
+                .then(|| format!("request queue {} of {} holds {} in both samples", a.index, show(short(&a.device)), unanswered(b.inuse)))
         })
         .collect();
     (!stuck.is_empty()).then(|| Witness { text: stuck.join(", "), evidence: both(pair, ["qmp/virtqueues.1.json", "qmp/virtqueues.2.json"]) })
 }
 
-/// What the guest's kernel has in flight. One reading is enough where it lies between this call's samples: what was in flight then
-/// can't have completed, as nothing did. Two readings are named `.1` and `.2`.
-fn in_flight(e: &Evidence<'_>, pair: &Pair) -> Option<Witness> {
-    if !pair.same_call {
-        return None;
-    }
-    let busy = agents_in_flight(e)?;
-    let (disk, n) = busy.first()?;
-    let text = format!("the guest has {n} requests in flight on {}", show(disk));
-    let path = if e.json("guest/diskstats.1.json").is_some() { "guest/diskstats.1.json" } else { "guest/diskstats.json" };
-    Some(Witness { text, evidence: vec![path] })
+fn unanswered(n: u64) -> String {
+    if n == 1 { "1 unanswered request".to_owned() } else { format!("{n} unanswered requests") }
 }
 
-/// Disks with requests in flight, and how many; none where the agent did not say.
-fn agents_in_flight(e: &Evidence<'_>) -> Option<Vec<(String, u64)>> {
-    if let (Some(a), Some(b)) = (e.json("guest/diskstats.1.json"), e.json("guest/diskstats.2.json")) {
-        let (a, b) = (in_flight_of(&a)?, in_flight_of(&b)?);
-        return Some(b.into_iter().filter(|(disk, _)| a.iter().any(|(d, _)| d == disk)).collect());
-    }
-    in_flight_of(&e.json("guest/diskstats.json")?)
-}
-
-fn in_flight_of(diskstats: &Value) -> Option<Vec<(String, u64)>> {
-    // Devices stacked on others count the same request twice; removable and memory ones are not this VM's disks.
-    let stacked = ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"];
-    let disks = diskstats.as_array()?.iter().filter_map(|disk| {
-        let name = disk.get("name")?.as_str()?;
-        let n = disk.get("stats")?.get("ios-pgr")?.as_u64()?;
-        Some((name.to_owned(), n))
-    });
-    Some(disks.filter(|(name, n)| *n > 0 && !stacked.iter().any(|s| name.starts_with(s))).collect())
+/// What the guest's kernel has in flight, on one disk in both readings. One reading is not enough: a guest that is well has a
+/// request in flight now and then.
+fn in_flight(pair: &Pair) -> Option<Witness> {
+    let (first, second) = (pair.first.in_flight.as_ref()?, pair.second.in_flight.as_ref()?);
+    let (disk, n) = second.iter().find(|(disk, _)| first.contains_key(*disk))?;
+    let text = format!("the guest has {n} {} in flight on {}", if *n == 1 { "request" } else { "requests" }, show(disk));
+    Some(Witness { text, evidence: both(pair, ["guest/diskstats.json", "guest/diskstats.2.json"]) })
 }
 
 /// The same I/O thread in state D in both samples: the wait that names the backend.
@@ -162,10 +143,11 @@ fn worker(pair: &Pair) -> Option<Witness> {
     })
 }
 
-/// PVE saw writes within the hour and none for three minutes, while vCPUs run. An agent that says "nothing in flight" overrules it:
-/// a guest that computes and does not write looks the same from outside.
+/// PVE saw writes within the hour and none for three minutes, while vCPUs run. An agent that says "nothing in flight", or request
+/// queues that are all empty, overrule it: a guest that computes and does not write looks the same in the history.
 fn history(e: &Evidence<'_>, pair: &Pair) -> Option<Witness> {
-    if agents_in_flight(e).is_some_and(|disks| disks.is_empty()) {
+    let newest = pair.second.in_flight.as_ref().or(pair.first.in_flight.as_ref().filter(|_| pair.same_call));
+    if newest.is_some_and(BTreeMap::is_empty) || every_queue_is_empty(pair) {
         return None;
     }
     let (path, bytes) = ["pve/rrd", "pve/rrd.json", "pve/rrd.txt"].into_iter().find_map(|p| Some((p, (e.artifact)(p)?)))?;
@@ -181,6 +163,17 @@ fn history(e: &Evidence<'_>, pair: &Pair) -> Option<Witness> {
         share * 100.0
     );
     Some(Witness { text, evidence: vec![path] })
+}
+
+/// All of the guest's requests go through virtio, and QEMU owes it no answer in either sample. A disk on IDE or SATA has no queue
+/// that could be asked, so where one was ever used this is not known.
+fn every_queue_is_empty(pair: &Pair) -> bool {
+    let unseen = pair.second.operations.iter().any(|(name, n)| {
+        let name = name.trim_start_matches("drive-");
+        *n > 0 && !name.starts_with("scsi") && !name.starts_with("virtio")
+    });
+    let seen = !pair.first.queues.is_empty() && !pair.second.queues.is_empty();
+    seen && !unseen && pair.first.queues.iter().chain(&pair.second.queues).all(|q| q.inuse == 0)
 }
 
 /// Share of one CPU that the vCPU threads used between the samples; a clock tick is 10 ms.

@@ -43,10 +43,11 @@ pub(super) fn guest_oom(e: &Evidence<'_>) -> Option<Row> {
     {
         return row(format!("{vm}'s guest ran out of memory; its console says \"{}\".", show(line.trim())), "console/serial.txt");
     }
-    let killed = e.text("cgroup/memory.events").as_deref().and_then(oom_kills).filter(|n| *n > 0)?;
+    let (path, events) = ["cgroup/memory.events.txt", "cgroup/memory.events"].into_iter().find_map(|p| Some((p, e.text(p)?)))?;
+    let killed = oom_kills(&events).filter(|n| *n > 0)?;
     let text = format!("The host's kernel killed {killed} of {vm}'s processes because their memory limit or the host's memory was used up.");
     let why = "Make room on the host first (host/meminfo.txt says who has its memory), then look again.";
-    Some(Row::new(Code::GuestOom, text, &["cgroup/memory.events"], None, why))
+    Some(Row::new(Code::GuestOom, text, &[path], None, why))
 }
 
 fn oom_kills(events: &str) -> Option<u64> {

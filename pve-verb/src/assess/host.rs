@@ -22,7 +22,7 @@ pub(super) fn survivor(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(
         Code::Survivor,
         format!("PVE takes {vm} for stopped, but a part of its QEMU still holds the disk: {left}."),
-        &["process/threads.1.json", "cgroup/cgroup.procs"],
+        &["process/threads.1.json", "cgroup/procs.txt"],
         None,
         "Do not start it: wait until its I/O ends, or repair the host's storage that it waits for. Only then start; if the I/O never ends, the host needs a reboot.",
     ))
@@ -71,7 +71,7 @@ pub(super) fn pve_unresponsive(e: &Evidence<'_>) -> Option<Row> {
         format!("PVE's /etc/pve does not work ({}); qm would hang or fail.", show(how)),
         &["pve/102.conf"],
         None,
-        "On the host run `systemctl restart pve-cluster`, then try again. Until then reset works, start and cycle do not.",
+        "On the host run `systemctl restart pve-cluster`, then try again: start and cycle can't work before that.",
     ))
 }
 
@@ -81,7 +81,8 @@ pub(super) fn locked(e: &Evidence<'_>) -> Option<Row> {
     let (sentence, why) = match &lock.owner {
         LockOwner::Task(task) => {
             let task = show(task);
-            (format!("PVE holds the lock \"{word}\" on {vm}, and a live task owns it: {task}."), format!("Wait for that task's end, or stop it with `pvesh delete /nodes/NODE/tasks/UPID`: {task}."))
+            let why = "Wait for that task's end, or stop it in PVE, then try again.".to_owned();
+            (format!("PVE holds the lock \"{word}\" on {vm}, and a live task owns it: {task}."), why)
         }
         LockOwner::Nobody => (
             format!("PVE holds the lock \"{word}\" on {vm}, and no live task owns it."),

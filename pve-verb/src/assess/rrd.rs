@@ -1,7 +1,7 @@
 //! PVE's minute history of the VM: the only witness of the stall of 2026-06-11.
 //!
-//! Reads rows of time, `diskwrite` and `cpu`, from JSON (as `pvesh get …/rrddata` prints it) or from the text of `rrdtool fetch`;
-//! does not read RRD's binary files. Rows without a value are gaps, never zeros.
+//! Reads rows of time, `diskwrite` and `cpu`: the probe's `{columns, rows}`, JSON as `pvesh get …/rrddata` prints it, or the text of
+//! `rrdtool fetch`; does not read RRD's binary files. Rows without a value are gaps, never zeros.
 
 use serde_json::Value;
 
@@ -54,6 +54,9 @@ pub(super) fn silence(rows: &[Minute], now: u64) -> Option<Silence> {
 }
 
 fn from_json(value: &Value) -> Vec<Minute> {
+    if let (Some(columns), Some(rows)) = (value.get("columns").and_then(Value::as_array), value.get("rows").and_then(Value::as_array)) {
+        return from_table(columns, rows);
+    }
     let rows = value.as_array().or_else(|| value.get("data")?.as_array());
     rows.into_iter()
         .flatten()
@@ -61,6 +64,17 @@ fn from_json(value: &Value) -> Vec<Minute> {
             let number = |member: &str| row.get(member).and_then(Value::as_f64).filter(|n| n.is_finite());
             Some(Minute { time: row.get("time")?.as_u64()?, diskwrite: number("diskwrite")?, cpu: number("cpu") })
         })
+        .collect()
+}
+
+/// `columns` names the values; each row has its time before them.
+fn from_table(columns: &[Value], rows: &[Value]) -> Vec<Minute> {
+    let place = |name: &str| columns.iter().position(|c| c.as_str() == Some(name)).map(|at| at + 1);
+    let Some(diskwrite) = place("diskwrite") else { return Vec::new() };
+    let cpu = place("cpu");
+    let number = |row: &Value, at: usize| row.get(at).and_then(Value::as_f64).filter(|n| n.is_finite());
+    rows.iter()
+        .filter_map(|row| Some(Minute { time: row.get(0)?.as_u64()?, diskwrite: number(row, diskwrite)?, cpu: cpu.and_then(|at| number(row, at)) }))
         .collect()
 }
 

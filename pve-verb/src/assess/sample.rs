@@ -23,6 +23,8 @@ pub struct Sample {
     pub queues: Vec<Queue>,
     /// I/O threads in state D.
     pub blocked: Vec<Blocked>,
+    /// What the guest's kernel has in flight, disk by disk, where it is above 0; none where the agent did not say.
+    pub in_flight: Option<BTreeMap<String, u64>>,
 }
 
 /// A queue by which the guest asks for I/O.
@@ -61,7 +63,8 @@ impl Sample {
         let operations = operations(&read("qmp/query-blockstats")?)?;
         let queues = read("qmp/virtqueues").map(|v| queues(&v)).unwrap_or_default();
         let blocked = read("process/threads").map(|v| blocked(&v)).unwrap_or_default();
-        Some(Self { qemu: None, at_ms: None, operations, queues, blocked })
+        let in_flight = read("guest/diskstats").and_then(|v| in_flight(&v));
+        Some(Self { qemu: None, at_ms: None, operations, queues, blocked, in_flight })
     }
 
     /// How many operations completed until `later`; none where the two can't be compared.
@@ -96,17 +99,22 @@ fn operations(blockstats: &Value) -> Option<BTreeMap<String, u64>> {
     Some(sum)
 }
 
-/// With -blockdev (PVE 9) `device` is empty and `qdev` has the name.
+/// With -blockdev (PVE 9) `device` is empty and `qdev` has the name; a virtio-blk disk's `qdev` is a QOM path.
 pub(super) fn device_name(device: &Value) -> Option<String> {
     let named = |member: &str| device.get(member).and_then(Value::as_str).filter(|name| !name.is_empty());
-    named("qdev").or_else(|| named("device")).or_else(|| named("node-name")).map(str::to_owned)
+    named("qdev").or_else(|| named("device")).or_else(|| named("node-name")).map(|name| short(name).to_owned())
+}
+
+/// `/machine/peripheral/virtio0/virtio-backend` → `virtio0`.
+pub(super) fn short(path: &str) -> &str {
+    path.trim_end_matches("/virtio-backend").rsplit('/').next().unwrap_or(path)
 }
 
 /// Only queues by which a guest asks for I/O. A balloon's statistics queue always holds one buffer, and so may virtio-scsi's
 /// queues 0 (control) and 1 (events).
 fn queues(artifact: &Value) -> Vec<Queue> {
     let mut found = Vec::new();
-    let devices = artifact.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let devices = ["virtio", "devices"].into_iter().find_map(|member| artifact.get(member)?.as_array()).map(Vec::as_slice).unwrap_or_default();
     for device in devices {
         let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
         let first = match name {
@@ -141,12 +149,23 @@ fn blocked(artifact: &Value) -> Vec<Blocked> {
         .collect()
 }
 
+fn in_flight(diskstats: &Value) -> Option<BTreeMap<String, u64>> {
+    // Devices stacked on others count the same request twice; removable and memory ones are not this VM's disks.
+    let stacked = ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd"];
+    let disks = diskstats.as_array()?.iter().filter_map(|disk| {
+        let name = disk.get("name")?.as_str()?;
+        let n = disk.get("stats")?.get("ios-pgr")?.as_u64()?;
+        Some((name.to_owned(), n))
+    });
+    Some(disks.filter(|(name, n)| *n > 0 && !stacked.iter().any(|s| name.starts_with(s))).collect())
+}
+
 fn top_of_stack(thread: &Value) -> Option<String> {
     thread.get("stack")?.as_array()?.first()?.as_str().map(str::to_owned)
 }
 
 fn threads(artifact: &Value) -> impl Iterator<Item = &Value> {
-    artifact.get("threads").and_then(Value::as_array).into_iter().flatten()
+    artifact.as_array().or_else(|| artifact.get("threads")?.as_array()).into_iter().flatten()
 }
 
 fn word<'a>(thread: &'a Value, member: &str) -> &'a str {

@@ -28,7 +28,8 @@ pub(super) fn paragraph(label: &str, text: &str) -> String {
             width = indent.len();
             fresh = true;
         }
-        if !fresh {
+        // Only the last line of an answer may begin as a receipt does; foreign words could be wrapped to.
+        if !fresh || (width == 0 && word.starts_with("receipt")) {
             out.push(' ');
             width += 1;
         }
@@ -51,6 +52,14 @@ mod tests {
         assert_eq!(paragraph("Evidence: ", path), format!("Evidence: {path}\n"));
         let text = paragraph("- ", &"word ".repeat(30));
         assert!(text.lines().all(|l| l.len() <= COLUMNS && (l.starts_with("- ") || l.starts_with("  "))));
+    }
+
+    #[test]
+    fn no_wrapped_line_looks_like_a_receipt() {
+        for n in 0..70 {
+            let text = paragraph("", &format!("{} receipt 1 00 done", "x".repeat(n)));
+            assert!(text.lines().all(|l| !l.starts_with("receipt")), "{text}");
+        }
     }
 
     proptest! {

@@ -41,7 +41,7 @@ pub fn done(verb: Verb, vmid: Vmid, now: Option<QemuProcess>, ms: u64) -> Messag
 /// The VM was in the wanted state before.
 pub fn already(verb: Verb, vmid: Vmid, state: VmState) -> Message {
     let next = match verb {
-        Verb::Start => "If it does not answer, ask for status: running is not healthy.",
+        Verb::Start => "If it does not answer, ask for status: running does not mean healthy.",
         _ => "Nothing is left to do.",
     };
     Message::new(format!("VM {vmid} was {state} already, so nothing was sent."), next)
@@ -70,7 +70,7 @@ pub fn still_there(vmid: Vmid, left: &str) -> Message {
 pub fn did_not_start(vmid: Vmid, said: &str) -> Message {
     Message::new(
         format!("VM {vmid} does not run after start; qm said: {}.", show(said)),
-        "Repair what it names, then use start again; the evidence has qm's whole output.",
+        "Repair what it names, then use start again; PVE's task log has qm's whole output.",
     )
 }
 

@@ -20,8 +20,9 @@ pub fn elsewhere(vmid: Vmid, node: &str) -> Message {
 
 /// The cluster has no quorum.
 pub fn no_quorum(verb: Verb) -> Message {
+    let so = if verb == Verb::Start { "nothing can be started" } else { "what is stopped now could not be started again" };
     Message::new(
-        format!("The cluster has no quorum, so what {verb} stops could not be started again."),
+        format!("The cluster has no quorum, so {so}."),
         "Bring the other nodes back, or on the host run `pvecm expected 1` where you know that they are down; reset works without.",
     )
 }
