@@ -11,12 +11,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::capture::{Captured, Seen, event};
-use crate::disk::Op;
 use crate::host::path;
 use crate::lock::Locked;
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
 use crate::text::say;
+use crate::writer::Op;
 use crate::{deadline, sign};
 
 /// Proof that the evidence of this request is durable. Whatever changes the VM asks for it. Made by [`preserve`] only.

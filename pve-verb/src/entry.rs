@@ -34,9 +34,9 @@ pub fn run() -> u8 {
         Command::Check => admin(setup::check),
         Command::Log(LogCommand::Head) => admin(setup::log_head),
         Command::Worker => quiet(worker::main()),
-        Command::Writer => quiet(writer::main()),
-        Command::ProbeGuest => quiet(helper::serve(helper::Kind::Guest)),
-        Command::ProbeHost => quiet(helper::serve(helper::Kind::Host)),
+        Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),
+        Command::ProbeGuest => helper::serve(helper::Kind::Guest),
+        Command::ProbeHost => helper::serve(helper::Kind::Host),
     }
 }
 

@@ -12,6 +12,9 @@ use crate::probe::observe::{Observation, Process};
 use crate::procfs::{Proof, peer_of, unresponsive_proof};
 use crate::pve::Config;
 
+/// Between the two samples of a full capture, at least.
+const WINDOW_MS: u64 = 1_000;
+
 /// The state, where the host's own view tells it; [`VmState::Unknown`] where QEMU has to be asked, or nothing is known.
 pub fn state_without_qmp(seen: &Observation) -> VmState {
     match (&seen.process, &seen.config) {
@@ -111,9 +114,9 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
         }),
         stopped_by: None,
         previous: None,
-        window_ms: None,
+        window_ms: Some(WINDOW_MS),
         now_unix_s: Some(host::now().unix_ms() / 1000),
-        serial_is_live: None,
+        serial_is_live: Some(true),
     }
 }
 

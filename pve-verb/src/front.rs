@@ -65,11 +65,14 @@ fn look_up(run: &Run, id: &RequestId) -> Found {
     }
     match follower {
         // A refusal is not stored, and an id that was refused may be asked again.
-        Some(mut follower) if follower.has_receipt() => {
-            follower.discard(id);
-            Found::Nobody
+        Some(mut follower) => {
+            if follower.has_receipt() {
+                follower.discard(id);
+                Found::Nobody
+            } else {
+                Found::Killed
+            }
         }
-        Some(_) => Found::Killed,
         None if replay::was_begun(run, id) => Found::Killed,
         None => Found::Nobody,
     }

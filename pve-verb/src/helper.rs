@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, ExitCode, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Instant;
 
 /// The hidden subcommand of the helper that talks with QEMU and the guest.
@@ -171,13 +171,13 @@ impl Drop for Helper {
 }
 
 /// The helper's whole life: its own session, its sandbox, one job from stdin, its answers to stdout.
-pub fn serve(kind: Kind) -> ExitCode {
+pub fn serve(kind: Kind) -> u8 {
     // Without a session of its own a helper would die of the caller's hang-up, half-way through its answers.
     let _ = rustix::process::setsid();
     // The sandbox goes here, before the first foreign byte: Landlock (guest only), seccomp, no-new-privileges, memory limit.
     let mut line = Vec::new();
     let job = std::io::stdin().take(64 * 1024).read_to_end(&mut line).ok().and_then(|_| serde_json::from_slice::<Job>(&line).ok());
-    let (Some(job), Ok(out)) = (job, std::io::stdout().as_fd().try_clone_to_owned()) else { return ExitCode::FAILURE };
+    let (Some(job), Ok(out)) = (job, std::io::stdout().as_fd().try_clone_to_owned()) else { return 1 };
     let planned = probe::asked_of(kind.asker(), job.set, job.vmid, job.qemu.is_some());
     let tasks = match kind {
         Kind::Guest => probe::qmp::tasks(&job, &planned),

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
-use crate::{host, procfs, text::say};
+use crate::{host, text::say};
 
 const LOCK: &str = "/run/pve-verb/mutation.lock";
 /// Beyond its published deadline a holder gets this long, for its last records.
@@ -111,7 +111,7 @@ fn past_deadline(holder: &Holder) -> bool {
 fn write_holder(mut file: &File, authorised: &Authorised) -> std::io::Result<()> {
     let holder = Holder {
         pid: std::process::id(),
-        started: procfs::start_time(std::process::id()).unwrap_or(0),
+        started: crate::procfs::start_time(std::process::id()).unwrap_or(0),
         request_id: authorised.id().clone(),
         verb: authorised.verb(),
         vmid: authorised.vmid(),
@@ -136,7 +136,7 @@ fn take_over(run: &mut Run, holder: &Holder) -> Result<(), Stop> {
     let killed = i32::try_from(holder.pid).ok().and_then(Pid::from_raw).and_then(|pid| {
         let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // The pidfd is open: if the start time still fits now, the pid was not reused.
-        (procfs::start_time(holder.pid) == Some(holder.started)).then_some(())?;
+        (crate::procfs::start_time(holder.pid) == Some(holder.started)).then_some(())?;
         pidfd_send_signal(&fd, Signal::KILL).ok()
     });
     run.note_takeover(holder, killed.is_some());

@@ -17,7 +17,7 @@ use crate::run::{Run, Stop};
 use crate::text::say;
 use crate::probe::observe::observe;
 use crate::pve::Config;
-use crate::{deadline, facts, reset};
+use crate::{deadline, reset};
 
 /// What was done to the VM, to be held against what is seen. Made by [`apply`] only.
 #[derive(Debug)]
@@ -138,7 +138,7 @@ pub(crate) fn door(run: &Run, vmid: proto::Vmid) -> Result<Door, InUse> {
 
 /// Calls `qm` with our QMP lock held, so that no `status` of ours occupies the socket and turns `quit` into SIGTERM.
 fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
-    let program = run.host.config.qm_program().to_owned();
+    let program = run.host.config.host.qm.path().to_owned();
     let most = run.time_left();
     let began = run.step_started(step);
     let door = door(run, done.vmid());

@@ -6,7 +6,8 @@
 use proto::{KeyName, RequestId, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Disk, Op};
+use crate::disk::Disk;
+use crate::writer::{Op, Reply};
 use crate::host::path;
 use crate::run::Run;
 use crate::{deadline, lock, spool::Binding};
@@ -61,7 +62,7 @@ fn replace(at: &str, bytes: &[u8]) -> std::io::Result<()> {
 pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
     let bytes = serde_json::to_vec(operation).map_err(|e| e.to_string())?;
     let on_tmpfs = replace(RUN_OPERATION, &bytes);
-    match run.disk.call(&Op::OperationSet, &bytes, deadline::WRITE) {
+    match run.disk.call(&Op::OperationSet {}, &bytes, deadline::WRITE) {
         Ok(_) => Ok(()),
         Err(e) => {
             run.degrade(format!("operation.json is on tmpfs only: {e}"));
@@ -71,7 +72,7 @@ pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
 }
 
 /// Stores the end of a mutating request, and then takes operation.json away.
-pub fn finish(run: &mut Run, finished: &Finished) {
+pub fn finish(run: &Run, finished: &Finished, acted: bool) {
     let id = &run.id().clone();
     let Ok(bytes) = serde_json::to_vec(finished) else { return };
     // The spool keeps the answer as well, and the log the outcome: what fails here costs the replay after a reboot, nothing else.
@@ -85,7 +86,7 @@ pub fn finish(run: &mut Run, finished: &Finished) {
 
 /// Takes operation.json away.
 fn clear(disk: &Disk) {
-    let _ = disk.call(&Op::OperationClear, &[], deadline::WRITE);
+    let _ = disk.call(&Op::OperationClear {}, &[], deadline::WRITE);
     let _ = std::fs::remove_file(RUN_OPERATION);
 }
 
@@ -94,15 +95,21 @@ pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
     if let Ok(bytes) = std::fs::read(run_request(id)) {
         return serde_json::from_slice(&bytes).ok();
     }
-    let reply = disk.call(&Op::RequestLoad { id: id.clone() }, &[], deadline::WRITE).ok()?;
-    serde_json::from_slice(&reply.payload).ok()
+    bytes_of(disk, &Op::RequestLoad { id: id.clone() }).and_then(|bytes| serde_json::from_slice(&bytes).ok())
+}
+
+fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
+    match disk.call(op, &[], deadline::WRITE) {
+        Ok(Reply::Bytes { bytes }) => Some(bytes),
+        _ => None,
+    }
 }
 
 /// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
 fn standing(disk: &Disk) -> Option<Operation> {
     let bytes = match std::fs::read(RUN_OPERATION) {
         Ok(bytes) => bytes,
-        Err(_) => disk.call(&Op::OperationGet, &[], deadline::WRITE).ok()?.payload,
+        Err(_) => bytes_of(disk, &Op::OperationGet {})?,
     };
     serde_json::from_slice(&bytes).ok()
 }

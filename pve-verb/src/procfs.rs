@@ -196,10 +196,14 @@ pub fn scope(vmid: Vmid) -> Option<Vec<u32>> {
     Some(text.lines().filter_map(|l| l.parse().ok()).filter(|&pid| pid != 0).collect())
 }
 
+/// When a process started, in ticks since boot; none where there is no such process.
+pub fn start_time(pid: u32) -> Option<u64> {
+    read_text(format!("/proc/{pid}/stat")).ok().and_then(|t| parse_stat(&t)).map(|s| s.started)
+}
+
 /// Whether a process is still the one that was observed: the same pid, started at the same tick.
 pub fn is_still(process: QemuProcess) -> bool {
-    let stat = read_text(format!("/proc/{}/stat", process.pid)).ok().and_then(|t| parse_stat(&t));
-    stat.is_some_and(|s| s.started == process.started)
+    start_time(process.pid) == Some(process.started)
 }
 
 /// What holds the VM's disk although PVE calls it stopped; `skip` is the process that PVE does see.

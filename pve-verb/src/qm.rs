@@ -8,7 +8,7 @@ use proto::Vmid;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
@@ -81,7 +81,7 @@ impl Report {
 }
 
 /// Calls `qm`. Asks for the proof that evidence is preserved, because this changes the VM.
-pub fn call(call: Call, vmid: Vmid, program: &str, most: Duration, _permit: &Preserved) -> Report {
+pub fn call(call: Call, vmid: Vmid, program: &std::path::Path, most: Duration, _permit: &Preserved) -> Report {
     let began = Instant::now();
     let within = call.within().min(most);
     let failed = |why: String| Report { ended: Ended::NotStarted(why), said: Vec::new(), took: began.elapsed() };
@@ -91,7 +91,7 @@ pub fn call(call: Call, vmid: Vmid, program: &str, most: Duration, _permit: &Pre
     };
     let (Ok(stdout), Ok(stderr)) = (output.try_clone(), output.try_clone()) else { return failed("no descriptor left".to_owned()) };
     let number = vmid.to_string();
-    let mut command = spawn::constant(program);
+    let mut command = spawn::command(program);
     command.args([call.word(), &number]).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     let mut child = match spawn::unprotected(|| command.spawn()) {
         Ok(child) => child,

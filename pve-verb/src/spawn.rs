@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// What every child finds in its environment, and nothing else.
 const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C")];
 
+/// The worker's oom_score_adj.
+const PROTECTED: &str = "-900";
+
 /// How an evidence tool ended.
 #[derive(Debug)]
 pub enum ToolOutcome {
@@ -48,16 +51,34 @@ pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Marks every descriptor beyond 0, 1, 2 close-on-exec: what sshd or a shell left open must not reach a child that may outlive us.
+/// Closes every descriptor beyond 0, 1, 2: what sshd or a shell left open must not reach a child that may outlive us. For the very
+/// start of `main`, when none of them is ours yet.
 pub fn close_inherited() {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
     let open: Vec<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
     for fd in open {
-        // A descriptor of the listing itself is closed by now; there is nothing to mark then.
-        if let Ok(file) = std::fs::File::open(format!("/proc/self/fd/{fd}")) {
-            drop(file);
-        }
+        // The listing's own descriptor is among them and gone already.
+        let _ = nix::unistd::close(fd);
     }
+}
+
+/// Makes the kernel's OOM killer look elsewhere: a recovery must survive the memory pressure that it is there for.
+pub fn protect() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", PROTECTED);
+}
+
+/// Starts a child that does not inherit the protection: QEMU, grandchild of `qm start`, would keep it for ever.
+pub fn unprotected<T>(start: impl FnOnce() -> T) -> T {
+    let before = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let lowered = before.trim() == PROTECTED;
+    if lowered {
+        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    }
+    let started = start();
+    if lowered {
+        protect();
+    }
+    started
 }
 
 /// Starts this binary again under a hidden subcommand. The child calls `setsid` first thing: without unsafe code nobody can do it for it.

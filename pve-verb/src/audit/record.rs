@@ -92,6 +92,9 @@ impl Record {
         self.fact("witness", json!(options.witness));
     }
 
+    /// The request goes to a worker, which opens a record of its own: this one is dropped unwritten.
+    pub fn hand_over(self) {}
+
     /// Writes the last record of the request. What could not be written anywhere is said in the receipt, never a reason to hide an outcome.
     pub fn close(self, log: &mut Log, how: Closing, outcome: Outcome, facts: Map<String, Value>) -> Closed {
         let Self { started, facts: mut all } = self;

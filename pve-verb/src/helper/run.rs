@@ -9,7 +9,6 @@ use proto::ProbeOutcome;
 use serde_json::Value;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Instant;
 
@@ -66,7 +65,7 @@ fn ms(since: Instant) -> u64 {
 }
 
 /// Does the tasks and writes their answers as they come, until every question has one.
-pub(crate) fn all(planned: Vec<Planned>, tasks: Vec<Task>, out: &mut impl Write) -> ExitCode {
+pub(crate) fn all(planned: Vec<Planned>, tasks: Vec<Task>, out: &mut impl Write) -> u8 {
     let started = Instant::now();
     let (to, from) = mpsc::channel();
     for task in tasks {
@@ -94,11 +93,11 @@ pub(crate) fn all(planned: Vec<Planned>, tasks: Vec<Task>, out: &mut impl Write)
         for reply in replies {
             let Some(at) = left.iter().position(|p| p.name == reply.name) else { continue };
             if frame::write(out, &left.remove(at), &reply).is_err() {
-                return ExitCode::FAILURE; // the worker has closed the pipe
+                return 1; // the worker has closed the pipe
             }
         }
     }
-    ExitCode::SUCCESS
+    0
 }
 
 fn late(left: &[Planned], started: Instant) -> Vec<Reply> {
