@@ -5,4 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod config;
+pub mod disk;
 pub mod host;
+pub mod receipt;
+pub mod setup;
+pub mod sign;
+pub mod spawn;
+pub mod trusted;
+pub mod writer;
