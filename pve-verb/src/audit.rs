@@ -28,6 +28,7 @@ mod journal;
 mod line;
 mod record;
 
+use carry::Carried;
 use chain::Chain;
 pub use line::{Kind, Position, signed_head};
 pub use record::{Closed, Closing, Record};
@@ -73,21 +74,26 @@ impl Log {
             // Late or failed: the chain goes on from what is on tmpfs, and says so.
             let _ = self.learn(until);
         }
-        let mut position = match self.push(kind, facts.clone(), until) {
-            Ok(pushed) => pushed,
-            // Not even tmpfs takes a line: straight to the disk.
-            Err(no_tmpfs) => return self.straight_to_disk(kind, facts, until).map_err(|no_disk| format!("{no_tmpfs}; {no_disk}")),
-        };
-        match self.carry(until) {
-            Ok(opened_a_segment) => {
-                position.degraded = None;
-                if opened_a_segment && kind != Kind::Pruned {
-                    self.prune(until);
+        // Twice at most: the first carrying may find the disk's log damaged, and then the line follows the repair.
+        for attempt in [1, 2] {
+            let mut position = match self.push(kind, facts.clone(), until) {
+                Ok(pushed) => pushed,
+                // Not even tmpfs takes a line: straight to the disk.
+                Err(no_tmpfs) => return self.straight_to_disk(kind, facts, until).map_err(|no_disk| format!("{no_tmpfs}; {no_disk}")),
+            };
+            match self.carry(&position.head, until) {
+                Ok(Carried::Undone) if attempt == 1 => continue,
+                Ok(Carried::Undone) => return Err("the disk's log ended elsewhere twice".to_owned()),
+                Ok(Carried::Done { opened }) => {
+                    if opened && kind != Kind::Pruned {
+                        self.prune(until);
+                    }
                 }
+                Err(why) => position.degraded = Some(format!("the audit record {} is on tmpfs only: {why}", position.seq)),
             }
-            Err(why) => position.degraded = Some(format!("the audit record {} is on tmpfs only: {why}", position.seq)),
+            return Ok(position);
         }
-        Ok(position)
+        Err("the record was made twice, and neither stayed".to_owned())
     }
 
     /// Whether the log has the record that the caller says it saw; none where that can't be told within this time.

@@ -20,6 +20,7 @@ mod log;
 mod names;
 mod state;
 
+pub(crate) use log::TORN_SHOWN;
 pub use log::{Oldest, Tail};
 pub use names::{ArtifactPath, Nonce};
 

@@ -1,13 +1,13 @@
 //! From tmpfs to disk: appending what is pending, and finding out where the disk's log ends when that is not known or not so.
 
-use proto::Sha256Hex;
+use proto::{Sha256Hex, escape_cut};
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
 use super::chain::{Carrying, DiskEnd, Held, unreviewed};
-use super::line::{Kind, Line, Position, claimed_head, signed_head};
+use super::line::{Kind, Line, Position, claimed_head, hash, signed_head};
 use super::{Log, journal};
-use crate::writer::{Op, Reply, Tail};
+use crate::writer::{Op, Reply, TORN_SHOWN, Tail};
 
 /// A segment of this length or more is not continued.
 const SEGMENT: u64 = 16 << 20;
@@ -40,34 +40,42 @@ impl Log {
         Ok(line)
     }
 
-    /// Carries what is pending to disk; true where that opened a segment after another.
-    pub(super) fn carry(&self, until: Instant) -> Result<bool, String> {
+    /// Carries what is pending to disk, `ours` among it.
+    pub(super) fn carry(&self, ours: &Sha256Hex, until: Instant) -> Result<Carried, String> {
         let carrying = self.chain.carrying(until)?;
         let mut opened = false;
         // Bounded: against a disk that says one thing and does another, and against others who append all the while.
         for _ in 0..4 {
             let known = self.chain.lock(until)?.load();
             let Some(end) = known.disk else {
-                self.learn_carrying(&carrying, until)?;
+                if self.learn_carrying(&carrying, Some(ours), until)? {
+                    return Ok(Carried::Undone);
+                }
                 continue;
             };
             let Some(first) = known.pending.first() else {
                 self.chain.lock(until)?.keep_what_is_not_on_disk();
-                return Ok(opened);
+                return Ok(Carried::Done { opened });
             };
             if first.prev != end.head {
-                self.learn_carrying(&carrying, until)?;
+                if self.learn_carrying(&carrying, Some(ours), until)? {
+                    return Ok(Carried::Undone);
+                }
                 continue;
             }
             let batch = batch(&known.pending);
             let starts = (end.segment == 0 || end.length >= SEGMENT) && end.torn == 0;
             let (segment, at) = if starts { (first.seq, 0) } else { (end.segment, end.length) };
             match self.append_lines(segment, at, end.torn, batch, until)? {
-                None => self.learn_carrying(&carrying, until)?,
+                None => {
+                    if self.learn_carrying(&carrying, Some(ours), until)? {
+                        return Ok(Carried::Undone);
+                    }
+                }
                 Some(length) => {
                     opened |= starts && end.segment != 0;
                     let held = self.chain.lock(until)?;
-                    let Some(last) = batch.last() else { return Ok(opened) };
+                    let Some(last) = batch.last() else { continue };
                     let unreviewed = unreviewed(end.unreviewed, batch);
                     held.remember(&DiskEnd { segment, length, torn: 0, seq: last.seq, head: last.hash.clone(), unreviewed });
                     held.keep_what_is_not_on_disk();
@@ -75,7 +83,7 @@ impl Log {
             }
         }
         match self.chain.lock(until)?.load().pending.first() {
-            None => Ok(opened),
+            None => Ok(Carried::Done { opened }),
             Some(_) => Err("the disk's log changed while it was being continued".to_owned()),
         }
     }
@@ -101,8 +109,9 @@ impl Log {
         // Not from what tmpfs remembers: where it takes nothing, it may remember nothing new either.
         let (tail, head) = self.ask_tail(until)?;
         let plan = reconcile(tail, head, held.load().disk, &held.overflow());
+        let repairs = plan.repairs();
         let (end, mut lines) = (plan.end, plan.pending);
-        for (kind, facts) in plan.repairs.into_iter().map(|r| (Kind::Repair, r)).chain([(kind, facts)]) {
+        for (kind, facts) in repairs.into_iter().map(|r| (Kind::Repair, r)).chain([(kind, facts)]) {
             let before = lines.last().map_or_else(|| (end.seq, end.head.clone()), |l| (l.seq, l.hash.clone()));
             lines.push(Line::next(before, &self.boot_id, kind, facts, self.signer.as_ref())?);
         }
@@ -124,7 +133,7 @@ impl Log {
         if self.chain.knows_the_disk() {
             return Ok(());
         }
-        self.learn_carrying(&carrying, until)
+        self.learn_carrying(&carrying, None, until).map(|_| ())
     }
 
     fn ask_tail(&self, until: Instant) -> Result<(Option<Tail>, Option<String>), String> {
@@ -135,16 +144,21 @@ impl Log {
         }
     }
 
-    fn learn_carrying(&self, _: &Carrying, until: Instant) -> Result<(), String> {
+    /// Asks the disk where its log ends; true where the line `ours` does not follow that end, and has to be made anew.
+    fn learn_carrying(&self, _: &Carrying, ours: Option<&Sha256Hex>, until: Instant) -> Result<bool, String> {
         let (tail, head) = self.ask_tail(until)?;
         let held = self.chain.lock(until)?;
-        let plan = reconcile(tail, head, held.load().disk, &held.overflow());
+        let mut plan = reconcile(tail, head, held.load().disk, &held.overflow());
+        let orphans = plan.orphans.len();
+        // Nobody was told of it yet, so it need not be kept as an orphan.
+        plan.orphans.retain(|line| ours.is_none_or(|o| hash(line) != *o));
+        let undone = plan.orphans.len() < orphans;
         held.remember(&plan.end);
         held.keep(&plan.pending).map_err(|e| format!("the overflow on tmpfs could not be written: {e}"))?;
-        for facts in plan.repairs {
+        for facts in plan.repairs() {
             self.push_held(&held, Kind::Repair, facts)?;
         }
-        Ok(())
+        Ok(undone)
     }
 }
 
@@ -162,15 +176,38 @@ fn batch(lines: &[Line]) -> &[Line] {
     lines.get(..n).unwrap_or(lines)
 }
 
-/// What follows from what the disk says: how the chain goes on, and what a repair record has to tell.
-pub(super) struct Plan {
-    pub(super) end: DiskEnd,
-    pub(super) pending: Vec<Line>,
-    pub(super) repairs: Vec<Map<String, Value>>,
+/// How carrying went.
+pub(super) enum Carried {
+    /// All is on disk.
+    Done {
+        /// Whether that opened a segment after another.
+        opened: bool,
+    },
+    /// The disk's log ended elsewhere than was known. It is repaired, and our line has to be made anew behind the repair.
+    Undone,
+}
+
+/// What follows from what the disk says.
+struct Plan {
+    end: DiskEnd,
+    /// The lines that follow it.
+    pending: Vec<Line>,
+    /// What a repair record has to tell about the disk.
+    damage: Option<Value>,
+    /// Lines that follow nothing on disk. They are kept inside repair records: each is signed, and somebody may hold its receipt.
+    orphans: Vec<Vec<u8>>,
+}
+
+impl Plan {
+    fn repairs(&self) -> Vec<Map<String, Value>> {
+        let what = "a record that was made while the disk's log could not be read, or ended elsewhere";
+        let orphans = self.orphans.iter().map(|line| json!({"what": what, "line": String::from_utf8_lossy(line)}));
+        self.damage.iter().cloned().chain(orphans).map(facts_of).collect()
+    }
 }
 
 /// Pure, so that every kind of damage can be thrown at it.
-pub(super) fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>, overflow: &[u8]) -> Plan {
+fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>, overflow: &[u8]) -> Plan {
     let empty = DiskEnd { segment: 0, length: 0, torn: 0, seq: 0, head: Sha256Hex::zero(), unreviewed: Some(0) };
     let (end, torn_text, damaged) = match tail {
         None => (empty, String::new(), None),
@@ -184,26 +221,23 @@ pub(super) fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Opti
         Some(n) => Some(n + 1),
         None => lines.first().is_some_and(|l| l.prev == end.head && l.seq == end.seq + 1).then_some(0),
     };
-    let mut repairs = Vec::new();
     let (pending, orphans) = match from {
         Some(n) if chained => (lines.get(n..).unwrap_or_default().to_vec(), Vec::new()),
         _ => (Vec::new(), raw),
     };
     let lost = expected.filter(|e| e.seq > end.seq || e.seq == end.seq && e.head != end.head).map(|e| json!({"seq": e.seq, "head": e.head}));
     let ahead = head.filter(|text| claimed_head(text).is_none_or(|(seq, hash)| seq > end.seq || seq == end.seq && hash != end.head));
-    let explained = pending.first().is_some_and(|l| end.torn <= l.text.len() as u64 && proto::escape_cut(l.text.get(..usize::try_from(end.torn).unwrap_or(0)).unwrap_or_default(), 512) == torn_text);
-    let torn = end.torn > 0 && !explained;
-    if torn || damaged.is_some() || lost.is_some() || ahead.is_some() {
-        repairs.push(facts_of(json!({
+    // A line that an abandoned writer half wrote is on tmpfs as a whole, and is written again.
+    let half = pending.first().and_then(|l| l.text.get(..usize::try_from(end.torn).ok()?));
+    let torn = end.torn > 0 && half.is_none_or(|h| escape_cut(h, TORN_SHOWN) != torn_text);
+    let damage = (torn || damaged.is_some() || lost.is_some() || ahead.is_some()).then(|| {
+        json!({
             "what": "the log on disk is damaged; it goes on after its last whole line",
             "continues": {"seq": end.seq, "head": end.head}, "damaged": damaged, "lost": lost, "head_json": ahead,
             "torn_bytes": end.torn, "torn": torn.then_some(torn_text),
-        })));
-    }
-    for line in orphans {
-        repairs.push(facts_of(json!({"what": "a record that was made while the disk's log could not be read", "line": String::from_utf8_lossy(line)})));
-    }
-    Plan { end, pending, repairs }
+        })
+    });
+    Plan { end, pending, damage, orphans: orphans.into_iter().map(<[u8]>::to_vec).collect() }
 }
 
 fn facts_of(value: Value) -> Map<String, Value> {

@@ -134,15 +134,17 @@ impl Held<'_> {
     pub(super) fn load(&self) -> Known {
         let disk = self.chain.disk_end();
         let mut pending: Vec<Line> = self.overflow().split(|b| *b == b'\n').filter_map(Line::read).collect();
-        if let Some(end) = &disk
-            && pending.last().is_none_or(|l| l.seq <= end.seq)
-        {
-            // All of it is on disk: its carrier was killed before it could cut the file.
-            if pending.last().is_none_or(|l| l.seq < end.seq || l.hash == end.head) {
-                pending.clear();
+        if let Some(end) = &disk {
+            // Lines that are on disk already: their carrier was killed before it could cut the file. Where the rest does not follow the
+            // disk's end nothing is dropped: the next carrier sees that, and has it repaired.
+            let newer = pending.iter().position(|l| l.seq > end.seq);
+            let follows = match newer.and_then(|n| pending.get(n)) {
+                Some(line) => line.prev == end.head,
+                None => pending.last().is_none_or(|l| l.seq < end.seq || l.hash == end.head),
+            };
+            if follows {
+                pending.drain(..newer.unwrap_or(pending.len()));
             }
-        } else if let Some(at) = disk.as_ref().and_then(|end| pending.iter().position(|l| l.hash == end.head)) {
-            pending.drain(..=at);
         }
         Known { disk, pending }
     }

@@ -18,7 +18,7 @@ const MOST: u64 = 64 << 20;
 /// How far back reviews are looked for.
 const LOOK_BACK: u64 = 32 << 20;
 /// How much of a torn line a repair record can show.
-const SHOWN: usize = 512;
+pub(crate) const TORN_SHOWN: usize = 512;
 
 /// Where the log ends on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ impl Root {
             segment,
             length: (bytes.len() - torn.len()) as u64,
             torn: torn.len() as u64,
-            torn_text: proto::escape_cut(torn, SHOWN),
+            torn_text: proto::escape_cut(torn, TORN_SHOWN),
             seq,
             hash,
             damaged,
