@@ -306,26 +306,6 @@ impl Conf {
             .map_or_else(|| format!("VM {vmid}"), str::to_owned)
     }
 
-    /// The disks' volumes with their options: `(key, volume, options)`.
-    pub fn disks(&self) -> Vec<(String, String, String)> {
-        let drive = |key: &str| {
-            ["scsi", "virtio", "sata", "ide", "efidisk", "tpmstate"]
-                .contains(&key.trim_end_matches(|c: char| c.is_ascii_digit()))
-        };
-        let split = |value: &str| {
-            value
-                .split_once(',')
-                .map_or((value.to_owned(), String::new()), |(a, b)| {
-                    (a.to_owned(), b.to_owned())
-                })
-        };
-        self.now
-            .iter()
-            .filter(|(key, _)| drive(key))
-            .map(|(key, value)| (key.clone(), split(value).0, split(value).1))
-            .collect()
-    }
-
     /// The size of the disk that the VM boots from, in bytes.
     pub fn boot_disk(&self) -> u64 {
         let order = self

@@ -10,7 +10,6 @@ pub mod conf;
 pub mod config;
 pub mod ha;
 pub mod lock;
-pub mod machine;
 pub mod mode;
 pub mod monitor;
 pub mod out;

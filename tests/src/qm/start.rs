@@ -5,20 +5,20 @@
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::conf::{self, Conf};
 use super::task::{self, Job};
-use super::{Fail, Run, lock, out, process, verbs};
+use super::{Fail, Run, lock, out, process, pve, verbs};
+use crate::qemu_cmd::command_line;
+use crate::vm_conf::VmConf;
 
 /// The hidden sub-command that enters a scope before it becomes QEMU.
 pub const SCOPED: &str = "__scoped";
 /// QEMU may need so many seconds until it daemonized, unless `--timeout` says otherwise.
 const LIMIT: u64 = 30;
-/// The image directory of the storage `local`.
-const IMAGES: &str = "/var/lib/vz/images";
 
 /// The worker of `qm start`.
 pub fn work(job: &Job) -> Run {
@@ -67,19 +67,20 @@ pub fn work(job: &Job) -> Run {
     Ok(())
 }
 
-/// Where a volume such as `local:102/vm-102-disk-0.qcow2` lies.
-pub fn volume(id: &str) -> Option<PathBuf> {
-    id.strip_prefix("local:")
-        .map(|name| Path::new(IMAGES).join(name))
+/// QEMU's command line, `argv[0]` first. The laboratory has one VM, so it has one line.
+pub fn line(vmid: u32, conf: &Conf) -> Run<Vec<String>> {
+    if vmid != 102 {
+        return Err(Fail::die(format!("the laboratory's stand-in for qm starts VM 102 only, not {vmid}")));
+    }
+    let line = command_line(&VmConf::parse(&conf.current_text()));
+    Ok(line.into_iter().map(|word| word.to_string_lossy().into_owned()).collect())
 }
 
 fn disks(conf: &Conf) -> Run {
-    for (_, id, options) in conf.disks() {
-        if options.contains("media=cdrom") || id == "none" {
-            continue;
-        }
-        if volume(&id).is_some_and(|path| !path.exists()) {
-            return Err(Fail::die(format!("volume '{id}' does not exist")));
+    for (_, disk) in VmConf::parse(&conf.current_text()).disks() {
+        // Only what is on a storage of PVE's is checked; the laboratory also has network and absolute paths.
+        if disk.volume.starts_with("local:") && !Path::new(&disk.path()).exists() {
+            return Err(Fail::die(format!("volume '{}' does not exist", disk.volume)));
         }
     }
     Ok(())
@@ -87,10 +88,12 @@ fn disks(conf: &Conf) -> Run {
 
 /// Runs QEMU until it daemonized.
 fn launch(vmid: u32, conf: &Conf, limit: Duration) -> Run {
-    let args = super::machine::arguments(vmid, conf)?;
+    let args = line(vmid, conf)?;
     std::fs::create_dir_all(process::RUN)
         .map_err(|why| Fail::die(format!("unable to create {}: {why}", process::RUN)))?;
     let cannot = |why: std::io::Error| Fail::die(format!("start failed: {why}"));
+    // QEMU's second monitor, which only the laboratory has, lies there.
+    std::fs::create_dir_all(pve::LAB).map_err(cannot)?;
     let program = std::env::current_exe().map_err(cannot)?;
     let (mut reader, writer) = std::io::pipe().map_err(cannot)?;
     let mut command = Command::new(program);
@@ -157,9 +160,8 @@ pub fn scoped(args: &[String]) -> i32 {
         out::warn(&format!("unable to enter {scope}: {why}"));
         return 1;
     }
-    // PVE starts it by this name, and the check whether the VM runs goes by it.
-    let name = "/usr/bin/kvm";
-    let why = Command::new(name).arg0(name).args(args).exec();
+    let Some((name, args)) = args.split_first() else { return 1 };
+    let why = Command::new(name).args(args).exec();
     out::warn(&format!("{name}: {why}"));
     1
 }

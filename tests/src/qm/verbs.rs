@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::cli::Request;
 use super::task::{self, Job};
 use super::{
-    Fail, Run, agent, conf, config, ha, lock, machine, monitor, out, process, pve, qmp, start,
+    Fail, Run, agent, conf, config, ha, lock, monitor, out, process, pve, qmp, start,
     status, stop,
 };
 
@@ -79,8 +79,7 @@ pub fn run(request: &Request) -> Run {
         }
         "showcmd" => {
             let conf = conf::load(vmid)?;
-            let line = machine::arguments(vmid, &conf)?;
-            out::say(&format!("/usr/bin/kvm {}", line.join(" ")));
+            out::say(&start::line(vmid, &conf)?.join(" "));
             Ok(())
         }
         other => Err(Fail::die(format!(
