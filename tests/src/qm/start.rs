@@ -70,17 +70,25 @@ pub fn work(job: &Job) -> Run {
 /// QEMU's command line, `argv[0]` first. The laboratory has one VM, so it has one line.
 pub fn line(vmid: u32, conf: &Conf) -> Run<Vec<String>> {
     if vmid != 102 {
-        return Err(Fail::die(format!("the laboratory's stand-in for qm starts VM 102 only, not {vmid}")));
+        return Err(Fail::die(format!(
+            "the laboratory's stand-in for qm starts VM 102 only, not {vmid}"
+        )));
     }
     let line = command_line(&VmConf::parse(&conf.current_text()));
-    Ok(line.into_iter().map(|word| word.to_string_lossy().into_owned()).collect())
+    Ok(line
+        .into_iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect())
 }
 
 fn disks(conf: &Conf) -> Run {
     for (_, disk) in VmConf::parse(&conf.current_text()).disks() {
         // Only what is on a storage of PVE's is checked; the laboratory also has network and absolute paths.
         if disk.volume.starts_with("local:") && !Path::new(&disk.path()).exists() {
-            return Err(Fail::die(format!("volume '{}' does not exist", disk.volume)));
+            return Err(Fail::die(format!(
+                "volume '{}' does not exist",
+                disk.volume
+            )));
         }
     }
     Ok(())
@@ -160,7 +168,9 @@ pub fn scoped(args: &[String]) -> i32 {
         out::warn(&format!("unable to enter {scope}: {why}"));
         return 1;
     }
-    let Some((name, args)) = args.split_first() else { return 1 };
+    let Some((name, args)) = args.split_first() else {
+        return 1;
+    };
     let why = Command::new(name).args(args).exec();
     out::warn(&format!("{name}: {why}"));
     1

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use super::cli::Request;
 use super::task::{self, Job};
 use super::{
-    Fail, Run, agent, conf, config, ha, lock, monitor, out, process, pve, qmp, start,
-    status, stop,
+    Fail, Run, agent, conf, config, ha, lock, monitor, out, process, pve, qmp, start, status, stop,
 };
 
 /// `query-status` in `qm resume` has a minute.
@@ -175,7 +174,8 @@ pub fn work(job: &Job) -> Run {
 fn locked(job: &Job, backup_is_fine: bool, name: &str) -> Run {
     let _lock = lock::take(job.vmid)?;
     let conf = conf::load(job.vmid)?;
-    if !job.skiplock && !(backup_is_fine && conf.has_lock("backup")) {
+    let excused = job.skiplock || (backup_is_fine && conf.has_lock("backup"));
+    if !excused {
         conf.check_lock()?;
     }
     qmp::command(job.vmid, name, &Value::Null, qmp::USUAL).map(drop)
