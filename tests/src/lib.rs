@@ -1,7 +1,34 @@
 //! The laboratory: a real VM 102 under a real QEMU, a host that looks like Proxmox VE, and a real sshd.
 //!
 //! Everything here is a laboratory with a stand-in `qm`; nothing in it runs on a PVE host.
+//!
+//! ```text
+//! enter()          the namespace: root of a throw-away host           namespace.rs
+//! Host::prepare()  /etc/pve, the account, sshd                        host.rs
+//! Vm::boot()       QEMU by PVE's command line, a guest with SSH       vm.rs qemu_cmd.rs vm_conf.rs guest.rs qmp.rs
+//! wedge::…         faults, most with an undo                          wedge.rs fuse.rs
+//! Ssh::call()      a caller, and its answer                           client.rs
+//! Lab::fresh()     all of it, shared by the scenarios of a file       lab.rs
+//! ```
 
+pub mod client;
+pub mod error;
+pub mod fuse;
+pub mod guest;
+pub mod host;
+pub mod lab;
+pub mod namespace;
+pub mod process;
 pub mod qemu_cmd;
 pub mod qm;
+pub mod qmp;
+pub mod vm;
 pub mod vm_conf;
+pub mod wedge;
+
+pub use client::{Answer, Ssh};
+pub use error::{Error, Result};
+pub use host::Host;
+pub use lab::Lab;
+pub use namespace::{Inside, enter};
+pub use vm::{Observed, Vm};

@@ -1,0 +1,63 @@
+//! `lab up` and `lab exec -- CMD`: a laboratory with VM 102, for a person.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person at a terminal
+
+use std::process::{Command, ExitCode};
+
+use lab::{Lab, Result, enter, lab::built};
+
+const USAGE: &str = "lab: a laboratory for Breakglass. It is not a Proxmox VE host, and its `qm` is a stand-in.
+
+  lab image                 build the guest's image and say where it is
+  lab up                    boot VM 102 and give a shell on the laboratory's host
+  lab exec -- CMD [ARG...]  boot VM 102, run one command on the host, take everything down
+
+Inside: `ssh-guest` logs into VM 102; `breakglass VERB` asks the forced command over the host's sshd.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words[..] {
+        _ if lab::namespace::becomes_qemu() => enter().map(|_| ExitCode::FAILURE),
+        ["image"] => lab::guest::image().map(|image| {
+            println!("{}", image.folder.display());
+            ExitCode::SUCCESS
+        }),
+        ["up"] => inside(&["/bin/bash"]),
+        ["exec", "--", ref command @ ..] if !command.is_empty() => inside(command),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("lab: {error}");
+        ExitCode::from(70)
+    })
+}
+
+fn inside(command: &[&str]) -> Result<ExitCode> {
+    let lab = Lab::new(enter()?)?;
+    eprintln!("lab: this is a laboratory on host `pve`; `qm` here is a stand-in, VM 102 is a real QEMU.");
+    match (built("pve-verb"), built("qm")) {
+        (Ok(pve_verb), Ok(qm)) => lab.host.install(&pve_verb, &qm)?,
+        (Err(error), _) | (_, Err(error)) => eprintln!("lab: going on without the forced command. {error}"),
+    }
+    lab.host.authorize("agent", "")?;
+    shortcuts(&lab)?;
+    let took = lab.vm.boot()?;
+    eprintln!("lab: VM 102 took {:.1} s to its login.", took.as_secs_f32());
+    let status = Command::new(command[0]).args(&command[1..]).env("PS1", "lab(pve)# ").env_remove("BREAKGLASS_LAB_STAGE").status();
+    let status = status.map_err(|error| lab::Error::new(format!("{} could not be run: {error}", command[0]), "Check its name"))?;
+    lab.vm.kill()?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(128)).unwrap_or(1)))
+}
+
+/// Two words for a person at the shell, each one ssh command line.
+fn shortcuts(lab: &Lab) -> Result<()> {
+    for (name, ssh) in [("ssh-guest", lab.vm.ssh().command(b"")), ("breakglass", lab.host.ssh("agent")?.command(b""))] {
+        let words: Vec<String> = ssh.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+        let path = format!("/usr/bin/{name}");
+        lab::host::write(&path, &format!("#!/bin/sh\n# Of the laboratory.\nexec ssh {} \"$@\"\n", words.join(" ")), 0o755)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! Ways to wedge VM 102 and its host, each a function. Those that can be undone give a guard that undoes them.
+//!
+//! They cause faults and judge nothing. Faults inside the guest have no undo but a reset or [`crate::Lab::fresh`].
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::error::{Context, Error, Result};
+use crate::fuse::{Hang, Hung, hang};
+use crate::host::{DISK, Host};
+use crate::namespace::tmpfs;
+use crate::process::{must, run, until};
+use crate::qemu_cmd::{PID_FILE, QMP};
+use crate::vm::{Vm, send};
+
+const GUEST_WRITER: &str = "while :; do dd if=/dev/zero of=/data/load bs=64k count=64 oflag=direct conv=notrunc 2>/dev/null; done";
+
+/// Undoes a fault when it is dropped, or earlier by [`Undo::now`].
+#[must_use = "the fault ends when this is dropped"]
+pub struct Undo(Option<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for Undo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Undo")
+    }
+}
+
+impl Undo {
+    fn by(undo: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(undo)))
+    }
+    /// Ends the fault now.
+    pub fn now(self) {}
+    /// Leaves the fault as it is, for ever.
+    pub fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(undo) = self.0.take() {
+            undo();
+        }
+    }
+}
+
+/// QEMU's block layer stalls while the guest writes: QMP answers, `io-status` is ok, writes are flat.
+///
+/// Undone by lifting the throttle; after a `system_reset` in this state QMP is dead and only a kill helps.
+pub fn block_stall(vm: &Vm) -> Result<Undo> {
+    vm.guest_background(GUEST_WRITER)?;
+    let before = vm.writes()?;
+    until("the guest's writing", Duration::from_secs(10), || vm.writes().ok().filter(|now| *now > before + 5))?;
+    throttle(vm, 1)?;
+    // What was in flight, and one request that the bucket still holds, may pass.
+    let mut last = u64::MAX;
+    until("the stall", Duration::from_secs(15), || {
+        std::thread::sleep(Duration::from_millis(700));
+        let now = vm.writes().ok()?;
+        (std::mem::replace(&mut last, now) == now).then_some(())
+    })?;
+    let vm = vm.clone();
+    Ok(Undo::by(move || {
+        let _restarted = throttle(&vm, 0);
+        let _restarted = vm.guest_within("pkill -f 'of=/data/load'; pkill dd", Duration::from_secs(10));
+    }))
+}
+
+fn throttle(vm: &Vm, bytes: u64) -> Result<()> {
+    let none = json!({"device": "drive-scsi0", "bps": bytes, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
+    vm.qmp("block_set_io_throttle", none).map(drop)
+}
+
+/// QEMU itself hangs: SIGSTOP, undone by SIGCONT.
+pub fn qemu_stopped(vm: &Vm) -> Result<Undo> {
+    let pid = vm.pid().ok_or_else(|| Error::new("VM 102 has no process to stop", "Start it first"))?;
+    send(pid, Signal::STOP)?;
+    Ok(Undo::by(move || drop(send(pid, Signal::CONT))))
+}
+
+/// The guest's kernel panics and stays so: QMP says `running`, nothing inside answers.
+pub fn guest_panic(vm: &Vm) -> Result<()> {
+    vm.guest_background("sleep 0.3; echo c > /proc/sysrq-trigger")?;
+    gone(vm, "the guest's panic")
+}
+
+/// The guest runs out of memory for good: what eats it is no process that could be killed.
+pub fn guest_oom(vm: &Vm) -> Result<()> {
+    vm.guest_background("mkdir -p /eat; mount -t tmpfs -o size=200% eat /eat; dd if=/dev/zero of=/eat/all bs=1M")?;
+    gone(vm, "the guest's lack of memory")
+}
+
+fn gone(vm: &Vm, what: &str) -> Result<()> {
+    let dead = || vm.guest_within("true", Duration::from_secs(5)).map_or(Some(()), |answer| (answer.status != 0).then_some(()));
+    until(what, Duration::from_secs(40), dead)
+}
+
+/// The guest's disk is full; undone by removing what fills it.
+pub fn guest_disk_full(vm: &Vm) -> Result<Undo> {
+    vm.guest("dd if=/dev/zero of=/data/fill bs=1M 2>/dev/null; sync; true")?;
+    let vm = vm.clone();
+    Ok(Undo::by(move || drop(vm.guest("rm -f /data/fill; sync"))))
+}
+
+/// The guest agent dies; undone by starting it again.
+pub fn agent_killed(vm: &Vm) -> Result<Undo> {
+    vm.guest("killall -9 qemu-ga; rm -f /run/qemu-ga.pid")?;
+    let vm = vm.clone();
+    let again = "p=$(grep -lx org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name); p=${p%/name}; qemu-ga -d -m virtio-serial -p /dev/${p##*/} -f /run/qemu-ga.pid";
+    Ok(Undo::by(move || drop(vm.guest(again))))
+}
+
+/// The guest's sshd drops what comes: the port answers no more. No undo from outside: boot again.
+pub fn guest_ssh_dropped(vm: &Vm) -> Result<()> {
+    // The parent only would leave the session that runs this; that is enough, and lets ssh end cleanly.
+    vm.guest_background("sleep 0.3; killall -9 dropbear")?;
+    gone(vm, "the end of the guest's sshd")
+}
+
+/// `lock: WORD` stands in the configuration; undone by removing it.
+pub fn config_lock(host: &Host, word: &str) -> Result<Undo> {
+    host.set_conf(|conf| conf.current.set("lock", word))?;
+    Ok(Undo::by(|| {
+        if let Ok(text) = fs::read_to_string(crate::qemu_cmd::CONF) {
+            let mut conf = crate::qemu_cmd::VmConf::parse(&text);
+            conf.current.remove("lock");
+            let _hung = fs::write(crate::qemu_cmd::CONF, conf.to_text());
+        }
+    }))
+}
+
+/// A task that owns such a lock and lives: a process, and its line in `tasks/active`. Undone by ending it.
+pub fn live_task(kind: &str) -> Result<Undo> {
+    let mut child = Command::new("/usr/bin/sleep").arg("600").spawn().context("start a task")?;
+    let (pid, stat) = (child.id(), fs::read_to_string(format!("/proc/{}/stat", child.id())).context("look at the task")?);
+    let started: u64 = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(19)?.parse().ok()).unwrap_or(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let upid = format!("UPID:pve:{pid:08X}:{started:08X}:{now:08X}:{kind}:102:root@pam:");
+    let active = "/var/log/pve/tasks/active";
+    let before = fs::read_to_string(active).unwrap_or_default();
+    fs::write(active, format!("{upid} 0\n{before}")).context("write the active tasks")?;
+    Ok(Undo::by(move || {
+        let _gone = child.kill();
+        let _reaped = child.wait();
+        let _unwritable = fs::write(active, before);
+    }))
+}
+
+/// QEMU was killed behind everyone's back: pidfile and sockets stay behind.
+pub fn stale_pidfile(vm: &Vm) -> Result<()> {
+    let pid = vm.pid().ok_or_else(|| Error::new("VM 102 has no process to kill", "Start it first"))?;
+    send(pid, Signal::KILL)?;
+    until("QEMU's end", Duration::from_secs(10), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+}
+
+/// The pidfile names a process that is not QEMU; QEMU must not run. Undone by removing both. Gives the process's id.
+pub fn reused_pid() -> Result<(u32, Undo)> {
+    let mut child = Command::new("/usr/bin/sleep").arg("600").spawn().context("start a process")?;
+    let pid = child.id();
+    fs::write(PID_FILE, format!("{pid}\n")).context("write the pidfile")?;
+    let undo = Undo::by(move || {
+        let _gone = child.kill();
+        let _reaped = child.wait();
+        let _gone = fs::remove_file(PID_FILE);
+    });
+    Ok((pid, undo))
+}
+
+/// `/etc/pve` hangs: whoever looks at it waits. Undone by dropping it.
+pub fn etc_pve_hung(how: Hang) -> Result<Hung> {
+    hang("/etc/pve", how)
+}
+
+/// The folder's disk hangs, what is in it included.
+pub fn disk_hung(folder: &str) -> Result<Hung> {
+    fs::create_dir_all(folder).context(format!("create {folder}"))?;
+    hang(folder, Hang::Uninterruptible)
+}
+
+/// The folder's disk is full, to the last byte; what was there still is. Undone by uncovering the former one.
+pub fn disk_full(folder: &str) -> Result<Undo> {
+    let undo = replace_by_tmpfs(folder, "size=4m,mode=700")?;
+    let mut fill = File::create(Path::new(folder).join(".fill")).context("fill a disk")?;
+    for block in [65536, 4096, 1] {
+        while fill.write_all(&vec![0; block]).is_ok() {}
+    }
+    Ok(undo)
+}
+
+/// The folder's disk is read-only. Undone by making it writable.
+pub fn disk_read_only(folder: &str) -> Result<Undo> {
+    fs::create_dir_all(folder).context(format!("create {folder}"))?;
+    mount_bind(folder, folder).context(format!("bind {folder}"))?;
+    mount_remount(folder, MountFlags::BIND | MountFlags::RDONLY, "").context(format!("make {folder} read-only"))?;
+    Ok(uncover(folder))
+}
+
+fn replace_by_tmpfs(folder: &str, options: &str) -> Result<Undo> {
+    fs::create_dir_all(folder).context(format!("create {folder}"))?;
+    let kept = tempfile::tempdir_in("/run/lab").context("make room for a copy")?;
+    let inside = format!("{folder}/.");
+    must("cp", ["-a", &inside, &kept.path().to_string_lossy()])?;
+    tmpfs(folder, options)?;
+    let undo = uncover(folder);
+    must("cp", ["-a", &format!("{}/.", kept.path().display()), folder])?;
+    Ok(undo)
+}
+
+fn uncover(folder: &str) -> Undo {
+    let folder = folder.to_owned();
+    Undo::by(move || {
+        let _already_gone = unmount(folder.as_str(), UnmountFlags::DETACH);
+    })
+}
+
+/// Someone holds `102.qmp` open and says nothing: it takes one client. Undone by closing it.
+pub fn qmp_held() -> Result<UnixStream> {
+    UnixStream::connect(QMP).context("connect to 102.qmp")
+}
+
+/// A storage daemon in front of VM 102's disk, so that the disk can stop answering under QEMU. The VM must be stopped.
+#[derive(Debug)]
+pub struct Backend {
+    daemon: std::process::Child,
+}
+
+/// How the backend shows the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Export {
+    /// As the file at PVE's path, through FUSE: QEMU's threads hang in state D when it stops.
+    File,
+    /// As an NBD server that `scsi0:` names (which no PVE configuration would): QEMU waits in user space.
+    Nbd,
+}
+
+/// Puts a backend in front of the disk and points `scsi0:` at it. Boot afterwards.
+pub fn backend(host: &Host, export: Export) -> Result<Backend> {
+    let (image, socket) = ("/var/lib/vz/lab/backend.qcow2", "/run/lab/nbd.sock");
+    let raw = "/var/lib/vz/images/102/vm-102-disk-0.raw";
+    let _absent = fs::remove_file(socket);
+    fs::copy(DISK, image).context("copy the guest's disk")?;
+    File::create(raw).context("create the disk's place")?;
+    let mut command = Command::new("qemu-storage-daemon");
+    command.args(["--blockdev", &format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={image}")]);
+    match export {
+        Export::File => command.args(["--export", &format!("type=fuse,id=disk,node-name=disk,mountpoint={raw},writable=on")]),
+        Export::Nbd => {
+            command.args(["--nbd-server", &format!("addr.type=unix,addr.path={socket}")]);
+            command.args(["--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on"])
+        }
+    };
+    let daemon = command.spawn().context("start qemu-storage-daemon")?;
+    let ready = || match export {
+        Export::File => fs::metadata(raw).is_ok_and(|meta| meta.len() > 0),
+        Export::Nbd => Path::new(socket).exists(),
+    };
+    until("the storage daemon's start", Duration::from_secs(10), || ready().then_some(()))?;
+    let scsi0 = match export {
+        // FUSE has no O_DIRECT here.
+        Export::File => "local:102/vm-102-disk-0.raw,iothread=1,cache=writeback,size=64M".to_owned(),
+        Export::Nbd => format!("nbd+unix:///disk?socket={socket},iothread=1,aio=threads,size=64M"),
+    };
+    host.set_conf(|conf| conf.current.set("scsi0", &scsi0))?;
+    Ok(Backend { daemon })
+}
+
+impl Backend {
+    /// It stops answering; undone by letting it go on.
+    pub fn stop(&self) -> Result<Undo> {
+        let pid = self.daemon.id();
+        send(pid, Signal::STOP)?;
+        Ok(Undo::by(move || drop(send(pid, Signal::CONT))))
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _gone = self.daemon.kill();
+        let _reaped = self.daemon.wait();
+        let _not_mounted = unmount("/var/lib/vz/images/102/vm-102-disk-0.raw", UnmountFlags::DETACH);
+    }
+}
+
+/// Runs `qm` as another task would, for scenarios with two at once.
+pub fn other_qm(arguments: &[&str]) -> Result<crate::process::Finished> {
+    run(Command::new("/usr/sbin/qm").args(arguments), Duration::from_secs(120))
+}
