@@ -25,6 +25,7 @@ pub struct Peer {
 
 /// Everybody but this program's own processes who is connected to a socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Peers {
     /// These.
     Known(Vec<Peer>),
