@@ -208,7 +208,7 @@ pub fn is_still(process: QemuProcess) -> bool {
 
 /// What holds the VM's disk although PVE calls it stopped; `skip` is the process that PVE does see.
 pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
-    let scope_name = format!("/qemu.slice/{vmid}.scope");
+    let scope_line = format!("0::/qemu.slice/{vmid}.scope");
     let pids = std::fs::read_dir("/proc").ok()?.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| Some(*pid) != skip).find_map(|pid| {
         let stat = parse_stat(&read_text(format!("/proc/{pid}/stat")).ok()?)?;
@@ -218,12 +218,23 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
         }
         if stat.state == 'Z' {
             // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
-            let in_scope = read_text(format!("/proc/{pid}/cgroup")).is_ok_and(|t| t.contains(&scope_name));
+            let in_scope = read_text(format!("/proc/{pid}/cgroup")).is_ok_and(|t| t.lines().any(|l| l.strip_suffix(" (deleted)").unwrap_or(l) == scope_line));
             return (in_scope && stat.threads > 1).then(|| format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1));
+        }
+        if !on_this_host(pid) {
+            return None;
         }
         let cmdline = read_capped(format!("/proc/{pid}/cmdline"), 1024 * 1024).ok()?;
         is_qemu_of(&cmdline, vmid).map(|_| format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state))
     })
+}
+
+/// Whether a process sees our files, or those that the host's first process sees: a PVE in a container may have a VM of the same
+/// number. One that does not say counts as ours.
+fn on_this_host(pid: u32) -> bool {
+    let mounts = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+    let theirs = mounts(&pid.to_string());
+    theirs.is_none() || theirs == mounts("self") || theirs == mounts("1")
 }
 
 #[cfg(test)]

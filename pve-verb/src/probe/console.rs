@@ -3,7 +3,7 @@
 //! The picture is written by QEMU, but what is in it is the guest's: its header is checked before a byte is allocated by it.
 
 use crate::helper::run::Outbox;
-use crate::procfs::{read_capped, read_text};
+use crate::procfs::{Peers, peer_of, read_capped, read_text};
 use crate::qga;
 use crate::qmp::{QmpError, ScreenFile};
 use proto::ProbeOutcome;
@@ -91,7 +91,11 @@ pub(crate) fn serial(socket: &Path, out: &Outbox) {
     let since = Instant::now();
     let name = "console/serial";
     // A second client would wait in the backlog and be served when the first one leaves: somebody's console would go to us.
-    if read_text("/proc/net/unix").is_ok_and(|t| in_use(&t, socket)) {
+    let in_use = match peer_of(socket, Duration::from_millis(200)) {
+        Peers::Known(peers) => !peers.is_empty(),
+        Peers::Unknown(_) => read_text("/proc/net/unix").is_ok_and(|t| in_use(&t, socket)),
+    };
+    if in_use {
         return out.without(name, since, ProbeOutcome::Unavailable, "somebody is connected to the serial console");
     }
     match qga::listen(socket, since + LISTEN, SERIAL) {

@@ -1,6 +1,7 @@
 //! The guest group: what the agent inside the VM says of itself. A silent agent is no witness of anything.
 
 use super::host::WINDOW;
+use super::qmp::{LEFT_ALONE, Port, sign_of_life};
 use crate::helper::run::Outbox;
 use crate::qga::{Agent, Query};
 use crate::qmp::{Door, QmpError};
@@ -12,8 +13,6 @@ use std::time::{Duration, Instant};
 /// How long the agent may take for the first answer, and for each next.
 const SYNC: Duration = Duration::from_millis(800);
 const ANSWER: Duration = Duration::from_millis(500);
-/// How long QMP may take to say whether the guest has opened the port.
-const PORT: Duration = Duration::from_millis(300);
 
 /// In this order: decisive first, then a second look at the disks, and last what can hang in the guest (statfs of a dead mount).
 const FIRST: [(&str, Query); 7] = [
@@ -28,14 +27,16 @@ const FIRST: [(&str, Query); 7] = [
 const LAST: [(&str, Query); 2] = [("guest/diskstats.2", Query::Diskstats), ("guest/fsinfo", Query::Fsinfo)];
 
 /// Asks everything that is wanted; `port` is QMP's word on whether the guest has opened the port.
-pub(crate) fn ask(door: &Door, port: &OnceLock<bool>, out: &Outbox, wanted: &BTreeSet<String>) {
+pub(crate) fn ask(door: &Door, port: &OnceLock<Port>, out: &Outbox, wanted: &BTreeSet<String>) {
     let started = Instant::now();
-    while port.get().is_none() && started.elapsed() < PORT {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    if port.get() == Some(&false) {
+    let why = match sign_of_life(port) {
+        Some(Port::Open | Port::Unknown) => None,
+        Some(Port::Closed) => Some("no agent runs in the guest: it has not opened the port"),
+        None => Some(LEFT_ALONE),
+    };
+    if let Some(why) = why {
         for name in wanted {
-            out.without(name, started, ProbeOutcome::Unavailable, "no agent runs in the guest: it has not opened the port");
+            out.without(name, started, ProbeOutcome::Unavailable, why);
         }
         return;
     }

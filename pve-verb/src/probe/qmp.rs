@@ -5,11 +5,12 @@
 //! One command that does not come back ends the group: QEMU serves one at a time, so that the next would only wait behind it.
 
 use super::host::WINDOW;
-use super::{Planned, console, guest};
+use super::{Planned, Set, console, guest};
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
 use crate::host::qemu_server;
 use crate::qmp::{Door, Hmp, Purpose, QmpError, Query, ScreenFile, Session, VirtioPath};
+use crate::procfs::peer_of;
 use proto::ProbeOutcome;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -17,8 +18,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// How long QEMU may take for its greeting (protocol, section 8: "no answer in 3 s").
+/// How long QEMU may take for its greeting (protocol, section 8: "no answer in 3 s"); `status` has no 3 s, and proves nothing.
 const GREETING: Duration = Duration::from_millis(3_000);
+const GREETING_STATUS: Duration = Duration::from_millis(1_800);
 /// How long it may take for one answer.
 const ANSWER: Duration = Duration::from_millis(1_000);
 /// How long a read waits for another read of ours.
@@ -28,7 +30,7 @@ const DEVICES: usize = 32;
 const QUEUES: u16 = 64;
 
 /// Queries whose answer is the artifact, in the order in which they are asked.
-const QUICK: [(&str, Query); 8] = [
+const QUICK: [(&str, Query); 7] = [
     ("qmp/query-block", Query::Block),
     ("qmp/query-iothreads", Query::Iothreads),
     ("qmp/query-cpus-fast", Query::CpusFast),
@@ -36,7 +38,6 @@ const QUICK: [(&str, Query); 8] = [
     ("qmp/query-block-jobs", Query::BlockJobs),
     ("qmp/query-balloon", Query::Balloon),
     ("qmp/query-migrate", Query::Migrate),
-    ("qmp/query-chardev", Query::Chardev),
 ];
 
 /// Everything that the helper is to ask.
@@ -47,14 +48,15 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     let names = |groups: &[&str]| -> Vec<String> { planned.iter().map(|p| p.name.clone()).filter(|n| groups.iter().any(|g| n.starts_with(g))).collect() };
     let (vmid, screens) = (job.vmid, job.screens.clone());
     let door = Door::take(vmid, &Purpose::Read(job.request.clone()), DOOR);
+    let greeting = if job.set == Set::Status { GREETING_STATUS } else { GREETING };
     let port = Arc::new(OnceLock::new());
     let (qmp, agent) = (names(&["qmp/", "console/screen"]), names(&["guest/"]));
     let mut tasks = Vec::new();
     match door {
         Ok(door) => {
-            let (door, again) = (Arc::new(door), port.clone());
+            let (door, again, port) = (Arc::new(door), port.clone(), port.clone());
             let also = door.clone();
-            tasks.push(group(&qmp, move |out, wanted| Group { out, wanted, screens: &screens, port: &port }.ask(&door)));
+            tasks.push(group(&qmp, move |out, wanted| Group { out, wanted, screens: &screens, port: &port, greeting }.ask(&door)));
             tasks.push(group(&agent, move |out, wanted| guest::ask(&also, &again, out, &wanted)));
         }
         Err(in_use) => tasks.push(group(&[qmp, agent].concat(), move |out, wanted| {
@@ -64,7 +66,10 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
         })),
     }
     if planned.iter().any(|p| p.name == "console/serial") {
-        tasks.push(Task::new(&["console/serial"], move |out| console::serial(&qemu_server(vmid, "serial0"), out)));
+        tasks.push(Task::new(&["console/serial"], move |out| match sign_of_life(&port) {
+            Some(_) => console::serial(&qemu_server(vmid, "serial0"), out),
+            None => out.without("console/serial", Instant::now(), ProbeOutcome::Unavailable, LEFT_ALONE),
+        }));
     }
     tasks
 }
@@ -79,24 +84,59 @@ struct Group<'a> {
     out: &'a Outbox,
     wanted: BTreeSet<String>,
     screens: &'a Option<PathBuf>,
-    port: &'a OnceLock<bool>,
+    port: &'a OnceLock<Port>,
+    greeting: Duration,
 }
+
+/// What QMP said about the guest agent's port; until it has said something, QEMU may be hung, and a client that connects to one of
+/// its sockets and gives up leaves a dead entry in that socket's backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// An agent has opened it.
+    Open,
+    /// None has.
+    Closed,
+    /// QEMU is alive, and does not say.
+    Unknown,
+}
+
+/// How long the agent's and the serial line's threads wait for a sign of life from QEMU.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(1_000);
+
+/// What QMP said about the port; none where QEMU gave no sign of life.
+pub(crate) fn sign_of_life(port: &OnceLock<Port>) -> Option<Port> {
+    let started = Instant::now();
+    while port.get().is_none() && started.elapsed() < SIGN_OF_LIFE {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    port.get().copied()
+}
+
+/// Why a socket was not touched.
+pub(crate) const LEFT_ALONE: &str = "not asked: QEMU did not answer QMP, and a client that gives up would leave a dead entry in the socket's backlog";
 
 impl Group<'_> {
     fn ask(mut self, door: &Door) {
         if let Err((since, e)) = self.session(door) {
-            // What went wrong first is what every later question has to say too.
+            // What went wrong first is what every later question has to say too; and who else is on the socket may be why.
+            let others = match e {
+                QmpError::Busy | QmpError::NoGreeting => peer_of(&door.qmp(), Duration::from_millis(200)).text(),
+                _ => None,
+            };
+            let why = others.map_or_else(|| e.to_string(), |others| format!("{e}; {others}"));
             for name in std::mem::take(&mut self.wanted) {
-                self.out.without(&name, since, ProbeOutcome::from(&e), &e.to_string());
+                self.out.without(&name, since, ProbeOutcome::from(&e), &why);
             }
         }
     }
 
     fn session(&mut self, door: &Door) -> Result<(), (Instant, QmpError)> {
         let since = Instant::now();
-        let mut qmp = Session::open(door, GREETING).map_err(|e| (since, e))?;
+        let mut qmp = Session::open(door, self.greeting).map_err(|e| (since, e))?;
         self.json("qmp/greeting", since, &qmp.greeting().clone());
         self.query(&mut qmp, "qmp/query-status", &Query::Status)?;
+        self.query(&mut qmp, "qmp/query-chardev", &Query::Chardev)?;
+        let _ = self.port.set(Port::Unknown);
         self.query(&mut qmp, "qmp/query-blockstats.1", &Query::Blockstats)?;
         let first = Instant::now();
         self.virtqueues(&mut qmp, "qmp/virtqueues.1")?;
@@ -137,7 +177,7 @@ impl Group<'_> {
         match qmp.ask(query, ANSWER) {
             Ok(value) => {
                 if *query == Query::Chardev {
-                    let _ = self.port.set(agent_port_open(&value));
+                    let _ = self.port.set(agent_port(&value));
                 }
                 self.json(name, since, &value);
             }
@@ -238,9 +278,13 @@ impl Group<'_> {
 }
 
 /// Whether the guest has opened the agent's port, as `query-chardev` says of `qga0`.
-fn agent_port_open(chardevs: &Value) -> bool {
+fn agent_port(chardevs: &Value) -> Port {
     let qga = chardevs.as_array().into_iter().flatten().find(|c| c.get("label").and_then(Value::as_str).is_some_and(|l| l.starts_with("qga")));
-    qga.and_then(|c| c.get("frontend-open")).and_then(Value::as_bool).unwrap_or(true)
+    match qga.and_then(|c| c.get("frontend-open")).and_then(Value::as_bool) {
+        Some(true) => Port::Open,
+        Some(false) => Port::Closed,
+        None => Port::Unknown,
+    }
 }
 
 #[cfg(test)]
@@ -249,8 +293,8 @@ mod tests {
 
     #[test]
     fn a_port_that_the_guest_has_not_opened_is_seen() {
-        assert!(!agent_port_open(&json!([{"label": "charmonitor", "frontend-open": true}, {"label": "qga0", "frontend-open": false}])));
-        assert!(agent_port_open(&json!([{"label": "qga0", "frontend-open": true}])));
-        assert!(agent_port_open(&json!([])), "unknown is asked");
+        assert_eq!(agent_port(&json!([{"label": "charmonitor", "frontend-open": true}, {"label": "qga0", "frontend-open": false}])), Port::Closed);
+        assert_eq!(agent_port(&json!([{"label": "qga0", "frontend-open": true}])), Port::Open);
+        assert_eq!(agent_port(&json!([])), Port::Unknown);
     }
 }
