@@ -12,7 +12,7 @@ const fn ms(millis: u64) -> Duration {
 }
 
 /// Asking `/proc`, `/etc/pve` and the scope what is there. A part that hangs costs this much, once.
-pub const OBSERVE: Duration = ms(1_000);
+pub const OBSERVE: Duration = ms(1_100);
 /// All probes of a bundle, side by side. QEMU that says nothing for 3 s is proved silent within it.
 pub const CAPTURE: Duration = ms(4_500);
 /// All probes of `status`.
@@ -48,7 +48,7 @@ pub const QM_TERM: Duration = s(15);
 /// Until the wanted state is observed after a step.
 pub const OBSERVE_AFTER: Duration = s(2);
 /// One look at the VM: the process table, then QEMU.
-pub const LOOK: Duration = ms(1_000 + 500 + 2 * 800);
+pub const LOOK: Duration = ms(1_100 + 500 + 2 * 800);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
 

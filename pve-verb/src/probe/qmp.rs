@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// How long QEMU may take for its greeting (protocol, section 8: "no answer in 3 s"); `status` has no 3 s, and proves nothing.
 const GREETING: Duration = Duration::from_millis(3_000);
-const GREETING_STATUS: Duration = Duration::from_millis(1_800);
+const GREETING_STATUS: Duration = Duration::from_millis(1_200);
 /// How long it may take for one answer.
 const ANSWER: Duration = Duration::from_millis(1_000);
 /// How long a read waits for another read of ours.
