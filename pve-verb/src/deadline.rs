@@ -19,8 +19,10 @@ pub const CAPTURE: Duration = ms(4_500);
 pub const CAPTURE_STATUS: Duration = ms(1_400);
 /// How long QEMU may be silent before that is a fact (PROTOCOL.md, section 8).
 pub const QMP_SILENT: Duration = s(3);
+/// Waiting for a moment without a foreign client on the QMP socket.
+pub const PEERS: Duration = ms(1_000);
 /// Sealing a bundle on tmpfs: memory speed, but thousands of small writes on a loaded host.
-pub const SEAL: Duration = s(2);
+pub const SEAL: Duration = s(1);
 /// Carrying the bundle to disk.
 pub const CARRY: Duration = s(3);
 /// One audit record's way to disk; then it goes to the overflow.
@@ -59,7 +61,7 @@ mod tests {
 
     /// Until the bundle is preserved and the intent is durable.
     fn evidence() -> Duration {
-        OBSERVE + CAPTURE + SEAL + CARRY + OBSERVE + RECORD + WRITE
+        OBSERVE + CAPTURE + PEERS + OBSERVE + SEAL + CARRY + OBSERVE + RECORD + WRITE
     }
 
     /// From the last step to the receipt.

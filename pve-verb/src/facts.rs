@@ -2,16 +2,19 @@
 //! answer. Struct to struct; nothing here decides what is done.
 
 use proto::{QemuProcess, VmState, Vmid};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
-use crate::host;
+use crate::{deadline, host};
 use crate::operation::Operation;
 use crate::probe::Answer;
 use crate::probe::observe::{Observation, Process};
 use crate::procfs::{Proof, peer_of, unresponsive_proof};
 use crate::pve::Config;
 
+/// What counts as silent for [`deadline::QMP_SILENT`], give or take a clock's tick.
+const QMP_SILENT_MS: u64 = 2_950;
 /// Between the two samples of a full capture, at least.
 const WINDOW_MS: u64 = 1_000;
 
@@ -54,18 +57,29 @@ pub fn qmp(answers: &[Answer]) -> Option<Qmp> {
 pub fn prove_unresponsive(vmid: Vmid, before: &Observation, after: impl FnOnce() -> Observation, answers: &[Answer]) -> Option<(QemuProcess, String)> {
     let process = qemu(before)?;
     let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
-    let silent = greeting.outcome == proto::ProbeOutcome::TimedOut && greeting.ms >= 2_900;
-    if !silent {
-        return None;
-    }
-    let socket = host::qemu_server(vmid, "qmp");
-    if !peer_of(&socket, Duration::from_millis(300)).nobody() {
+    let silent = greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
+    if !silent || !nobody_else_on(&host::qemu_server(vmid, "qmp")) {
         return None;
     }
     let (first, second) = (before.main_thread.as_ref()?, after().main_thread?);
     let wall = Duration::from_millis(second.at_ms.saturating_sub(first.at_ms));
     let proof = unresponsive_proof(first, &second, wall)?;
     (second.process == process).then(|| (process, format!("no answer to QMP for {} ms, and {}", greeting.ms, words(&proof))))
+}
+
+/// Whether, at some moment within the time that is left for it, no foreign process was on the socket. PVE's own daemons come by
+/// every ten seconds and wait there for a while.
+fn nobody_else_on(socket: &Path) -> bool {
+    let until = Instant::now() + deadline::PEERS;
+    loop {
+        if peer_of(socket, Duration::from_millis(200)).nobody() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn words(proof: &Proof) -> String {

@@ -13,20 +13,24 @@ mod wrap;
 pub use usage::usage;
 use wrap::{escaped, paragraph};
 
+/// How many unanswered probes are named for one reason.
+const NAMED: usize = 3;
+
 /// Turns the events of one answer into text. It remembers what belongs to a later line: probes are counted, not listed.
 #[derive(Debug)]
 pub struct Renderer {
     colour: bool,
     verb: Option<Verb>,
     captured: usize,
-    missed: Vec<String>,
+    missed: Vec<(String, Vec<String>)>,
+    nothing_to_ask: usize,
     assessment: Option<Assessment>,
 }
 
 impl Renderer {
     /// A renderer; `terminal` says whether stdout is one.
     pub const fn new(terminal: bool) -> Self {
-        Self { colour: terminal, verb: None, captured: 0, missed: Vec::new(), assessment: None }
+        Self { colour: terminal, verb: None, captured: 0, missed: Vec::new(), nothing_to_ask: 0, assessment: None }
     }
 
     /// The lines for this event, each with its newline; none where it is kept for later. The last line for a receipt is exactly
@@ -89,20 +93,39 @@ impl Renderer {
                 return;
             }
             ProbeOutcome::TimedOut => "no answer in time",
-            ProbeOutcome::Unavailable => "not available",
+            ProbeOutcome::Unavailable => {
+                self.nothing_to_ask += 1;
+                return;
+            }
             ProbeOutcome::Failed => "failed",
         };
-        let detail = probe.detail.as_deref().map(|d| format!(": {}", escaped(d))).unwrap_or_default();
-        self.missed.push(format!("{} {how}{detail}", escaped(&probe.name)));
+        let why = probe.detail.as_deref().map_or_else(|| how.to_owned(), |d| format!("{how}: {}", escaped(d)));
+        match self.missed.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(escaped(&probe.name)),
+            None => self.missed.push((why, vec![escaped(&probe.name)])),
+        }
     }
 
-    /// One line for all that was captured, one for each probe that was not; equal reasons share a line.
+    /// What was captured and what had nobody to ask is counted; what did not answer is named, equal reasons together. The bundle's
+    /// summary has every name.
     fn probes(&mut self) -> String {
         let mut out = format!("{} {} of evidence captured.\n", self.captured, if self.captured == 1 { "piece" } else { "pieces" });
-        for missed in self.missed.drain(..) {
-            out.push_str(&paragraph("- ", &missed));
-        }
+        out.push_str(&self.unanswered());
         self.captured = 0;
+        out
+    }
+
+    fn unanswered(&mut self) -> String {
+        let mut out = String::new();
+        for (why, names) in self.missed.drain(..) {
+            let few: Vec<_> = names.iter().take(NAMED).map(String::as_str).collect();
+            let more = if names.len() > NAMED { format!(" and {} more", names.len() - NAMED) } else { String::new() };
+            out.push_str(&paragraph("- ", &format!("{}{more} {why}", few.join(", "))));
+        }
+        if self.nothing_to_ask > 0 && self.verb != Some(Verb::Status) {
+            out.push_str(&paragraph("- ", &format!("{} more had nothing to ask (see summary.txt)", self.nothing_to_ask)));
+        }
+        self.nothing_to_ask = 0;
         out
     }
 
@@ -142,9 +165,7 @@ impl Renderer {
             } else if body.outcome != Outcome::Done {
                 out.push_str(&paragraph("", &escaped(&body.message.next)));
             }
-            for missed in self.missed.drain(..) {
-                out.push_str(&paragraph("- ", &missed));
-            }
+            out.push_str(&self.unanswered());
         } else {
             if self.captured > 0 || !self.missed.is_empty() {
                 out.push_str(&self.probes());
