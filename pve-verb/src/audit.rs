@@ -74,26 +74,33 @@ impl Log {
             // Late or failed: the chain goes on from what is on tmpfs, and says so.
             let _ = self.learn(until);
         }
-        // Twice at most: the first carrying may find the disk's log damaged, and then the line follows the repair.
-        for attempt in [1, 2] {
-            let mut position = match self.push(kind, facts.clone(), until) {
-                Ok(pushed) => pushed,
-                // Not even tmpfs takes a line: straight to the disk.
-                Err(no_tmpfs) => return self.straight_to_disk(kind, facts, until).map_err(|no_disk| format!("{no_tmpfs}; {no_disk}")),
-            };
-            match self.carry(&position.head, until) {
-                Ok(Carried::Undone) if attempt == 1 => continue,
-                Ok(Carried::Undone) => return Err("the disk's log ended elsewhere twice".to_owned()),
-                Ok(Carried::Done { opened }) => {
-                    if opened && kind != Kind::Pruned {
-                        self.prune(until);
-                    }
-                }
-                Err(why) => position.degraded = Some(format!("the audit record {} is on tmpfs only: {why}", position.seq)),
-            }
-            return Ok(position);
+        // The first carrying may find the disk's log damaged; then the record is made anew behind the repair, once.
+        match self.push_and_carry(kind, &facts, until)? {
+            Some(position) => Ok(position),
+            None => self.push_and_carry(kind, &facts, until)?.ok_or_else(|| "the disk's log ended elsewhere twice".to_owned()),
         }
-        Err("the record was made twice, and neither stayed".to_owned())
+    }
+
+    /// None where the record did not stay in the chain.
+    fn push_and_carry(&mut self, kind: Kind, facts: &Map<String, Value>, until: Instant) -> Result<Option<Position>, String> {
+        let mut position = match self.push(kind, facts.clone(), until) {
+            Ok(pushed) => pushed,
+            // Not even tmpfs takes a line: straight to the disk.
+            Err(no_tmpfs) => {
+                let straight = self.straight_to_disk(kind, facts.clone(), until);
+                return straight.map(Some).map_err(|no_disk| format!("{no_tmpfs}; {no_disk}"));
+            }
+        };
+        match self.carry(&position.head, until) {
+            Ok(Carried::Undone) => return Ok(None),
+            Ok(Carried::Done { opened }) => {
+                if opened && kind != Kind::Pruned {
+                    self.prune(until);
+                }
+            }
+            Err(why) => position.degraded = Some(format!("the audit record {} is on tmpfs only: {why}", position.seq)),
+        }
+        Ok(Some(position))
     }
 
     /// Whether the log has the record that the caller says it saw; none where that can't be told within this time.

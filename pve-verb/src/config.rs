@@ -180,7 +180,7 @@ impl Config {
         Self::load_from(Path::new(path::CONFIG), 0)
     }
 
-    fn load_from(path: &Path, owner: u32) -> (Self, Option<String>) {
+    pub(crate) fn load_from(path: &Path, owner: u32) -> (Self, Option<String>) {
         let read = match trusted::read(path, owner, trusted::NOT_WRITABLE, MOST) {
             Ok(bytes) => String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned()),
             Err(Untrusted::Absent) => return (Self::default(), None),

@@ -65,7 +65,7 @@ fn chain_of(bytes: &[u8], signer: &Signer) -> Vec<Value> {
         let string = std::str::from_utf8(text).unwrap();
         let at = string.rfind(",\"sig\":").unwrap();
         let signature = Base64::decode_vec(value["sig"].as_str().unwrap()).unwrap();
-        assert!(verify_raw(signer.public(), &[b"pve-verb-log\n", string[..at].as_bytes()].concat(), &signature));
+        assert!(verify_raw(signer.public(), &[b"pve-verb-log\n", &string.as_bytes()[..at]].concat(), &signature));
         prev = line::hash(text).as_str().to_owned();
         all.push(value);
     }

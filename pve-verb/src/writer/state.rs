@@ -39,7 +39,12 @@ impl Root {
     pub(super) fn requests_prune(&self, keep: u32) -> io::Result<Reply> {
         let folder = self.path(path::REQUESTS);
         let mut all: Vec<(SystemTime, std::path::PathBuf)> = Vec::new();
-        for entry in std::fs::read_dir(&folder)? {
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Reply::Done {}),
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
             let ours = name.to_str().and_then(|n| n.strip_suffix(".json")).is_some_and(|id| id.parse::<RequestId>().is_ok());
