@@ -28,7 +28,7 @@ fn running() -> Observed {
 
 fn boots(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
-    assert_eq!(vm.guest("hostname; sudo -n id -u")?.lines(), ["devvm", "0"]);
+    assert_eq!(vm.guest("hostname; sudo -n id -u; su breakglass -c 'sudo -n id -u'")?.lines(), ["devvm", "0", "0"]);
     assert_eq!(vm.guest("grep -c /data /proc/mounts")?.text().trim(), "1");
     let info = vm.agent("guest-get-osinfo", Duration::from_secs(5))?;
     assert_eq!(info["id"], "devvm-lab");

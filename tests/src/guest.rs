@@ -177,6 +177,8 @@ fn fill_root(unpacked: &Path, root: &Path) -> Result<()> {
         }
     }
     symlink("bin/busybox", root.join("init")).context("link init")?;
+    // The guest agent keeps its state there.
+    symlink("/run", root.join("var/run")).context("link var/run")?;
     for program in ["usr/sbin/dropbear", "usr/sbin/qemu-ga"] {
         let from = unpacked.join(program);
         copy(&from, &root.join(program))?;

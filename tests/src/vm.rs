@@ -3,6 +3,8 @@
 //! It never touches `102.qmp`, which takes a single client and belongs to the programs under test.
 
 use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -68,7 +70,11 @@ impl Vm {
 
     /// Waits until the guest lets root in.
     pub fn wait_for_ssh(&self, deadline: Duration) -> Result<()> {
-        until("a login in the guest", deadline, || self.guest_within("true", Duration::from_secs(8)).ok().filter(|answer| answer.status == 0)).map(drop)
+        let started = Instant::now();
+        // A connection that is forwarded too early is not refused but left hanging, so ask for the banner first, briefly.
+        until("the guest's sshd", deadline, || banner().then_some(()))?;
+        let left = deadline.saturating_sub(started.elapsed());
+        until("a login in the guest", left, || self.guest_within("true", Duration::from_secs(8)).ok().filter(|answer| answer.status == 0)).map(drop)
     }
 
     /// Runs a command in the guest as root, at most for 30 s.
@@ -178,6 +184,13 @@ impl Vm {
         disk.and_then(|disk| disk["stats"]["wr_operations"].as_u64())
             .ok_or_else(|| Error::new("QEMU has no statistics of drive-scsi0", "Look at `query-blockstats`"))
     }
+}
+
+/// Whether something at the guest's SSH port greets like an sshd.
+fn banner() -> bool {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", 2222)) else { return false };
+    let mut start = [0; 4];
+    stream.set_read_timeout(Some(Duration::from_millis(400))).is_ok() && stream.read_exact(&mut start).is_ok() && start == *b"SSH-"
 }
 
 /// Whether a process is VM 102's QEMU, by the same signs as `qm`'s.
