@@ -171,6 +171,8 @@ pub fn scoped(args: &[String]) -> i32 {
     let Some((name, args)) = args.split_first() else {
         return 1;
     };
+    // What the daemon's files (a screen dump) get on a real host.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o027));
     let why = Command::new(name).args(args).exec();
     out::warn(&format!("{name}: {why}"));
     1
