@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Assessment, BundleName, KeyName, Origin, RequestId, Sha256Hex, Timestamp, Unit64, Unit200, VERSION, Verb, Vmid};
+use crate::{Assessment, BundleName, KeyName, Origin, Receipt, RequestId, Sha256Hex, Timestamp, Unit64, Unit200, VERSION, Verb, Vmid};
 
 /// One line of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,10 +40,8 @@ pub enum Body {
     /// A step of a mutation.
     Step(Step),
     /// The signed end; always last, exactly once.
-    Receipt(SignedReceipt),
+    Receipt(Receipt),
 }
-
-pub use crate::receipt::Receipt as SignedReceipt;
 
 /// The binary that answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

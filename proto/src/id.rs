@@ -203,7 +203,16 @@ mod tests {
 
     #[test]
     fn names_that_would_leave_their_folder_are_not_names() {
-        for bad in ["..", "../x", "", "a/b", "20261121T003000.123Z-cycle-1f0c9a2e/..", "20261121T003000.123Z-cycle-1F0C9A2E", "20261121T003000.123Z-reboot-1f0c9a2e", "20261321T003000.123Z-cycle-1f0c9a2e"] {
+        for bad in [
+            "..",
+            "../x",
+            "",
+            "a/b",
+            "20261121T003000.123Z-cycle-1f0c9a2e/..",
+            "20261121T003000.123Z-cycle-1F0C9A2E",
+            "20261121T003000.123Z-reboot-1f0c9a2e",
+            "20261321T003000.123Z-cycle-1f0c9a2e",
+        ] {
             assert!(bad.parse::<BundleName>().is_err(), "{bad:?}");
         }
         assert!("20261121T003000.123Z-cycle-1f0c9a2e".parse::<BundleName>().is_ok());
@@ -232,7 +241,12 @@ mod tests {
         let id = RequestId::from_random([0xff; 16]);
         assert_eq!(id.as_str(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
         assert!(id.as_str().parse::<RequestId>().is_ok());
-        for bad in ["FFFFFFFF-ffff-4fff-bfff-ffffffffffff", "ffffffffffff4fffbfffffffffffffff", "ffffffff-ffff-4fff-bfff-fffffffffffff", "ffffffff-ffff-4fff-bfff-ffffffffff\n"] {
+        for bad in [
+            "FFFFFFFF-ffff-4fff-bfff-ffffffffffff",
+            "ffffffffffff4fffbfffffffffffffff",
+            "ffffffff-ffff-4fff-bfff-fffffffffffff",
+            "ffffffff-ffff-4fff-bfff-ffffffffff\n",
+        ] {
             assert!(bad.parse::<RequestId>().is_err(), "{bad:?}");
         }
     }

@@ -120,7 +120,18 @@ mod tests {
         let table: Vec<_> = Outcome::ALL.into_iter().map(|o| (o.exit_code(), serde_json::to_string(&o).unwrap())).collect();
         assert_eq!(
             table.iter().map(|(n, s)| format!("{n} {}", s.trim_matches('"'))).collect::<Vec<_>>(),
-            ["0 done", "2 refused-request", "3 refused-policy", "4 refused-busy", "5 refused-evidence", "6 refused-precondition", "7 refused-host", "10 failed", "11 unknown", "70 internal"]
+            [
+                "0 done",
+                "2 refused-request",
+                "3 refused-policy",
+                "4 refused-busy",
+                "5 refused-evidence",
+                "6 refused-precondition",
+                "7 refused-host",
+                "10 failed",
+                "11 unknown",
+                "70 internal"
+            ]
         );
         assert!(Outcome::ALL.into_iter().all(|o| o.exit_code() != 255 && serde_json::to_string(&o).unwrap() == format!("\"{o}\"")));
     }

@@ -3,7 +3,10 @@
 use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Serialize};
 
-use crate::{BundleName, Code, KeyName, Message, Origin, Outcome, RequestId, Sha256Hex, Timestamp, Unit64, Unit200, VERSION, Verb, VmState, Vmid, Where, Witness};
+use crate::{
+    BundleName, Code, KeyName, Message, Origin, Outcome, RequestId, Sha256Hex, Timestamp, Unit64, Unit200, VERSION, Verb, VmState, Vmid,
+    Where, Witness,
+};
 
 /// The members that `receipt` has beyond every event's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

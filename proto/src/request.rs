@@ -82,8 +82,8 @@ impl Grant {
 impl FromStr for Grant {
     type Err = ();
     fn from_str(text: &str) -> Result<Self, ()> {
-        let good = (1..=MAX_GRANT).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        let good =
+            (1..=MAX_GRANT).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         if good { Ok(Self(text.to_owned())) } else { Err(()) }
     }
 }
@@ -305,13 +305,8 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let o = &self.options;
         write!(f, "{}", self.verb)?;
-        for (set, word) in [
-            (o.json, "--json"),
-            (o.inline, "--inline"),
-            (o.tar, "--tar"),
-            (o.dry_run, "--dry-run"),
-            (o.attach, "--attach"),
-        ] {
+        for (set, word) in [(o.json, "--json"), (o.inline, "--inline"), (o.tar, "--tar"), (o.dry_run, "--dry-run"), (o.attach, "--attach")]
+        {
             if set {
                 write!(f, " {word}")?;
             }

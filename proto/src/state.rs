@@ -94,7 +94,12 @@ mod tests {
 
     #[test]
     fn words_on_the_wire() {
-        for (state, word) in [(VmState::Running, "running"), (VmState::Qmp(RunState::IoError), "io-error"), (VmState::Survivor, "survivor"), (VmState::Qmp(RunState::GuestPanicked), "guest-panicked")] {
+        for (state, word) in [
+            (VmState::Running, "running"),
+            (VmState::Qmp(RunState::IoError), "io-error"),
+            (VmState::Survivor, "survivor"),
+            (VmState::Qmp(RunState::GuestPanicked), "guest-panicked"),
+        ] {
             assert_eq!(state.to_string(), word);
             assert_eq!(serde_json::from_value::<VmState>(word.into()).unwrap(), state);
         }

@@ -34,10 +34,7 @@ impl Timestamp {
             return None;
         }
         let part = |from: usize, to: usize| text.get(from..to);
-        let long = format!(
-            "{}-{}-{}:{}:{}",
-            part(0, 4)?, part(4, 6)?, part(6, 11)?, part(11, 13)?, part(13, 20)?
-        );
+        let long = format!("{}-{}-{}:{}:{}", part(0, 4)?, part(4, 6)?, part(6, 11)?, part(11, 13)?, part(13, 20)?);
         Self::parse(&long)
     }
 
@@ -106,7 +103,8 @@ impl From<Timestamp> for String {
 impl TryFrom<String> for Timestamp {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("\"{}\" is not a time such as 2026-11-21T00:30:00.123Z", crate::escape_cut(text.as_bytes(), 40)))
+        Self::parse(&text)
+            .ok_or_else(|| format!("\"{}\" is not a time such as 2026-11-21T00:30:00.123Z", crate::escape_cut(text.as_bytes(), 40)))
     }
 }
 
@@ -139,7 +137,16 @@ mod tests {
 
     #[test]
     fn other_spellings_are_not_times() {
-        for bad in ["", "2026-02-29T00:00:00.000Z", "2026-11-21T24:00:00.000Z", "2026-11-21 00:00:00.000Z", "2026-11-21T00:00:00Z", "2026-11-21T00:00:00.000+00:00", "2026-11-00T00:00:00.000Z", "1969-12-31T00:00:00.000Z"] {
+        for bad in [
+            "",
+            "2026-02-29T00:00:00.000Z",
+            "2026-11-21T24:00:00.000Z",
+            "2026-11-21 00:00:00.000Z",
+            "2026-11-21T00:00:00Z",
+            "2026-11-21T00:00:00.000+00:00",
+            "2026-11-00T00:00:00.000Z",
+            "1969-12-31T00:00:00.000Z",
+        ] {
             assert_eq!(Timestamp::parse(bad), None, "{bad}");
         }
         assert_eq!(Timestamp::from_unix_ms(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");

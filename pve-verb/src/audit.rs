@@ -147,7 +147,9 @@ impl Log {
     /// Drops the oldest segment if the log is too large: first the record that carries its last hash, then the file.
     fn prune(&mut self, until: Instant) {
         let left = until.saturating_duration_since(Instant::now());
-        let Ok(Reply::Oldest { oldest: Some(oldest) }) = self.disk.call(&Op::LogOldest { keep_bytes: self.keep_bytes }, &[], left) else { return };
+        let Ok(Reply::Oldest { oldest: Some(oldest) }) = self.disk.call(&Op::LogOldest { keep_bytes: self.keep_bytes }, &[], left) else {
+            return;
+        };
         let facts = json!({
             "segment": oldest.segment, "last_seq": oldest.last_seq, "last_hash": oldest.last_hash, "bytes": oldest.bytes,
         });

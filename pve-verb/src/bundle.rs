@@ -132,11 +132,7 @@ fn extras(captured: &Captured) -> [(&'static str, Vec<u8>); 2] {
 fn summary(captured: &Captured) -> String {
     let (authorised, seen) = (captured.locked().authorised(), captured.seen());
     let a = &seen.assessment;
-    let mut lines = vec![
-        format!("VM {} is {}: {}", authorised.vmid(), seen.state, a.code),
-        a.sentence.clone(),
-        String::new(),
-    ];
+    let mut lines = vec![format!("VM {} is {}: {}", authorised.vmid(), seen.state, a.code), a.sentence.clone(), String::new()];
     for finding in &a.findings {
         lines.push(format!("- {} [{}]", finding.text, finding.evidence.join(", ")));
     }
@@ -144,7 +140,12 @@ fn summary(captured: &Captured) -> String {
     lines.push(format!("Recommended: {advice}. {}", a.recommend.why));
     lines.push(String::new());
     lines.push("Not captured:".to_owned());
-    lines.extend(seen.answers.iter().filter(|p| p.outcome != ProbeOutcome::Captured).map(|p| format!("- {}: {}", p.name, p.detail.as_deref().unwrap_or("no reason given"))));
+    lines.extend(
+        seen.answers
+            .iter()
+            .filter(|p| p.outcome != ProbeOutcome::Captured)
+            .map(|p| format!("- {}: {}", p.name, p.detail.as_deref().unwrap_or("no reason given"))),
+    );
     lines.push(String::new());
     lines.join("\n")
 }

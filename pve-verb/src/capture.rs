@@ -10,8 +10,8 @@ use std::time::Instant;
 use crate::assess;
 use crate::helper::Job;
 use crate::lock::Locked;
-use crate::probe::{self, Answer, Set};
 use crate::probe::observe::{Observation, observe};
+use crate::probe::{self, Answer, Set};
 use crate::run::{Run, Stop};
 use crate::{deadline, facts, operation, preflight, screens};
 
@@ -71,13 +71,8 @@ pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
 fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<Answer> {
     let within = if set == Set::Status { deadline::CAPTURE_STATUS } else { deadline::CAPTURE };
     let screens = (set == Set::Full).then(screens::Folder::make).and_then(Result::ok);
-    let job = Job {
-        vmid,
-        set,
-        qemu: facts::qemu(before),
-        screens: screens.as_ref().map(|s| s.path().to_owned()),
-        request: run.id().to_string(),
-    };
+    let job =
+        Job { vmid, set, qemu: facts::qemu(before), screens: screens.as_ref().map(|s| s.path().to_owned()), request: run.id().to_string() };
     let mut answers = Vec::new();
     probe::gather(&job, Instant::now() + within, &mut |answer| {
         run.probed(&answer);

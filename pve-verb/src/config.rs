@@ -219,7 +219,10 @@ mod tests {
         let (config, degraded) = Config::load_from(Path::new("/nonexistent/config.toml"), 0);
         assert_eq!(degraded, None, "no file is no reason to be degraded");
         assert_eq!((config.limits.mutations_per_hour, config.limits.min_interval_s, config.limits.forensics_per_minute), (12, 10, 6));
-        assert_eq!((config.evidence.keep, config.evidence.keep_bytes.bytes(), config.evidence.autopsy), (50, 4_294_967_296, Autopsy::Wedged));
+        assert_eq!(
+            (config.evidence.keep, config.evidence.keep_bytes.bytes(), config.evidence.autopsy),
+            (50, 4_294_967_296, Autopsy::Wedged)
+        );
         assert_eq!((config.audit.keep_bytes.bytes(), config.host.qm.path()), (1_073_741_824, Path::new("/usr/sbin/qm")));
     }
 

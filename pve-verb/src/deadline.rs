@@ -16,7 +16,7 @@ pub const OBSERVE: Duration = ms(1_100);
 /// All probes of a bundle, side by side. QEMU that says nothing for 3 s is proved silent within it.
 pub const CAPTURE: Duration = ms(4_500);
 /// All probes of `status`.
-pub const CAPTURE_STATUS: Duration = ms(1_400);
+pub const CAPTURE_STATUS: Duration = ms(1_300);
 /// How long QEMU may be silent before that is a fact (PROTOCOL.md, section 8).
 pub const QMP_SILENT: Duration = s(3);
 /// Waiting for a moment without a foreign client on the QMP socket.
@@ -32,13 +32,13 @@ pub const WRITE: Duration = s(1);
 /// Looking for a caller's head in the log.
 pub const WITNESS: Duration = ms(300);
 /// Waiting for PVE's own lock on the VM's configuration before `reset`.
-pub const CONFIG_LOCK: Duration = s(2);
+pub const CONFIG_LOCK: Duration = s(1);
 /// Waiting for another of our own connections to QMP to end.
 pub const QMP_DOOR: Duration = ms(500);
 /// `system_reset` until its RESET event.
-pub const QMP_RESET: Duration = ms(2_500);
+pub const QMP_RESET: Duration = s(2);
 /// Opening a connection to QMP, or one short command on it, from the worker.
-pub const QMP_ASK: Duration = ms(800);
+pub const QMP_ASK: Duration = ms(700);
 /// After SIGKILL, until the process is gone. In state D it does not go; then it is a survivor.
 pub const DIES: Duration = s(5);
 /// `qm stop` before it gets SIGTERM. qemu-server 9.2.1 needs 72 s for a hung QEMU.
@@ -50,7 +50,7 @@ pub const QM_TERM: Duration = s(15);
 /// Until the wanted state is observed after a step.
 pub const OBSERVE_AFTER: Duration = s(2);
 /// One look at the VM: the process table, then QEMU.
-pub const LOOK: Duration = ms(1_100 + 500 + 2 * 800);
+pub const LOOK: Duration = ms(1_100 + 500 + 2 * 700);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
 
@@ -59,9 +59,14 @@ mod tests {
     use super::*;
     use proto::Verb;
 
+    /// Until the bundle is preserved; a QEMU that is silent is looked at once more.
+    fn preserved() -> Duration {
+        OBSERVE + CAPTURE + PEERS + OBSERVE + SEAL + CARRY
+    }
+
     /// Until the bundle is preserved and the intent is durable.
     fn evidence() -> Duration {
-        OBSERVE + CAPTURE + PEERS + OBSERVE + SEAL + CARRY + OBSERVE + RECORD + WRITE
+        preserved() + OBSERVE + RECORD + WRITE
     }
 
     /// From the last step to the receipt.
@@ -77,7 +82,7 @@ mod tests {
     fn evidence_fits_its_fifteen_seconds() {
         assert!(evidence() < s(15), "{:?}", evidence());
         assert!(QMP_SILENT + ms(1_000) < CAPTURE);
-        assert!(evidence() + RECORD <= published(Verb::Forensics));
+        assert!(preserved() + RECORD < published(Verb::Forensics));
         assert!(OBSERVE + CAPTURE_STATUS + ms(500) < published(Verb::Status));
         assert_eq!(LOOK, OBSERVE + QMP_DOOR + 2 * QMP_ASK);
     }

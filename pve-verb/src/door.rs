@@ -2,8 +2,8 @@
 //!
 //! Does not decide whether the caller may (policy.rs), and starts no process.
 
-use proto::{KeyName, Rejected, Request, RequestId, Vmid, VerbSet};
 use crate::spool::Binding;
+use proto::{KeyName, Rejected, Request, RequestId, VerbSet, Vmid};
 use serde::{Deserialize, Serialize};
 
 /// Who calls: the forced arguments of an `authorized_keys` line, or a person at the console.
@@ -95,10 +95,10 @@ pub struct Parsed {
 ///
 /// # Errors
 /// Where it is outside the grammar: where, and why.
-pub fn parse(arrival: Arrival) -> Result<Parsed, (Arrival, Rejected)> {
+pub fn parse(arrival: Arrival) -> Result<Parsed, Box<(Arrival, Rejected)>> {
     match Request::parse(&arrival.line) {
         Ok(request) => Ok(Parsed { arrival, request }),
-        Err(rejected) => Err((arrival, rejected)),
+        Err(rejected) => Err(Box::new((arrival, rejected))),
     }
 }
 

@@ -6,10 +6,14 @@ use proto::{Message, Outcome, Verb};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
+use crate::audit::Log;
 use crate::cli::{Cli, Command, LogCommand};
+use crate::config::Config;
+use crate::disk::Disk;
 use crate::door::{Arrival, Caller};
+use crate::sign::Signer;
 use crate::text::say;
-use crate::{helper, host, pipeline, spawn, text, worker, writer};
+use crate::{helper, host, pipeline, setup, spawn, text, worker, writer};
 
 /// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
 const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
@@ -29,8 +33,19 @@ pub fn run() -> u8 {
         Command::Stop(args) => by_hand(Verb::Stop, &args),
         Command::Start(args) => by_hand(Verb::Start, &args),
         Command::Cycle(args) => by_hand(Verb::Cycle, &args),
-        Command::Init => 0,
-        Command::Authorize(_) | Command::Check | Command::Log(LogCommand::Head) => todo!(),
+        Command::Init => admin(setup::init),
+        Command::Authorize(args) => {
+            let policy = setup::Policy {
+                key_name: args.key_name,
+                vmid: Some(args.vmid),
+                allow: Some(args.allow),
+                require_grant: args.require_grant,
+                from: args.from,
+            };
+            admin(|out| setup::authorize(&args.key, &policy, out, &mut std::io::stderr()))
+        }
+        Command::Check => check(),
+        Command::Log(LogCommand::Head) => admin(log_head),
         Command::Worker => quiet(worker::main()),
         Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),
         Command::ProbeGuest => helper::serve(helper::Kind::Guest),
@@ -74,7 +89,10 @@ fn serve(caller: Caller, line: Vec<u8>) -> u8 {
     match host::fresh_request_id() {
         Ok(fresh_id) => pipeline::serve(Arrival { caller, line, fresh_id }),
         Err(why) => {
-            refuse_host(&Message::new(format!("The kernel gave no random bytes ({why})."), "Use the host's console and look at the kernel's log."));
+            refuse_host(&Message::new(
+                format!("The kernel gave no random bytes ({why})."),
+                "Use the host's console and look at the kernel's log.",
+            ));
             Outcome::Internal.exit_code()
         }
     }
@@ -84,6 +102,24 @@ fn serve(caller: Caller, line: Vec<u8>) -> u8 {
 fn refuse_host(message: &Message) {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{}\nreceipt - - {}", text::refusal_text(message).trim_end(), Outcome::RefusedHost);
+}
+
+/// 0 where nothing is bad.
+fn check() -> u8 {
+    match setup::check(&mut std::io::stdout()) {
+        Ok(good) => u8::from(!good),
+        Err(_) => 1,
+    }
+}
+
+/// `log head`: head.json as it would be now.
+fn log_head(out: &mut dyn Write) -> Result<(), Message> {
+    let (config, _) = Config::load();
+    let head = Log::open(Disk::spawn(), Signer::load().ok(), config.audit.keep_bytes.bytes()).head();
+    let head = head.map_err(|why| {
+        Message::new(format!("The log's head is not known: {why}."), "Look at the disk of /var/log/pve-verb, then ask again.")
+    })?;
+    writeln!(out, "{}", head.trim_end()).map_err(|e| Message::new(format!("The head could not be printed: {e}."), "Ask again."))
 }
 
 fn admin(command: impl FnOnce(&mut dyn Write) -> Result<(), Message>) -> u8 {

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
-use crate::{deadline, host};
 use crate::operation::Operation;
 use crate::probe::Answer;
 use crate::probe::observe::{Observation, Process};
 use crate::procfs::{Proof, peer_of, unresponsive_proof};
 use crate::pve::Config;
+use crate::{deadline, host};
 
 /// What counts as silent for [`deadline::QMP_SILENT`], give or take a clock's tick.
 const QMP_SILENT_MS: u64 = 2_950;
@@ -54,7 +54,12 @@ pub fn qmp(answers: &[Answer]) -> Option<Qmp> {
 
 /// All conditions of "proved unresponsive" (PROTOCOL.md, section 8), or none: QEMU was silent for 3 s while the lock was ours,
 /// nobody else is on its socket, and its main thread is stopped, dead, in D, spinning, or was not scheduled for a second.
-pub fn prove_unresponsive(vmid: Vmid, before: &Observation, after: impl FnOnce() -> Observation, answers: &[Answer]) -> Option<(QemuProcess, String)> {
+pub fn prove_unresponsive(
+    vmid: Vmid,
+    before: &Observation,
+    after: impl FnOnce() -> Observation,
+    answers: &[Answer],
+) -> Option<(QemuProcess, String)> {
     let process = qemu(before)?;
     let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
     let silent = greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;

@@ -7,11 +7,11 @@ use proto::{Body, Event, Outcome, RequestId};
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Form};
+use crate::operation::{self, Finished};
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
 use crate::spool::{Follower, Next};
 use crate::text::say;
-use crate::operation::{self, Finished};
 use crate::{replay, worker};
 
 /// A worker makes its spool within milliseconds; a host this slow gets this long.
@@ -26,7 +26,7 @@ enum Found {
 }
 
 /// Serves a mutating request; gives the exit status.
-pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
+pub fn serve(run: Run, authorised: Authorised) -> u8 {
     let wanted = authorised.parsed().binding();
     let parsed = authorised.parsed();
     let options = parsed.request().options();
@@ -84,7 +84,7 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
     // Longer than any verb, shorter than for ever: a worker can't be alive and silent beyond its deadline.
     let until = Instant::now() + Duration::from_millis(authorised.verb().deadline_ms()) + Duration::from_secs(30);
     loop {
-        match follower.next() {
+        match follower.follow() {
             Next::Event(event) => {
                 let event = joined(*event, attached);
                 answer.event(&event);

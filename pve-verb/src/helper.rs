@@ -90,7 +90,9 @@ impl Helper {
             Ok(mut child) => {
                 helper.pipe = child.stdout.take();
                 // A job is smaller than a pipe's buffer: this does not block, whatever the child does.
-                let sent = serde_json::to_vec(job).map_err(std::io::Error::from).and_then(|line| child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(&line)));
+                let sent = serde_json::to_vec(job)
+                    .map_err(std::io::Error::from)
+                    .and_then(|line| child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(&line)));
                 helper.child = Some(child);
                 if let Err(e) = sent {
                     helper.end(format!("the probe helper did not take its job: {e}"));

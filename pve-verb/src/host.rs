@@ -1,8 +1,8 @@
 //! This host: where things are (constants, no override: the lab brings a host that has them), which node and boot this is,
 //! and the clocks. Reads files that never hang (`/proc/sys`, `/etc/hostname` at start-up); decides nothing.
 
-use proto::{Message, RequestId, Timestamp, Vmid};
 use crate::text::say;
+use proto::{Message, RequestId, Timestamp, Vmid};
 use rustix::time::{ClockId, clock_gettime};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
@@ -105,9 +105,7 @@ pub fn ready() -> Result<(), Message> {
     if !rustix::process::geteuid().is_root() {
         return Err(say::not_root());
     }
-    let root_only = |path: &str| {
-        std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o077 == 0)
-    };
+    let root_only = |path: &str| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o077 == 0);
     if !root_only(path::ETC) {
         return Err(say::not_set_up());
     }
@@ -115,9 +113,5 @@ pub fn ready() -> Result<(), Message> {
         // A folder that is there already is looked at below; any other error shows as its absence.
         let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     }
-    if root_only(path::RUN) {
-        Ok(())
-    } else {
-        Err(say::host_unfit("/run/pve-verb can't be made, or others than root may look into it"))
-    }
+    if root_only(path::RUN) { Ok(()) } else { Err(say::host_unfit("/run/pve-verb can't be made, or others than root may look into it")) }
 }

@@ -23,7 +23,9 @@ pub enum Killed {
 
 /// Kills it.
 pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Killed {
-    let Some(pid) = i32::try_from(proved.qemu.pid).ok().and_then(Pid::from_raw) else { return Killed::NotIt("its pid is no pid".to_owned()) };
+    let Some(pid) = i32::try_from(proved.qemu.pid).ok().and_then(Pid::from_raw) else {
+        return Killed::NotIt("its pid is no pid".to_owned());
+    };
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::SRCH) => return Killed::Gone,

@@ -41,7 +41,7 @@ pub mod replay;
 pub mod reset;
 pub mod run;
 pub mod screens;
-// pub mod setup;
+pub mod setup;
 pub mod sign;
 pub mod spawn;
 pub mod spool;

@@ -11,12 +11,12 @@ use crate::bundle::Preserved;
 use crate::capture::Unresponsive;
 use crate::kill::{self, Killed};
 use crate::preflight::{self, Plan};
+use crate::probe::observe::observe;
+use crate::pve::Config;
 use crate::qm;
 use crate::qmp::{Change, Door, InUse, Purpose, Session};
 use crate::run::{Run, Stop};
 use crate::text::say;
-use crate::probe::observe::observe;
-use crate::pve::Config;
 use crate::{deadline, reset};
 
 /// What was done to the VM, to be held against what is seen. Made by [`apply`] only.
@@ -103,7 +103,8 @@ fn second_half(run: &mut Run, done: &mut Mutated) {
         return;
     }
     start(run, done);
-    if done.report.trouble.is_some() && run.time_left() > Duration::from_secs(40) && stopped_within(done.vmid(), Duration::from_millis(100)) {
+    if done.report.trouble.is_some() && run.time_left() > Duration::from_secs(40) && stopped_within(done.vmid(), Duration::from_millis(100))
+    {
         done.report.trouble = None;
         start(run, done);
     }
@@ -169,7 +170,9 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
     };
     run.step_ended(StepName::Kill, began, outcome, Some(detail.clone()));
     match killed {
-        Killed::Gone if done.verb() == Verb::Stop && !matches!(done.preserved.seen().before.config, Config::Unreadable(_)) => stop(run, done),
+        Killed::Gone if done.verb() == Verb::Stop && !matches!(done.preserved.seen().before.config, Config::Unreadable(_)) => {
+            stop(run, done)
+        }
         Killed::Gone => {}
         Killed::Survives => done.report.trouble = Some(detail),
         // It came back to life or was replaced between the proof and now: then `qm stop` is right for it.

@@ -7,9 +7,9 @@ use proto::{KeyName, RequestId, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
-use crate::writer::{Op, Reply};
 use crate::host::path;
 use crate::run::Run;
+use crate::writer::{Op, Reply};
 use crate::{deadline, lock, spool::Binding};
 
 /// What operation.json says.

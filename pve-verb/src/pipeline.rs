@@ -24,7 +24,7 @@ pub fn serve(arrival: Arrival) -> u8 {
     let mut run = Run::begin(&arrival, Answer::to_caller(id, Form::Text));
     let parsed = match door::parse(arrival) {
         Ok(parsed) => parsed,
-        Err((arrival, rejected)) => return run.reject(&arrival, rejected),
+        Err(rejection) => return run.reject(&rejection.0, rejection.1),
     };
     run.understood(&parsed);
     match policy::authorise(parsed) {

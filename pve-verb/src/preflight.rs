@@ -93,12 +93,10 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
         }
     }
     // A running VM that is to be started is `already`, and that wins over a lock; whether it runs, QMP says later.
-    if let (Some(lock), true) = (&seen.lock, verb != Verb::Start || stopped) {
-        if !(lock == "suspended" && verb == Verb::Start) {
-            return Err(Stop::busy_pve(pve_lock(vmid, lock, seen), state));
-        }
+    match &seen.lock {
+        Some(lock) if verb != Verb::Start || (stopped && lock != "suspended") => Err(Stop::busy_pve(pve_lock(vmid, lock, seen), state)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// PVE's lock, with or without a live task.
@@ -119,10 +117,13 @@ fn rates(run: &Run, locked: &Locked) -> Result<(), Stop> {
     }
     let now = host::boot_ms();
     let limits = run.limits();
-    let at = |wait: std::time::Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
+    let at =
+        |wait: std::time::Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
     let message = match authorised.verb() {
         Verb::Reset | Verb::Stop | Verb::Cycle => match Rates::load().mutation_wait(key, &limits, now) {
-            Some(wait) if wait.as_secs() < u64::from(limits.min_interval_s) => Some(say::too_soon(u64::from(limits.min_interval_s), at(wait))),
+            Some(wait) if wait.as_secs() < u64::from(limits.min_interval_s) => {
+                Some(say::too_soon(u64::from(limits.min_interval_s), at(wait)))
+            }
             Some(wait) => Some(say::too_many(limits.mutations_per_hour, at(wait))),
             None => None,
         },
@@ -178,7 +179,9 @@ pub fn plan(preserved: &Preserved) -> Result<Plan, Stop> {
         Verb::Cycle if state == VmState::Stopped => Ok(Plan::Start),
         Verb::Stop | Verb::Cycle => match &preserved.seen().unresponsive {
             Some(proved) => Ok(Plan::Kill(proved.clone())),
-            None if matches!(preserved.seen().before.config, Config::Unreadable(_)) => precondition(say::pve_hung(authorised.verb(), "it did not answer")),
+            None if matches!(preserved.seen().before.config, Config::Unreadable(_)) => {
+                precondition(say::pve_hung(authorised.verb(), "it did not answer"))
+            }
             None => Ok(Plan::Stop),
         },
     }
@@ -193,7 +196,9 @@ pub fn again(preserved: &Preserved) -> Result<(), Stop> {
     let seen = observe(authorised.vmid(), deadline::OBSERVE);
     let accepted = preserved.seen().before.lock.as_deref();
     match &seen.lock {
-        Some(lock) if accepted != Some(lock.as_str()) => Err(Stop::busy_pve(pve_lock(authorised.vmid(), lock, &seen), preserved.seen().state)),
+        Some(lock) if accepted != Some(lock.as_str()) => {
+            Err(Stop::busy_pve(pve_lock(authorised.vmid(), lock, &seen), preserved.seen().state))
+        }
         _ => Ok(()),
     }
 }

@@ -176,7 +176,14 @@ impl Row {
             Some((stem, "txt" | "conf")) => (stem, "text/plain"),
             _ => (path.as_str(), "application/json"),
         };
-        Planned { name: stem.to_owned(), media_type, deadline: Duration::from_millis(self.ms), asker: self.asker, needs_vm: self.needs_vm, path: path.clone() }
+        Planned {
+            name: stem.to_owned(),
+            media_type,
+            deadline: Duration::from_millis(self.ms),
+            asker: self.asker,
+            needs_vm: self.needs_vm,
+            path: path.clone(),
+        }
     }
 }
 
@@ -302,13 +309,25 @@ mod tests {
         assert_eq!(plan.iter().map(|p| p.name.as_str()).collect::<BTreeSet<_>>().len(), plan.len());
         let mut demanded: Vec<String> = Vec::new();
         for (prefix, names, ending) in [
-            ("qmp/query-", "status block named-block-nodes block-jobs iothreads cpus-fast balloon migrate chardev blockstats.1 blockstats.2", ".json"),
+            (
+                "qmp/query-",
+                "status block named-block-nodes block-jobs iothreads cpus-fast balloon migrate chardev blockstats.1 blockstats.2",
+                ".json",
+            ),
             ("qmp/", "greeting.json virtqueues.1.json virtqueues.2.json registers.txt events.json", ""),
             ("console/", "screen-1.png screen-2.png serial.txt", ""),
-            ("process/", "identity.json cmdline.txt status.txt stat.txt io.txt limits.txt smaps_rollup.txt fds.txt threads.1.json threads.2.json", ""),
+            (
+                "process/",
+                "identity.json cmdline.txt status.txt stat.txt io.txt limits.txt smaps_rollup.txt fds.txt threads.1.json threads.2.json",
+                "",
+            ),
             ("guest/", "ping osinfo time fsinfo diskstats load vcpus", ".json"),
             ("pve/", "102.conf vmlist.json members.json ha.json lock.json tasks.txt storage.txt rrd", ""),
-            ("host/", "uptime loadavg pressure.1 pressure.2 meminfo vmstat diskstats.1 diskstats.2 mounts df kmsg journal lvs zpool", ".txt"),
+            (
+                "host/",
+                "uptime loadavg pressure.1 pressure.2 meminfo vmstat diskstats.1 diskstats.2 mounts df kmsg journal lvs zpool",
+                ".txt",
+            ),
         ] {
             demanded.extend(names.split(' ').map(|n| format!("{prefix}{n}{ending}")));
         }
@@ -327,7 +346,11 @@ mod tests {
     #[test]
     fn a_stopped_vm_is_not_asked_but_its_host_is() {
         let groups = |running| -> BTreeSet<String> {
-            [Asker::Guest, Asker::Host, Asker::Tool].into_iter().flat_map(|a| asked_of(a, Set::Full, Vmid::DEVVM, running)).filter_map(|p| Some(p.name.split_once('/')?.0.to_owned())).collect()
+            [Asker::Guest, Asker::Host, Asker::Tool]
+                .into_iter()
+                .flat_map(|a| asked_of(a, Set::Full, Vmid::DEVVM, running))
+                .filter_map(|p| Some(p.name.split_once('/')?.0.to_owned()))
+                .collect()
         };
         assert_eq!(groups(false).into_iter().collect::<Vec<_>>(), ["cgroup", "host", "pve"]);
         assert_eq!(groups(true).len(), 7);

@@ -85,7 +85,14 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     let (comm, rest) = rest.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let number = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
-    Some(Stat { comm: comm.to_owned(), state: fields.first()?.chars().next()?, utime: number(14)?, stime: number(15)?, threads: number(20)?, started: number(22)? })
+    Some(Stat {
+        comm: comm.to_owned(),
+        state: fields.first()?.chars().next()?,
+        utime: number(14)?,
+        stime: number(15)?,
+        threads: number(20)?,
+        started: number(22)?,
+    })
 }
 
 /// PVE's rule on a command line: argv[0] ends in `kvm` or is a `qemu-system-…`, and the value of `-pidfile` is this VM's, in either
@@ -162,7 +169,8 @@ fn identify(proc: &Path, pid: u32, vmid: Vmid) -> Result<Identity, String> {
     if stat.state == 'Z' {
         return Err(format!("process {pid} is a zombie"));
     }
-    let cmdline = read_capped(dir.join("cmdline"), 1024 * 1024).map_err(|e| format!("the command line of process {pid} could not be read: {e}"))?;
+    let cmdline =
+        read_capped(dir.join("cmdline"), 1024 * 1024).map_err(|e| format!("the command line of process {pid} could not be read: {e}"))?;
     let argv0 = is_qemu_of(&cmdline, vmid).ok_or_else(|| format!("process {pid} is not the QEMU of VM {vmid}"))?;
     Ok(Identity {
         pid,
@@ -218,14 +226,18 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
         }
         if stat.state == 'Z' {
             // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
-            let in_scope = read_text(format!("/proc/{pid}/cgroup")).is_ok_and(|t| t.lines().any(|l| l.strip_suffix(" (deleted)").unwrap_or(l) == scope_line));
-            return (in_scope && stat.threads > 1).then(|| format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1));
+            let in_scope = read_text(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|t| t.lines().any(|l| l.strip_suffix(" (deleted)").unwrap_or(l) == scope_line));
+            return (in_scope && stat.threads > 1).then(|| {
+                format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1)
+            });
         }
         if !on_this_host(pid) {
             return None;
         }
         let cmdline = read_capped(format!("/proc/{pid}/cmdline"), 1024 * 1024).ok()?;
-        is_qemu_of(&cmdline, vmid).map(|_| format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state))
+        is_qemu_of(&cmdline, vmid)
+            .map(|_| format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state))
     })
 }
 
@@ -253,7 +265,10 @@ mod tests {
     #[test]
     fn the_rule_for_the_vms_process_is_pves() {
         let line = |args: &[&str]| args.join("\0").into_bytes();
-        for good in [&["/usr/bin/kvm", "-id", "102", "-pidfile", "/var/run/qemu-server/102.pid", "-x"][..], &["qemu-system-x86_64", "-pidfile", "/run/qemu-server/102.pid"][..]] {
+        for good in [
+            &["/usr/bin/kvm", "-id", "102", "-pidfile", "/var/run/qemu-server/102.pid", "-x"][..],
+            &["qemu-system-x86_64", "-pidfile", "/run/qemu-server/102.pid"][..],
+        ] {
             assert!(is_qemu_of(&line(good), Vmid::DEVVM).is_some(), "{good:?}");
         }
         for bad in [

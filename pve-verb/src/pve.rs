@@ -103,7 +103,11 @@ pub fn volumes(config: &str) -> Vec<(String, String)> {
         bus.len() < key.len() && matches!(bus, "ide" | "sata" | "scsi" | "virtio" | "efidisk" | "tpmstate")
     };
     let volume = |v: &str| v.split(',').next().map(|v| v.trim_start_matches("file=").to_owned());
-    current(config).into_iter().filter(|(k, _)| disk(k)).filter_map(|(k, v)| Some((k.to_owned(), volume(v).filter(|v| v != "none")?))).collect()
+    current(config)
+        .into_iter()
+        .filter(|(k, _)| disk(k))
+        .filter_map(|(k, v)| Some((k.to_owned(), volume(v).filter(|v| v != "none")?)))
+        .collect()
 }
 
 /// Facts of a configuration that a judgement may name.
@@ -164,7 +168,13 @@ pub fn parse_upid(text: &str) -> Option<Task> {
     let fields: Vec<&str> = text.split(':').collect();
     let ["UPID", _, pid, started, _, kind, id, _, ..] = fields.as_slice() else { return None };
     let safe = |t: &str| proto::escape_cut(t.as_bytes(), 200);
-    Some(Task { upid: safe(text), pid: u32::from_str_radix(pid, 16).ok()?, started: u64::from_str_radix(started, 16).ok()?, kind: safe(kind), id: safe(id) })
+    Some(Task {
+        upid: safe(text),
+        pid: u32::from_str_radix(pid, 16).ok()?,
+        started: u64::from_str_radix(started, 16).ok()?,
+        kind: safe(kind),
+        id: safe(id),
+    })
 }
 
 /// The tasks of `tasks/active` that have no end yet: `UPID 0`.
@@ -200,7 +210,8 @@ mod tests {
 
     #[test]
     fn where_a_vm_is() {
-        let list = r#"{"version": 5, "ids": {"102": {"node": "pve", "type": "qemu", "version": 2}, "103": {"node": "pve", "type": "lxc"}}}"#;
+        let list =
+            r#"{"version": 5, "ids": {"102": {"node": "pve", "type": "qemu", "version": 2}, "103": {"node": "pve", "type": "lxc"}}}"#;
         assert_eq!(locate(list, "pve", Vmid::DEVVM), Config::Here);
         assert_eq!(locate(list, "other", Vmid::DEVVM), Config::Elsewhere("pve".into()));
         assert_eq!(locate(list, "pve", Vmid::try_from(103).unwrap()), Config::Missing);

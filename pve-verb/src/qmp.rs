@@ -67,7 +67,9 @@ pub struct VirtioPath(String);
 impl VirtioPath {
     /// Reads a path that QEMU gave.
     pub fn from_qemu(text: &str) -> Option<Self> {
-        let fits = text.len() <= 256 && text.starts_with("/machine/") && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_-.[]:".contains(&b));
+        let fits = text.len() <= 256
+            && text.starts_with("/machine/")
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_-.[]:".contains(&b));
         fits.then(|| Self(text.to_owned()))
     }
 }
@@ -327,7 +329,10 @@ impl<'door> Session<'door> {
             if let Some(error) = answer.get("error") {
                 return Err(qemu_error(error));
             }
-            return answer.get_mut("return").map(Value::take).ok_or_else(|| QmpError::Protocol("an answer with neither return nor error".to_owned()));
+            return answer
+                .get_mut("return")
+                .map(Value::take)
+                .ok_or_else(|| QmpError::Protocol("an answer with neither return nor error".to_owned()));
         }
     }
 }

@@ -39,7 +39,8 @@ impl Rates {
     pub fn mutation_wait(&self, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
         let past = self.mutations.get(key).map_or(&[][..], Vec::as_slice);
         let by_interval = past.iter().max().map(|last| last + u64::from(limits.min_interval_s) * 1000);
-        wait(past, limits.mutations_per_hour, HOUR_MS, now_ms).max(by_interval.and_then(|at| at.checked_sub(now_ms)).filter(|ms| *ms > 0).map(Duration::from_millis))
+        wait(past, limits.mutations_per_hour, HOUR_MS, now_ms)
+            .max(by_interval.and_then(|at| at.checked_sub(now_ms)).filter(|ms| *ms > 0).map(Duration::from_millis))
     }
 
     /// Whether this key may capture now; else how long until it may.

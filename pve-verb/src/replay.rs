@@ -4,14 +4,14 @@ use proto::{RequestId, Verb, VmState};
 
 use crate::operation;
 use crate::policy::Authorised;
+use crate::probe::observe::observe;
 use crate::run::{Run, Stop};
 use crate::spool::Binding;
 use crate::text::say;
-use crate::probe::observe::observe;
 use crate::{deadline, facts};
 
 /// Replays the stored answer: the same body with `replayed`, signed anew; its `audit` is the original's.
-pub fn finished(mut run: Run, stored: operation::Finished, wanted: &Binding) -> u8 {
+pub fn finished(run: Run, stored: operation::Finished, wanted: &Binding) -> u8 {
     let id = run.id().clone();
     if stored.binding != *wanted {
         return run.finish(Err(Stop::request(say::id_of_another_request(&id))));

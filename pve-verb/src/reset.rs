@@ -67,7 +67,8 @@ fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated) {
 /// PVE's own flock on the VM's configuration; freed on drop.
 fn config_lock(vmid: Vmid) -> Result<File, String> {
     let path = format!("/run/lock/qemu-server/lock-{vmid}.conf");
-    let file = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path).map_err(|e| format!("{path}: {e}"))?;
+    let file =
+        std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path).map_err(|e| format!("{path}: {e}"))?;
     let until = Instant::now() + deadline::CONFIG_LOCK;
     loop {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {

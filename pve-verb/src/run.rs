@@ -4,26 +4,29 @@
 //! Opening the audit record is the first thing that happens, and closing it the only way to a receipt.
 
 use base64ct::{Base64, Encoding};
-use proto::{Accepted, Binary, Body, Code, Message, Origin, Outcome, ReceiptBody, Rejected, RequestId, Step, StepName, StepOutcome, Timestamp, Verb, VmState};
+use proto::{
+    Accepted, Binary, Body, Code, Message, Origin, Outcome, ReceiptBody, Rejected, RequestId, Step, StepName, StepOutcome, Timestamp, Verb,
+    VmState,
+};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
 use crate::answer::Answer;
 use crate::audit::{Closing, Kind, Log, Record};
 use crate::config::Config;
+use crate::config::Limits;
 use crate::disk::Disk;
 use crate::door::{Arrival, Parsed};
 use crate::operation::{self, Finished, Operation};
 use crate::policy::Authorised;
-use crate::probe::Answer as Answered;
 use crate::preflight::Plan;
+use crate::probe::Answer as Answered;
 use crate::probe::observe::Observation;
-use crate::config::Limits;
 use crate::rate::Rates;
+use crate::receipt::{self, Facts};
 use crate::sign::Signer;
 use crate::text::say;
 use crate::verify::Verified;
-use crate::receipt::{self, Facts};
 use crate::{binary, deadline, host, lock, spool::Binding};
 
 /// With `--inline`: all artifacts together; what does not fit is in the bundle all the same.
@@ -368,7 +371,12 @@ impl Run {
 
     /// A mutation was killed half-way, and nobody told of it yet.
     pub fn note_interrupted(&mut self, operation: &Operation) {
-        self.degrade(format!("{} of request {} was killed half-way at an unknown step; its evidence is {}", operation.verb, operation.request_id, operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)));
+        self.degrade(format!(
+            "{} of request {} was killed half-way at an unknown step; its evidence is {}",
+            operation.verb,
+            operation.request_id,
+            operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)
+        ));
         let _ = self.append(Kind::Interrupted, json!({ "operation": operation }));
     }
 

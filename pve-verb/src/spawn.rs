@@ -95,11 +95,12 @@ pub fn reexec(subcommand: &'static str, stdin: Stdio, stdout: Stdio) -> io::Resu
 /// At the deadline its process group gets SIGKILL and is abandoned: it may be in state D, where waiting has no bound.
 pub fn tool(program: &'static str, args: &'static [&'static str], within: Duration, most: usize) -> ToolOutcome {
     let until = Instant::now() + within;
-    let mut child = match command(program).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn() {
-        Ok(child) => child,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return ToolOutcome::Unavailable(format!("{program} is not installed")),
-        Err(e) => return ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
-    };
+    let mut child =
+        match command(program).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn() {
+            Ok(child) => child,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return ToolOutcome::Unavailable(format!("{program} is not installed")),
+            Err(e) => return ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
+        };
     let pid = Pid::from_child(&child);
     let mut output = Stream::new(child.stdout.take(), most);
     let mut errors = Stream::new(child.stderr.take(), most);
@@ -165,7 +166,11 @@ mod tests {
 
     #[test]
     fn a_tool_gets_a_constant_environment_and_its_streams_are_apart() {
-        let ToolOutcome::Finished { status, output, errors, cut } = tool("/bin/sh", &["-c", "env; pwd; echo e >&2; exit 3"], Duration::from_secs(5), 1000) else { panic!() };
+        let ToolOutcome::Finished { status, output, errors, cut } =
+            tool("/bin/sh", &["-c", "env; pwd; echo e >&2; exit 3"], Duration::from_secs(5), 1000)
+        else {
+            panic!()
+        };
         assert_eq!((status, cut, errors.as_bytes()), (Some(3), false, b"e\n".as_slice()));
         let text = String::from_utf8(output.into_bytes()).unwrap();
         assert!(text.contains("LC_ALL=C\n") && text.ends_with("/\n") && !text.contains("HOME="), "{text}");
@@ -174,14 +179,22 @@ mod tests {
     #[test]
     fn a_late_tool_is_killed_with_its_children_and_what_it_said_is_kept() {
         let started = Instant::now();
-        let ToolOutcome::TimedOut { output } = tool("/bin/sh", &["-c", "echo first; sleep 60 & sleep 60"], Duration::from_millis(200), 1000) else { panic!() };
+        let ToolOutcome::TimedOut { output } =
+            tool("/bin/sh", &["-c", "echo first; sleep 60 & sleep 60"], Duration::from_millis(200), 1000)
+        else {
+            panic!()
+        };
         assert_eq!(output.as_bytes(), b"first\n");
         assert!(started.elapsed() < Duration::from_secs(2));
     }
 
     #[test]
     fn a_flood_is_cut_and_does_not_block_the_tool() {
-        let ToolOutcome::Finished { status, output, cut, .. } = tool("/bin/sh", &["-c", "head -c 3000000 /dev/zero"], Duration::from_secs(10), 1000) else { panic!() };
+        let ToolOutcome::Finished { status, output, cut, .. } =
+            tool("/bin/sh", &["-c", "head -c 3000000 /dev/zero"], Duration::from_secs(10), 1000)
+        else {
+            panic!()
+        };
         assert_eq!((status, output.as_bytes().len(), cut), (Some(0), 1000, true));
     }
 

@@ -91,7 +91,11 @@ impl Follower {
     /// Opens the spool of this id; none where there is none.
     pub fn open(id: &RequestId) -> Option<Self> {
         let fd = rustix::fs::open(path_of(id), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).ok()?;
-        let mut follower = Self { file: File::from(fd), pending: Vec::new(), binding: Binding { key_name: KeyName::console("-"), verb: Verb::Status, vmid: Vmid::DEVVM, dry_run: false } };
+        let mut follower = Self {
+            file: File::from(fd),
+            pending: Vec::new(),
+            binding: Binding { key_name: KeyName::console("-"), verb: Verb::Status, vmid: Vmid::DEVVM, dry_run: false },
+        };
         let first = follower.take_line()?;
         follower.binding = serde_json::from_slice(&first).ok()?;
         Some(follower)
@@ -112,7 +116,7 @@ impl Follower {
     }
 
     /// The next event, without waiting.
-    pub fn next(&mut self) -> Next {
+    pub fn follow(&mut self) -> Next {
         if let Some(event) = self.take_event() {
             return event;
         }

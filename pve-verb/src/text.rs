@@ -61,7 +61,9 @@ impl Renderer {
                 Ok((body, _)) => self.receipt(&body, receipt.sig.is_some()),
                 Err(why) => {
                     let said = format!("The answer's receipt could not be read ({why:?}).");
-                    paragraph("", &said) + &paragraph("", "Take the outcome as unknown and ask again with the same request id.") + "receipt - - unknown\n"
+                    paragraph("", &said)
+                        + &paragraph("", "Take the outcome as unknown and ask again with the same request id.")
+                        + "receipt - - unknown\n"
                 }
             },
         }
@@ -195,14 +197,21 @@ impl Renderer {
             out.push_str(&paragraph("Weaker: ", &escaped(item)));
         }
         if body.witness.as_ref().is_some_and(|w| w.ok == Some(false)) {
-            out.push_str(&paragraph("", &self.paint(false, "WARNING: the host's log no longer has the record that you hold. Run `pve-verb log verify` on the host.")));
+            out.push_str(&paragraph(
+                "",
+                &self
+                    .paint(false, "WARNING: the host's log no longer has the record that you hold. Run `pve-verb log verify` on the host."),
+            ));
         }
         if !signed {
             let why = body.unsigned_reason.as_deref().map(|w| format!(" ({})", escaped(w))).unwrap_or_default();
             out.push_str(&paragraph("", &format!("UNSIGNED{why}: take the outcome as unknown.")));
         }
         if let Some(n) = body.unreviewed.filter(|n| *n > 0) {
-            out.push_str(&paragraph("", &format!("{n} {} not reviewed yet (`pve-verb review`).", if n == 1 { "use is" } else { "uses are" })));
+            out.push_str(&paragraph(
+                "",
+                &format!("{n} {} not reviewed yet (`pve-verb review`).", if n == 1 { "use is" } else { "uses are" }),
+            ));
         }
         out + &last_line(body.audit.as_ref(), body.outcome)
     }
@@ -279,4 +288,3 @@ fn seconds(ms: u64) -> String {
 pub fn refusal_text(message: &proto::Message) -> String {
     paragraph("", &escaped(&message.what)) + &paragraph("", &escaped(&message.next))
 }
-

@@ -79,7 +79,13 @@ mod tests {
         let path = folder.path().join("f");
         assert_eq!(read(&path, me, PRIVATE, 9), Err(Untrusted::Absent));
         write(&path, "text").unwrap();
-        for (mode, forbidden, good) in [(0o600, PRIVATE, true), (0o640, PRIVATE, false), (0o644, NOT_WRITABLE, true), (0o664, NOT_WRITABLE, false), (0o602, NOT_WRITABLE, false)] {
+        for (mode, forbidden, good) in [
+            (0o600, PRIVATE, true),
+            (0o640, PRIVATE, false),
+            (0o644, NOT_WRITABLE, true),
+            (0o664, NOT_WRITABLE, false),
+            (0o602, NOT_WRITABLE, false),
+        ] {
             set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             assert_eq!(read(&path, me, forbidden, 9).is_ok(), good, "{mode:o}");
         }

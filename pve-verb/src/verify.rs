@@ -33,7 +33,14 @@ pub struct Verified {
 /// The end of `status`: what is seen is the answer.
 pub fn status(captured: Captured) -> Verified {
     let message = say::status(&captured.seen().assessment.sentence, &captured.seen().assessment.recommend.why);
-    Verified { outcome: Outcome::Done, message, already: false, state: captured.seen().state, qemu: facts::qemu(&captured.seen().before), touched: false }
+    Verified {
+        outcome: Outcome::Done,
+        message,
+        already: false,
+        state: captured.seen().state,
+        qemu: facts::qemu(&captured.seen().before),
+        touched: false,
+    }
 }
 
 /// The end of `forensics`: the bundle is the answer.
@@ -43,7 +50,14 @@ pub fn forensics(preserved: Preserved) -> Verified {
         let got = all.iter().filter(|a| a.outcome == proto::ProbeOutcome::Captured).count();
         say::captured(preserved.authorised().vmid(), got, all.len() - got)
     };
-    Verified { outcome: Outcome::Done, message, already: false, state: preserved.seen().state, qemu: facts::qemu(&preserved.seen().before), touched: false }
+    Verified {
+        outcome: Outcome::Done,
+        message,
+        already: false,
+        state: preserved.seen().state,
+        qemu: facts::qemu(&preserved.seen().before),
+        touched: false,
+    }
 }
 
 /// What is seen.
@@ -58,7 +72,8 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
         let state = done.preserved().seen().state;
         let verb = done.verb();
         let qemu = facts::qemu(&done.preserved().seen().before);
-        let message = if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
+        let message =
+            if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
         return Verified { outcome: Outcome::Done, message, already: done.report().already, state, qemu, touched: false };
     }
     let began = run.step_started(StepName::Observe);

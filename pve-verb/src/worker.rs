@@ -35,7 +35,7 @@ pub fn main() -> Result<(), String> {
     let mut bytes = Vec::new();
     std::io::stdin().take(MOST).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     let arrival: Arrival = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
-    let parsed = door::parse(arrival).map_err(|(_, rejected)| rejected.to_string())?;
+    let parsed = door::parse(arrival).map_err(|rejection| rejection.1.to_string())?;
     // Another worker has this id: the fronts follow that one.
     let spool = Spool::create(parsed.id(), &parsed.binding()).map_err(|e| e.to_string())?;
     let mut run = Run::begin(parsed.arrival(), Answer::to_spool(parsed.id().clone(), spool));

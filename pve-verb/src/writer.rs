@@ -226,7 +226,10 @@ pub(crate) fn serve(root: &Root, from: &mut impl Read, to: &mut impl Write) -> i
 /// Both lengths, then both parts.
 pub(crate) fn frame(header: &[u8], payload: &[u8]) -> io::Result<Vec<u8>> {
     let length = |bytes: &[u8], most: u32| {
-        u32::try_from(bytes.len()).ok().filter(|n| *n <= most).ok_or_else(|| io::Error::other("too long for one message to or from the writer"))
+        u32::try_from(bytes.len())
+            .ok()
+            .filter(|n| *n <= most)
+            .ok_or_else(|| io::Error::other("too long for one message to or from the writer"))
     };
     let (a, b) = (length(header, MOST_HEADER)?, length(payload, MOST_PAYLOAD)?);
     Ok([&a.to_be_bytes(), &b.to_be_bytes(), header, payload].concat())

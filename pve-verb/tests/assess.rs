@@ -88,9 +88,21 @@ fn every_code_has_two_cases_and_healthy_has_more() {
         *count.entry(judge(&case).0.code.to_string()).or_default() += 1;
     }
     let all = [
-        Code::Healthy, Code::BlockStalled, Code::QemuUnresponsive, Code::QmpUnavailable, Code::GuestUnresponsive, Code::GuestPanicked,
-        Code::GuestDiskFull, Code::GuestOom, Code::Paused, Code::Stopped, Code::Survivor, Code::Locked, Code::PveUnresponsive,
-        Code::Elsewhere, Code::Interrupted,
+        Code::Healthy,
+        Code::BlockStalled,
+        Code::QemuUnresponsive,
+        Code::QmpUnavailable,
+        Code::GuestUnresponsive,
+        Code::GuestPanicked,
+        Code::GuestDiskFull,
+        Code::GuestOom,
+        Code::Paused,
+        Code::Stopped,
+        Code::Survivor,
+        Code::Locked,
+        Code::PveUnresponsive,
+        Code::Elsewhere,
+        Code::Interrupted,
     ];
     let missing: BTreeSet<String> = all.iter().map(Code::to_string).filter(|c| count.get(c).copied().unwrap_or(0) < 2).collect();
     assert!(missing.is_empty(), "fewer than two cases: {missing:?}");
@@ -116,7 +128,12 @@ fn a_lost_artifact_never_makes_a_healthy_vm_ill() {
                 outcome: &|_| None,
                 facts: facts.clone(),
             });
-            assert!(part.recommend.verb.is_none() && (part.healthy || lost == "qmp/query-status.json"), "{} without {lost}: {}", case.display(), part.sentence);
+            assert!(
+                part.recommend.verb.is_none() && (part.healthy || lost == "qmp/query-status.json"),
+                "{} without {lost}: {}",
+                case.display(),
+                part.sentence
+            );
         }
     }
 }

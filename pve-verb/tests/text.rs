@@ -19,9 +19,17 @@ fn event(s: u64, body: Body) -> Event {
 
 fn accepted(verb: Verb, reason: Option<&str>) -> Body {
     Body::Accepted(Accepted {
-        verb, vmid: Vmid::DEVVM, node: "pve".into(), key_name: "agent".parse().unwrap(), key_fingerprint: None, origin: Origin::Model,
-        actor: Some("alice".to_owned().try_into().unwrap()), reason: reason.map(|r| r.to_owned().try_into().unwrap()),
-        deadline_ms: verb.deadline_ms(), binary: Binary { version: "0.1.0".into(), sha256: None }, attached: false,
+        verb,
+        vmid: Vmid::DEVVM,
+        node: "pve".into(),
+        key_name: "agent".parse().unwrap(),
+        key_fingerprint: None,
+        origin: Origin::Model,
+        actor: Some("alice".to_owned().try_into().unwrap()),
+        reason: reason.map(|r| r.to_owned().try_into().unwrap()),
+        deadline_ms: verb.deadline_ms(),
+        binary: Binary { version: "0.1.0".into(), sha256: None },
+        attached: false,
     })
 }
 
@@ -39,10 +47,38 @@ fn bundle() -> BundleName {
 
 fn body(verb: Option<Verb>, outcome: Outcome, message: Message, state_after: VmState) -> ReceiptBody {
     ReceiptBody {
-        v: VERSION, request_id: id(), verb, vmid: Vmid::DEVVM, node: "pve".into(), dry_run: false, key_name: "agent".parse().unwrap(), origin: Origin::Model,
-        actor: None, reason: None, outcome, exit_code: outcome.exit_code(), already: false, replayed: false, interrupted: false, state_before: VmState::Running, state_after,
-        qemu_before: None, qemu_after: None, assessment: None, bundle: None, preserved_where: None, manifest_sha256: None, degraded: vec![], message, started: at(0), finished: at(9),
-        audit: Some(AuditPosition { seq: 812, prev: Sha256Hex::zero(), head: Sha256Hex::from_bytes([0xab; 32]) }), witness: None, binary_sha256: None, unreviewed: Some(0), unsigned_reason: None,
+        v: VERSION,
+        request_id: id(),
+        verb,
+        vmid: Vmid::DEVVM,
+        node: "pve".into(),
+        dry_run: false,
+        key_name: "agent".parse().unwrap(),
+        origin: Origin::Model,
+        actor: None,
+        reason: None,
+        outcome,
+        exit_code: outcome.exit_code(),
+        already: false,
+        replayed: false,
+        interrupted: false,
+        state_before: VmState::Running,
+        state_after,
+        qemu_before: None,
+        qemu_after: None,
+        assessment: None,
+        bundle: None,
+        preserved_where: None,
+        manifest_sha256: None,
+        degraded: vec![],
+        message,
+        started: at(0),
+        finished: at(9),
+        audit: Some(AuditPosition { seq: 812, prev: Sha256Hex::zero(), head: Sha256Hex::from_bytes([0xab; 32]) }),
+        witness: None,
+        binary_sha256: None,
+        unreviewed: Some(0),
+        unsigned_reason: None,
     }
 }
 
@@ -61,32 +97,60 @@ fn stalled() -> Assessment {
 
 fn healthy() -> Assessment {
     let s = "VM 102 looks healthy: QEMU answers and says running, 132 block operations completed in 1.2 s.";
-    Assessment { code: Code::Healthy, healthy: true, sentence: s.into(), findings: vec![Finding { code: Code::Healthy, text: s.into(), evidence: vec!["qmp/query-status.json".into()] }], recommend: Recommendation { verb: None, why: "Nothing needs doing.".into() } }
+    Assessment {
+        code: Code::Healthy,
+        healthy: true,
+        sentence: s.into(),
+        findings: vec![Finding { code: Code::Healthy, text: s.into(), evidence: vec!["qmp/query-status.json".into()] }],
+        recommend: Recommendation { verb: None, why: "Nothing needs doing.".into() },
+    }
 }
 
 fn answers() -> Vec<(&'static str, bool, Vec<Event>)> {
     use {ProbeOutcome as P, StepOutcome as S};
-    let mut cycled = body(Some(Verb::Cycle), Outcome::Done, say::done(Verb::Cycle, Vmid::DEVVM, Some(QemuProcess { pid: 5123, started: 7 }), 4900), VmState::Running);
+    let mut cycled = body(
+        Some(Verb::Cycle),
+        Outcome::Done,
+        say::done(Verb::Cycle, Vmid::DEVVM, Some(QemuProcess { pid: 5123, started: 7 }), 4900),
+        VmState::Running,
+    );
     (cycled.bundle, cycled.preserved_where, cycled.unreviewed) = (Some(bundle()), Some(Where::Disk), Some(3));
     cycled.degraded = vec!["quorum could not be asked in time".into()];
     let cycle = vec![
         event(0, accepted(Verb::Cycle, Some("no answer over SSH for 5 minutes"))),
-        event(1, probe("qmp/query-status", P::Captured, None)), event(1, probe("qmp/query-block", P::Captured, None)),
-        event(1, probe("guest/ping", P::TimedOut, Some("no answer in 1 s"))), event(1, probe("host/zpool", P::Unavailable, Some("no such tool"))),
+        event(1, probe("qmp/query-status", P::Captured, None)),
+        event(1, probe("qmp/query-block", P::Captured, None)),
+        event(1, probe("guest/ping", P::TimedOut, Some("no answer in 1 s"))),
+        event(1, probe("host/zpool", P::Unavailable, Some("no such tool"))),
         event(3, Body::Assessment(stalled())),
         event(3, Body::Preserved(Preserved { bundle: bundle(), place: Where::Disk, manifest_sha256: Sha256Hex::zero(), degraded: vec![] })),
-        event(3, step(StepName::Preflight, S::Done, 20, None)), event(3, step(StepName::QmStop, S::Started, 0, None)), event(5, step(StepName::QmStop, S::Done, 1700, None)),
-        event(5, step(StepName::QmStart, S::Started, 0, None)), event(6, step(StepName::QmStart, S::TimedOut, 700, Some("qm said: x\x1b[2J"))), event(6, step(StepName::Observe, S::Done, 40, Some("QMP says running"))),
+        event(3, step(StepName::Preflight, S::Done, 20, None)),
+        event(3, step(StepName::QmStop, S::Started, 0, None)),
+        event(5, step(StepName::QmStop, S::Done, 1700, None)),
+        event(5, step(StepName::QmStart, S::Started, 0, None)),
+        event(6, step(StepName::QmStart, S::TimedOut, 700, Some("qm said: x\x1b[2J"))),
+        event(6, step(StepName::Observe, S::Done, 40, Some("QMP says running"))),
         event(7, receipt(&cycled)),
     ];
     let status = |a: Assessment, state| {
         let message = say::status(&a.sentence, &a.recommend.why);
-        vec![event(0, accepted(Verb::Status, None)), event(0, probe("qmp/query-status", P::Captured, None)), event(0, Body::Assessment(a)), event(0, receipt(&body(Some(Verb::Status), Outcome::Done, message, state)))]
+        vec![
+            event(0, accepted(Verb::Status, None)),
+            event(0, probe("qmp/query-status", P::Captured, None)),
+            event(0, Body::Assessment(a)),
+            event(0, receipt(&body(Some(Verb::Status), Outcome::Done, message, state))),
+        ]
     };
     let mut busy = body(None, Outcome::RefusedRequest, say::rejected(&Request::parse(b"reboot").unwrap_err()), VmState::Unknown);
     busy.audit = None;
-    let mut worst = body(Some(Verb::Stop), Outcome::Unknown, say::interrupted(Verb::Stop, Vmid::DEVVM, Some("qm-stop\n\x1b[31m"), Some(Verb::Stop)), VmState::Unresponsive);
-    (worst.replayed, worst.interrupted, worst.bundle, worst.preserved_where, worst.unreviewed) = (true, true, Some(bundle()), Some(Where::Tmpfs), Some(1));
+    let mut worst = body(
+        Some(Verb::Stop),
+        Outcome::Unknown,
+        say::interrupted(Verb::Stop, Vmid::DEVVM, Some("qm-stop\n\x1b[31m"), Some(Verb::Stop)),
+        VmState::Unresponsive,
+    );
+    (worst.replayed, worst.interrupted, worst.bundle, worst.preserved_where, worst.unreviewed) =
+        (true, true, Some(bundle()), Some(Where::Tmpfs), Some(1));
     worst.degraded = vec!["the disk did not take the bundle in 3 s".into(), "signing key missing".into()];
     worst.unsigned_reason = Some("no usable signing key".into());
     worst.witness = Some(WitnessAnswer { given: format!("9:{}", Sha256Hex::zero()).parse().unwrap(), ok: Some(false) });
@@ -96,9 +160,13 @@ fn answers() -> Vec<(&'static str, bool, Vec<Event>)> {
         event(2, Body::Receipt(Receipt { body: "not base64".into(), sig: None })),
     ];
     vec![
-        ("cycle-of-a-stalled-vm", false, cycle.clone()), ("cycle-on-a-terminal", true, cycle), ("status-healthy", false, status(healthy(), VmState::Running)),
-        ("status-stalled", false, status(stalled(), VmState::Running)), ("refused-before-a-record", false, vec![event(0, receipt(&busy))]),
-        ("everything-weak", false, vec![event(0, receipt(&worst))]), ("hostile-words", false, hostile),
+        ("cycle-of-a-stalled-vm", false, cycle.clone()),
+        ("cycle-on-a-terminal", true, cycle),
+        ("status-healthy", false, status(healthy(), VmState::Running)),
+        ("status-stalled", false, status(stalled(), VmState::Running)),
+        ("refused-before-a-record", false, vec![event(0, receipt(&busy))]),
+        ("everything-weak", false, vec![event(0, receipt(&worst))]),
+        ("hostile-words", false, hostile),
     ]
 }
 

@@ -39,7 +39,8 @@ pub fn hang(path: &str, how: Hang) -> Result<Hung> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
     let options = format!("fd={},rootmode=40755,user_id=0,group_id=0,allow_other", device.as_raw_fd());
     let options = std::ffi::CString::new(options).context("name the options of a mount")?;
-    mount("lab-hung", path, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str())).context(format!("mount a hung file system at {path}"))?;
+    mount("lab-hung", path, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
+        .context(format!("mount a hung file system at {path}"))?;
     let device = Arc::new(device);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let reader = (how == Hang::Uninterruptible).then(|| {
@@ -59,7 +60,9 @@ fn swallow(device: &File, stop: &std::sync::atomic::AtomicBool) {
             continue;
         }
         let Ok(length) = (&mut &*device).read(&mut request) else { return };
-        if let Some(answer) = greeting(&request[..length]) && (&mut &*device).write_all(&answer).is_err() {
+        if let Some(answer) = greeting(&request[..length])
+            && (&mut &*device).write_all(&answer).is_err()
+        {
             return;
         }
     }

@@ -28,7 +28,9 @@ fn every_option_in_its_place() {
         "forensics --tar".to_owned(),
         "forensics --bundle=20261121T003000.123Z-cycle-1f0c9a2e --json".to_owned(),
         format!("cycle --attach --request-id={ID}"),
-        format!("cycle --request-id={ID} --dry-run --origin=model --actor=claude --reason=disk%20stalled --witness=7:{hex} --grant=a-b_c.d"),
+        format!(
+            "cycle --request-id={ID} --dry-run --origin=model --actor=claude --reason=disk%20stalled --witness=7:{hex} --grant=a-b_c.d"
+        ),
         format!("status --witness=18446744073709551615:{hex}"),
         "start --reason=%c3%bcber".to_owned(),
     ] {
@@ -84,7 +86,15 @@ fn free_text_is_counted_before_decoding() {
 #[test]
 fn witnesses_have_one_spelling() {
     let hex = "0".repeat(64);
-    for bad in [format!("0:{hex}"), format!("01:{hex}"), format!("+1:{hex}"), format!("18446744073709551616:{hex}"), format!("1:{}", "A".repeat(64)), format!("1:{}", "0".repeat(63)), format!("1{hex}")] {
+    for bad in [
+        format!("0:{hex}"),
+        format!("01:{hex}"),
+        format!("+1:{hex}"),
+        format!("18446744073709551616:{hex}"),
+        format!("1:{}", "A".repeat(64)),
+        format!("1:{}", "0".repeat(63)),
+        format!("1{hex}"),
+    ] {
         assert!(bad.parse::<Witness>().is_err(), "{bad}");
     }
 }

@@ -39,8 +39,7 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
     if pair.first.completed_until(&pair.second)? > 0 {
         return None;
     }
-    let witnesses: Vec<Witness> =
-        [queue(&pair), in_flight(&pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
+    let witnesses: Vec<Witness> = [queue(&pair), in_flight(&pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
     let first = witnesses.first()?;
     let vm = e.vm();
     let mut evidence = vec!["qmp/query-status.json", "qmp/query-blockstats.1.json"];
@@ -49,7 +48,8 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
         evidence.push("the sample of the last status");
     }
     evidence.extend(witnesses.iter().flat_map(|w| w.evidence.iter().copied()));
-    let sentence = format!("{vm} is block-stalled: QEMU answers, but no block operation completed in {} although {}.", seconds(window), first.text);
+    let sentence =
+        format!("{vm} is block-stalled: QEMU answers, but no block operation completed in {} although {}.", seconds(window), first.text);
     let mut text = format!("0 block operations completed in {} on {}", seconds(window), devices(&pair));
     for w in &witnesses {
         text.push_str(&format!("; {}", w.text));
@@ -98,7 +98,12 @@ fn pair(e: &Evidence<'_>) -> Option<Pair> {
     }
     let previous = e.facts.previous.clone()?;
     // The counters of two processes have nothing to do with one another.
-    (previous.qemu.is_some() && previous.qemu == e.facts.qemu).then_some(Pair { first: previous, second: first, window_ms, same_call: false })
+    (previous.qemu.is_some() && previous.qemu == e.facts.qemu).then_some(Pair {
+        first: previous,
+        second: first,
+        window_ms,
+        same_call: false,
+    })
 }
 
 /// A request queue that QEMU took requests from and did not answer, in both samples.
@@ -117,7 +122,8 @@ fn queue(pair: &Pair) -> Option<Witness> {
                 .then(|| format!("request queue {} of {} holds {} in both samples", a.index, show(short(&a.device)), unanswered(b.inuse)))
         })
         .collect();
-    (!stuck.is_empty()).then(|| Witness { text: stuck.join(", "), evidence: both(pair, ["qmp/virtqueues.1.json", "qmp/virtqueues.2.json"]) })
+    (!stuck.is_empty())
+        .then(|| Witness { text: stuck.join(", "), evidence: both(pair, ["qmp/virtqueues.1.json", "qmp/virtqueues.2.json"]) })
 }
 
 fn unanswered(n: u64) -> String {
@@ -197,18 +203,23 @@ fn devices(pair: &Pair) -> String {
 /// Throttle limits and backend of each disk that has a medium.
 fn setting(e: &Evidence<'_>) -> Option<String> {
     let blocks = e.json("qmp/query-block.json")?;
-    let disks: Vec<String> = blocks.as_array()?.iter().filter_map(|block| {
-        let medium = block.get("inserted")?;
-        let limits: Vec<String> = ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"]
-            .into_iter()
-            .filter_map(|name| Some((name, medium.get(name)?.as_u64().filter(|n| *n > 0)?)))
-            .map(|(name, n)| format!("{name}={n}"))
-            .collect();
-        let limits = if limits.is_empty() { "no throttle limit".to_owned() } else { format!("throttle {}", limits.join(" ")) };
-        let word = |member: &str| medium.get(member).and_then(Value::as_str).map_or_else(|| "?".to_owned(), show);
-        let status = block.get("io-status").and_then(Value::as_str).map(|s| format!(", io-status {}", show(s))).unwrap_or_default();
-        Some(format!("{}: {limits}, backend {} {}{status}", show(&device_name(block)?), word("drv"), word("file")))
-    }).take(8).collect();
+    let disks: Vec<String> = blocks
+        .as_array()?
+        .iter()
+        .filter_map(|block| {
+            let medium = block.get("inserted")?;
+            let limits: Vec<String> = ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"]
+                .into_iter()
+                .filter_map(|name| Some((name, medium.get(name)?.as_u64().filter(|n| *n > 0)?)))
+                .map(|(name, n)| format!("{name}={n}"))
+                .collect();
+            let limits = if limits.is_empty() { "no throttle limit".to_owned() } else { format!("throttle {}", limits.join(" ")) };
+            let word = |member: &str| medium.get(member).and_then(Value::as_str).map_or_else(|| "?".to_owned(), show);
+            let status = block.get("io-status").and_then(Value::as_str).map(|s| format!(", io-status {}", show(s))).unwrap_or_default();
+            Some(format!("{}: {limits}, backend {} {}{status}", show(&device_name(block)?), word("drv"), word("file")))
+        })
+        .take(8)
+        .collect();
     (!disks.is_empty()).then(|| disks.join("; "))
 }
 

@@ -45,7 +45,8 @@ pub(super) fn guest_oom(e: &Evidence<'_>) -> Option<Row> {
     }
     let (path, events) = ["cgroup/memory.events.txt", "cgroup/memory.events"].into_iter().find_map(|p| Some((p, e.text(p)?)))?;
     let killed = oom_kills(&events).filter(|n| *n > 0)?;
-    let text = format!("The host's kernel killed {killed} of {vm}'s processes because their memory limit or the host's memory was used up.");
+    let text =
+        format!("The host's kernel killed {killed} of {vm}'s processes because their memory limit or the host's memory was used up.");
     let why = "Make room on the host first (host/meminfo.txt says who has its memory), then look again.";
     Some(Row::new(Code::GuestOom, text, &[path], None, why))
 }
@@ -91,7 +92,8 @@ pub(super) fn guest_unresponsive(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let (activity, _) = block::activity(e);
-    let text = format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen stands still; {activity}.", e.vm());
+    let text =
+        format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen stands still; {activity}.", e.vm());
     let paths = ["guest/ping", "qmp/query-chardev.json", "console/screen-1.png", "console/screen-2.png", "qmp/query-blockstats.1.json"];
     let why = "QEMU is fine and the guest is not: reset; if it comes back, cycle.";
     Some(Row::new(Code::GuestUnresponsive, text, &paths, Some(Verb::Reset), why))

@@ -13,7 +13,13 @@ pub(super) fn elsewhere(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let (vm, node) = (e.vm(), show(node));
-    Some(Row::new(Code::Elsewhere, format!("{vm} is not on this node: its configuration is on {node}."), &["pve/vmlist.json"], None, format!("Call pve-verb on {node}.")))
+    Some(Row::new(
+        Code::Elsewhere,
+        format!("{vm} is not on this node: its configuration is on {node}."),
+        &["pve/vmlist.json"],
+        None,
+        format!("Call pve-verb on {node}."),
+    ))
 }
 
 pub(super) fn survivor(e: &Evidence<'_>) -> Option<Row> {
@@ -104,11 +110,23 @@ pub(super) fn stopped(e: &Evidence<'_>) -> Option<Row> {
     let vm = e.vm();
     if e.facts.config == Some(Config::Missing) {
         let text = format!("No node of this cluster has a configuration of {vm}, and no process of it runs here.");
-        return Some(Row::new(Code::Stopped, text, &["pve/vmlist.json"], None, "Look for its backup, or for who removed it (pve/tasks.txt)."));
+        return Some(Row::new(
+            Code::Stopped,
+            text,
+            &["pve/vmlist.json"],
+            None,
+            "Look for its backup, or for who removed it (pve/tasks.txt).",
+        ));
     }
     let by = e.facts.stopped_by.as_deref().map(|by| format!(" ({})", show(by))).unwrap_or_default();
     let text = format!("{vm} is stopped: no process of it runs here{by}.");
-    Some(Row::new(Code::Stopped, text, &["process/identity", "pve/tasks.txt"], Some(Verb::Start), "Start it, unless somebody stopped it on purpose."))
+    Some(Row::new(
+        Code::Stopped,
+        text,
+        &["process/identity", "pve/tasks.txt"],
+        Some(Verb::Start),
+        "Start it, unless somebody stopped it on purpose.",
+    ))
 }
 
 pub(super) fn interrupted(e: &Evidence<'_>) -> Option<Row> {
@@ -128,7 +146,9 @@ fn completes(verb: Verb, step: Option<&str>, running: Option<bool>, status: Opti
         (_, Some(false)) => (Some(Verb::Start), "The VM is off and was to run: start completes it."),
         (_, _) if matches!(status, Some("prelaunch" | "paused")) => (Some(Verb::Start), "The guest does not run yet: start completes it."),
         (Verb::Start, Some(true)) => (None, "The VM runs, as was wanted: nothing is left to do."),
-        (Verb::Cycle, Some(true)) if ran_its_start && status == Some("running") => (None, "The VM runs again, as was wanted: nothing is left to do."),
+        (Verb::Cycle, Some(true)) if ran_its_start && status == Some("running") => {
+            (None, "The VM runs again, as was wanted: nothing is left to do.")
+        }
         (Verb::Reset, Some(true)) if status == Some("running") => (None, "The VM runs; if the guest is not back, reset again."),
         (Verb::Reset, _) => (Some(Verb::Reset), "Reset completes it."),
         (Verb::Cycle, _) => (Some(Verb::Cycle), "Cycle completes it."),

@@ -37,14 +37,28 @@ const fn advice(state: Option<RunState>) -> (&'static str, Option<Verb>, &'stati
             Some(Verb::Cycle),
             "Make room on the host's storage or repair it first (host/lvs.txt, host/zpool.txt, host/df.txt), then cycle; resumed before, it stops again.",
         ),
-        Some(S::InternalError) => ("KVM could not go on", Some(Verb::Cycle), "This process can't be resumed: cycle, and keep the bundle for a bug report."),
-        Some(S::Suspended) => ("the guest suspended itself to RAM", None, "On the host, `qm resume 102` wakes it without loss; reset boots it anew."),
-        Some(S::Prelaunch) => ("a reset or a start left it before its first instruction", Some(Verb::Start), "Nothing is wrong with it: start lets it run."),
-        Some(S::Shutdown) => ("the guest powered itself off and QEMU is still there", Some(Verb::Cycle), "qmeventd should have ended QEMU and did not: cycle."),
+        Some(S::InternalError) => {
+            ("KVM could not go on", Some(Verb::Cycle), "This process can't be resumed: cycle, and keep the bundle for a bug report.")
+        }
+        Some(S::Suspended) => {
+            ("the guest suspended itself to RAM", None, "On the host, `qm resume 102` wakes it without loss; reset boots it anew.")
+        }
+        Some(S::Prelaunch) => {
+            ("a reset or a start left it before its first instruction", Some(Verb::Start), "Nothing is wrong with it: start lets it run.")
+        }
+        Some(S::Shutdown) => (
+            "the guest powered itself off and QEMU is still there",
+            Some(Verb::Cycle),
+            "qmeventd should have ended QEMU and did not: cycle.",
+        ),
         Some(S::Paused) => ("somebody paused it", Some(Verb::Start), "pve/tasks.txt says who; start resumes it."),
         Some(S::Watchdog) => ("the guest's watchdog fired", Some(Verb::Reset), "The guest had stopped feeding its watchdog: reset."),
         Some(S::GuestPanicked) => ("the guest's kernel panicked", Some(Verb::Reset), "The guest's kernel is dead: reset."),
-        Some(S::Postmigrate) => ("it was migrated away", None, "Its memory went to another node: look there before anything is started here, or two run on one disk."),
+        Some(S::Postmigrate) => (
+            "it was migrated away",
+            None,
+            "Its memory went to another node: look there before anything is started here, or two run on one disk.",
+        ),
         Some(S::Inmigrate) => ("it waits for a migration to arrive", None, "Wait for the migration's end; pve/tasks.txt names its task."),
         Some(S::FinishMigrate) => ("a migration is in its last phase", None, "Wait for the migration's end; pve/tasks.txt names its task."),
         Some(S::SaveVm) => ("a snapshot of it is being written", None, "Wait for the snapshot's end; pve/tasks.txt names its task."),
@@ -52,7 +66,11 @@ const fn advice(state: Option<RunState>) -> (&'static str, Option<Verb>, &'stati
         Some(S::Debug) => ("a debugger holds it", None, "Ask who debugs it: detaching lets it run on."),
         Some(S::Colo) => ("it is a COLO replica", None, "PVE does not make such a VM: ask who did."),
         Some(S::Running) => ("it runs", None, "Nothing needs doing."),
-        None => ("a state that this version does not know", None, "QEMU's documentation of RunState says what it means; a newer pve-verb may know it."),
+        None => (
+            "a state that this version does not know",
+            None,
+            "QEMU's documentation of RunState says what it means; a newer pve-verb may know it.",
+        ),
     }
 }
 

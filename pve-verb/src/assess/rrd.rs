@@ -74,7 +74,9 @@ fn from_table(columns: &[Value], rows: &[Value]) -> Vec<Minute> {
     let cpu = place("cpu");
     let number = |row: &Value, at: usize| row.get(at).and_then(Value::as_f64).filter(|n| n.is_finite());
     rows.iter()
-        .filter_map(|row| Some(Minute { time: row.get(0)?.as_u64()?, diskwrite: number(row, diskwrite)?, cpu: cpu.and_then(|at| number(row, at)) }))
+        .filter_map(|row| {
+            Some(Minute { time: row.get(0)?.as_u64()?, diskwrite: number(row, diskwrite)?, cpu: cpu.and_then(|at| number(row, at)) })
+        })
         .collect()
 }
 

@@ -81,9 +81,21 @@ impl Sample {
 
 /// QEMU counts an operation when it ends: well, with an error, or refused as invalid.
 const COUNTERS: [&str; 15] = [
-    "rd_operations", "wr_operations", "flush_operations", "unmap_operations", "zone_append_operations",
-    "failed_rd_operations", "failed_wr_operations", "failed_flush_operations", "failed_unmap_operations", "failed_zone_append_operations",
-    "invalid_rd_operations", "invalid_wr_operations", "invalid_flush_operations", "invalid_unmap_operations", "invalid_zone_append_operations",
+    "rd_operations",
+    "wr_operations",
+    "flush_operations",
+    "unmap_operations",
+    "zone_append_operations",
+    "failed_rd_operations",
+    "failed_wr_operations",
+    "failed_flush_operations",
+    "failed_unmap_operations",
+    "failed_zone_append_operations",
+    "invalid_rd_operations",
+    "invalid_wr_operations",
+    "invalid_flush_operations",
+    "invalid_unmap_operations",
+    "invalid_zone_append_operations",
 ];
 
 fn operations(blockstats: &Value) -> Option<BTreeMap<String, u64>> {
@@ -114,7 +126,8 @@ pub(super) fn short(path: &str) -> &str {
 /// queues 0 (control) and 1 (events).
 fn queues(artifact: &Value) -> Vec<Queue> {
     let mut found = Vec::new();
-    let devices = ["virtio", "devices"].into_iter().find_map(|member| artifact.get(member)?.as_array()).map(Vec::as_slice).unwrap_or_default();
+    let devices =
+        ["virtio", "devices"].into_iter().find_map(|member| artifact.get(member)?.as_array()).map(Vec::as_slice).unwrap_or_default();
     for device in devices {
         let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
         let first = match name {

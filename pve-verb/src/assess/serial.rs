@@ -29,7 +29,12 @@ impl Console {
 
     /// The last line with one of these, of this QEMU process or of a log that does not contradict it.
     pub(super) fn last(&self, needles: &[&str]) -> Option<&str> {
-        self.lines.iter().rev().find(|l| needles.iter().any(|n| l.contains(n))).map(String::as_str).filter(|l| !self.of_an_earlier_process(l))
+        self.lines
+            .iter()
+            .rev()
+            .find(|l| needles.iter().any(|n| l.contains(n)))
+            .map(String::as_str)
+            .filter(|l| !self.of_an_earlier_process(l))
     }
 
     /// The last line with one of these that is news.

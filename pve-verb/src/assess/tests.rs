@@ -5,9 +5,22 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 const PATHS: [&str; 16] = [
-    "qmp/query-status.json", "qmp/query-block.json", "qmp/query-blockstats.1.json", "qmp/query-blockstats.2.json", "qmp/virtqueues.1.json",
-    "qmp/virtqueues.2.json", "qmp/query-iothreads.json", "qmp/query-chardev.json", "process/threads.1.json", "process/threads.2.json",
-    "guest/diskstats.json", "guest/fsinfo.json", "guest/ping.json", "console/serial.txt", "pve/rrd", "cgroup/memory.events",
+    "qmp/query-status.json",
+    "qmp/query-block.json",
+    "qmp/query-blockstats.1.json",
+    "qmp/query-blockstats.2.json",
+    "qmp/virtqueues.1.json",
+    "qmp/virtqueues.2.json",
+    "qmp/query-iothreads.json",
+    "qmp/query-chardev.json",
+    "process/threads.1.json",
+    "process/threads.2.json",
+    "guest/diskstats.json",
+    "guest/fsinfo.json",
+    "guest/ping.json",
+    "console/serial.txt",
+    "pve/rrd",
+    "cgroup/memory.events",
 ];
 
 /// One sound artifact for each path, so that mutations get past the first check.
@@ -31,11 +44,22 @@ const SOUND: [&str; 16] = [
 ];
 
 fn judge(artifacts: &BTreeMap<String, Vec<u8>>, facts: Facts) -> Assessment {
-    assess(&Evidence { artifact: &|path| artifacts.get(path).map(Vec::as_slice), outcome: &|_| Some((ProbeOutcome::TimedOut, None)), facts })
+    assess(&Evidence {
+        artifact: &|path| artifacts.get(path).map(Vec::as_slice),
+        outcome: &|_| Some((ProbeOutcome::TimedOut, None)),
+        facts,
+    })
 }
 
 fn facts() -> Facts {
-    Facts { running: Some(true), qmp: Some(Qmp::Answered), window_ms: Some(1200), now_unix_s: Some(300), qemu_age_s: Some(60), ..Facts::default() }
+    Facts {
+        running: Some(true),
+        qmp: Some(Qmp::Answered),
+        window_ms: Some(1200),
+        now_unix_s: Some(300),
+        qemu_age_s: Some(60),
+        ..Facts::default()
+    }
 }
 
 fn holds(assessment: &Assessment) -> Result<(), TestCaseError> {

@@ -124,7 +124,12 @@ impl Log {
         let unreviewed = unreviewed(end.unreviewed, &lines);
         held.remember(&DiskEnd { segment, length, torn: 0, seq: line.seq, head: line.hash.clone(), unreviewed });
         held.keep_what_is_not_on_disk();
-        Ok(Position { seq: line.seq, prev: line.prev, head: line.hash, degraded: Some("/run takes no audit records; they go to the disk alone".to_owned()) })
+        Ok(Position {
+            seq: line.seq,
+            prev: line.prev,
+            head: line.hash,
+            degraded: Some("/run takes no audit records; they go to the disk alone".to_owned()),
+        })
     }
 
     /// Asks the disk where its log ends.
@@ -172,7 +177,15 @@ impl Held<'_> {
 /// The first lines, up to [`BATCH`] bytes, at least one.
 fn batch(lines: &[Line]) -> &[Line] {
     let mut bytes = 0;
-    let n = lines.iter().take_while(|l| (bytes + l.text.len() <= BATCH || bytes == 0) && { bytes += l.text.len() + 1; true }).count();
+    let n = lines
+        .iter()
+        .take_while(|l| {
+            (bytes + l.text.len() <= BATCH || bytes == 0) && {
+                bytes += l.text.len() + 1;
+                true
+            }
+        })
+        .count();
     lines.get(..n).unwrap_or(lines)
 }
 
@@ -211,7 +224,11 @@ fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>
     let empty = DiskEnd { segment: 0, length: 0, torn: 0, seq: 0, head: Sha256Hex::zero(), unreviewed: Some(0) };
     let (end, torn_text, damaged) = match tail {
         None => (empty, String::new(), None),
-        Some(t) => (DiskEnd { segment: t.segment, length: t.length, torn: t.torn, seq: t.seq, head: t.hash, unreviewed: t.unreviewed }, t.torn_text, t.damaged),
+        Some(t) => (
+            DiskEnd { segment: t.segment, length: t.length, torn: t.torn, seq: t.seq, head: t.hash, unreviewed: t.unreviewed },
+            t.torn_text,
+            t.damaged,
+        ),
     };
     let raw: Vec<&[u8]> = overflow.split(|b| *b == b'\n').filter(|l| !l.is_empty()).collect();
     let lines: Vec<Line> = raw.iter().filter_map(|l| Line::read(l)).collect();
@@ -225,7 +242,8 @@ fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>
         Some(n) if chained => (lines.get(n..).unwrap_or_default().to_vec(), Vec::new()),
         _ => (Vec::new(), raw),
     };
-    let lost = expected.filter(|e| e.seq > end.seq || e.seq == end.seq && e.head != end.head).map(|e| json!({"seq": e.seq, "head": e.head}));
+    let lost =
+        expected.filter(|e| e.seq > end.seq || e.seq == end.seq && e.head != end.head).map(|e| json!({"seq": e.seq, "head": e.head}));
     let ahead = head.filter(|text| claimed_head(text).is_none_or(|(seq, hash)| seq > end.seq || seq == end.seq && hash != end.head));
     // A line that an abandoned writer half wrote is on tmpfs as a whole, and is written again.
     let half = pending.first().and_then(|l| l.text.get(..usize::try_from(end.torn).ok()?));
@@ -246,4 +264,3 @@ fn facts_of(value: Value) -> Map<String, Value> {
         other => [("what".to_owned(), other)].into_iter().collect(),
     }
 }
-

@@ -78,7 +78,13 @@ impl Line {
     }
 
     /// The next line of a chain that ends with `seq` and `head`.
-    pub(super) fn next((seq, head): (u64, Sha256Hex), boot_id: &str, kind: Kind, facts: Map<String, Value>, signer: Option<&Signer>) -> Result<Self, String> {
+    pub(super) fn next(
+        (seq, head): (u64, Sha256Hex),
+        boot_id: &str,
+        kind: Kind,
+        facts: Map<String, Value>,
+        signer: Option<&Signer>,
+    ) -> Result<Self, String> {
         let mut members = Map::new();
         let seq = seq.checked_add(1).ok_or("the log has no numbers left")?;
         for (name, value) in [

@@ -74,7 +74,10 @@ impl Record {
     /// The request was not in the grammar: what of it is kept.
     pub fn rejected(&mut self, raw: &[u8], position: usize, why: &str) {
         let kept = raw.get(..RAW).unwrap_or(raw);
-        self.fact("rejected", json!({"raw": proto::escape(kept), "bytes": raw.len(), "sha256": hash(raw), "position": position, "why": why}));
+        self.fact(
+            "rejected",
+            json!({"raw": proto::escape(kept), "bytes": raw.len(), "sha256": hash(raw), "position": position, "why": why}),
+        );
     }
 
     /// What is asked.

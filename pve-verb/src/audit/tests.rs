@@ -32,7 +32,11 @@ impl Host {
         self.root.path().join("var/log/pve-verb")
     }
     fn segments(&self) -> Vec<PathBuf> {
-        let mut all: Vec<_> = std::fs::read_dir(self.folder()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "jsonl")).collect();
+        let mut all: Vec<_> = std::fs::read_dir(self.folder())
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.extension().is_some_and(|e| e == "jsonl"))
+            .collect();
         all.sort();
         all
     }
@@ -350,7 +354,10 @@ fn a_rejected_request_is_kept_escaped_and_cut_and_a_grant_only_by_its_hash() {
     let rejected = &lines[0]["rejected"];
     assert_eq!((rejected["bytes"].as_u64(), rejected["sha256"].as_str()), (Some(326), Some(line::hash(&raw).as_str())));
     assert!(rejected["raw"].as_str().is_some_and(|r| r.starts_with("cycle\\nverb") && r.len() == 257));
-    assert_eq!((lines[1]["outcome"].as_str(), lines[1]["exit_code"].as_u64(), lines[1]["verb"].as_str()), (Some("done"), Some(0), Some("cycle")));
+    assert_eq!(
+        (lines[1]["outcome"].as_str(), lines[1]["exit_code"].as_u64(), lines[1]["verb"].as_str()),
+        (Some("done"), Some(0), Some("cycle"))
+    );
     assert!(!String::from_utf8(host.on_disk()).unwrap().contains("SECRET"));
 }
 

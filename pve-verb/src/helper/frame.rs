@@ -53,8 +53,19 @@ pub struct Reply {
 /// # Errors
 /// Where the worker has closed the pipe, or the header can't be made.
 pub fn write(out: &mut impl Write, planned: &Planned, reply: &Reply) -> io::Result<()> {
-    let content = reply.bytes.as_ref().map(|b| Content { path: planned.path.clone(), media_type: planned.media_type.to_owned(), bytes: b.as_bytes().len() });
-    let header = Header { name: reply.name.clone(), outcome: reply.outcome, ms: reply.ms, detail: reply.detail.clone(), artifact: content, facts: reply.facts.clone() };
+    let content = reply.bytes.as_ref().map(|b| Content {
+        path: planned.path.clone(),
+        media_type: planned.media_type.to_owned(),
+        bytes: b.as_bytes().len(),
+    });
+    let header = Header {
+        name: reply.name.clone(),
+        outcome: reply.outcome,
+        ms: reply.ms,
+        detail: reply.detail.clone(),
+        artifact: content,
+        facts: reply.facts.clone(),
+    };
     let header = serde_json::to_vec(&header)?;
     let length = u32::try_from(header.len()).map_err(io::Error::other)?;
     out.write_all(&length.to_be_bytes())?;
@@ -117,11 +128,17 @@ impl Incoming {
         let known = self.unanswered.iter().position(|p| p.name == header.name);
         let planned = match known {
             Some(at) => self.unanswered.remove(at),
-            None => return Err(format!("an answer to \"{}\", which was not asked or was answered", escape_cut(header.name.as_bytes(), 80))),
+            None => {
+                return Err(format!("an answer to \"{}\", which was not asked or was answered", escape_cut(header.name.as_bytes(), 80)));
+            }
         };
         let artifact = match header.artifact {
-            Some(a) if a.path != planned.path || a.media_type != planned.media_type => return Err(format!("{} at another path or of another type", planned.name)),
-            Some(_) if header.outcome != ProbeOutcome::Captured => return Err(format!("{} has an artifact and was not captured", planned.name)),
+            Some(a) if a.path != planned.path || a.media_type != planned.media_type => {
+                return Err(format!("{} at another path or of another type", planned.name));
+            }
+            Some(_) if header.outcome != ProbeOutcome::Captured => {
+                return Err(format!("{} has an artifact and was not captured", planned.name));
+            }
             Some(_) => Some(Artifact { path: planned.path, media_type: planned.media_type, bytes: Raw::new(bytes) }),
             None => None,
         };
@@ -143,7 +160,14 @@ mod tests {
 
     fn reply(name: &str, bytes: Option<&[u8]>) -> Reply {
         let outcome = if bytes.is_some() { ProbeOutcome::Captured } else { ProbeOutcome::Failed };
-        Reply { name: name.to_owned(), outcome, ms: 3, detail: Some("a\x1b[2J".to_owned()), bytes: bytes.map(|b| Raw::new(b.to_vec())), facts: Some(serde_json::json!({"equal": true})) }
+        Reply {
+            name: name.to_owned(),
+            outcome,
+            ms: 3,
+            detail: Some("a\x1b[2J".to_owned()),
+            bytes: bytes.map(|b| Raw::new(b.to_vec())),
+            facts: Some(serde_json::json!({"equal": true})),
+        }
     }
 
     fn framed(name: &str, bytes: Option<&[u8]>) -> Vec<u8> {
@@ -179,7 +203,12 @@ mod tests {
         assert!(twice.take().unwrap_err().contains("qmp/greeting"));
 
         let text = String::from_utf8(framed("qmp/greeting", Some(b"1"))[4..].to_vec()).unwrap();
-        for (from, to) in [("\"name\":\"qmp/greeting\"", "\"name\":\"../../etc/x\""), ("\"path\":\"qmp/greeting.json\"", "\"path\":\"../../etc/passwd\""), ("\"captured\"", "\"failed\""), ("\"bytes\":1", "\"bytes\":99999999999")] {
+        for (from, to) in [
+            ("\"name\":\"qmp/greeting\"", "\"name\":\"../../etc/x\""),
+            ("\"path\":\"qmp/greeting.json\"", "\"path\":\"../../etc/passwd\""),
+            ("\"captured\"", "\"failed\""),
+            ("\"bytes\":1", "\"bytes\":99999999999"),
+        ] {
             let text = text.replace(from, to);
             let header = text.strip_suffix('1').unwrap();
             let mut incoming = Incoming::new(planned());

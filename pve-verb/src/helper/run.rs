@@ -39,7 +39,14 @@ impl Outbox {
 
     /// An artifact.
     pub(crate) fn captured(&self, name: &str, since: Instant, bytes: Vec<u8>) {
-        self.put(Reply { name: name.to_owned(), outcome: ProbeOutcome::Captured, ms: ms(since), detail: None, bytes: Some(Raw::new(bytes)), facts: None });
+        self.put(Reply {
+            name: name.to_owned(),
+            outcome: ProbeOutcome::Captured,
+            ms: ms(since),
+            detail: None,
+            bytes: Some(Raw::new(bytes)),
+            facts: None,
+        });
     }
 
     /// A JSON artifact.
@@ -56,7 +63,14 @@ impl Outbox {
 
     /// Facts, with or without an artifact.
     pub(crate) fn facts(&self, name: &str, since: Instant, bytes: Option<Vec<u8>>, facts: Value) {
-        self.put(Reply { name: name.to_owned(), outcome: ProbeOutcome::Captured, ms: ms(since), detail: None, bytes: bytes.map(Raw::new), facts: Some(facts) });
+        self.put(Reply {
+            name: name.to_owned(),
+            outcome: ProbeOutcome::Captured,
+            ms: ms(since),
+            detail: None,
+            bytes: bytes.map(Raw::new),
+            facts: Some(facts),
+        });
     }
 }
 
@@ -88,7 +102,9 @@ pub(crate) fn all(planned: Vec<Planned>, tasks: Vec<Task>, out: &mut impl Write)
         let replies = match from.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(reply) => vec![reply],
             Err(RecvTimeoutError::Timeout) => late(&left, started),
-            Err(RecvTimeoutError::Disconnected) => left.iter().map(|p| unanswered(p, started, ProbeOutcome::Failed, "nobody answered")).collect(),
+            Err(RecvTimeoutError::Disconnected) => {
+                left.iter().map(|p| unanswered(p, started, ProbeOutcome::Failed, "nobody answered")).collect()
+            }
         };
         for reply in replies {
             let Some(at) = left.iter().position(|p| p.name == reply.name) else { continue };
@@ -120,7 +136,7 @@ fn fail(outbox: &Outbox, names: &[String], why: &str) {
 mod tests {
     use super::*;
     use crate::helper::frame::Incoming;
-    use crate::probe::{Set, asked_of, Asker};
+    use crate::probe::{Asker, Set, asked_of};
     use proto::Vmid;
     use std::time::Duration;
 
@@ -144,11 +160,14 @@ mod tests {
             got.push((answer.name, answer.outcome));
         }
         got.sort_by(|a, b| a.0.cmp(&b.0));
-        assert_eq!(got.iter().map(|(n, o)| (n.as_str(), *o)).collect::<Vec<_>>(), [
-            ("observe/process", ProbeOutcome::TimedOut),
-            ("observe/pve", ProbeOutcome::Failed),
-            ("observe/scan", ProbeOutcome::TimedOut),
-            ("observe/tasks", ProbeOutcome::Captured),
-        ]);
+        assert_eq!(
+            got.iter().map(|(n, o)| (n.as_str(), *o)).collect::<Vec<_>>(),
+            [
+                ("observe/process", ProbeOutcome::TimedOut),
+                ("observe/pve", ProbeOutcome::Failed),
+                ("observe/scan", ProbeOutcome::TimedOut),
+                ("observe/tasks", ProbeOutcome::Captured),
+            ]
+        );
     }
 }

@@ -81,7 +81,12 @@ pub fn read_screen(file: &ScreenFile) -> Result<Picture, String> {
 /// Answers with a screen, encoded; whether it is like the first one is a fact of the second.
 pub(crate) fn answer(out: &Outbox, name: &str, since: Instant, picture: &Picture, before: Option<&Picture>) {
     match encode_png(picture) {
-        Ok(bytes) => out.facts(name, since, Some(bytes), json!({"width": picture.width, "height": picture.height, "equal": before.map(|b| b == picture)})),
+        Ok(bytes) => out.facts(
+            name,
+            since,
+            Some(bytes),
+            json!({"width": picture.width, "height": picture.height, "equal": before.map(|b| b == picture)}),
+        ),
         Err(e) => out.without(name, since, ProbeOutcome::Failed, &e),
     }
 }
@@ -129,7 +134,17 @@ mod tests {
         let mut back = vec![0; 6];
         reader.next_frame(&mut back).unwrap();
         assert_eq!(back, b"abcdef");
-        for bad in [&b""[..], b"P5\n2 1\n255\nabcdef", b"P6\n2 1\n255\nabcde", b"P6\n2 1\n255\nabcdefg", b"P6\n0 1\n255\n", b"P6\n99999 99999\n255\n", b"P6\n4294967297 1\n255\nabc", b"P6\n2 1\n65535\nabcdef", b"P6\n-2 1\n255\nabcdef"] {
+        for bad in [
+            &b""[..],
+            b"P5\n2 1\n255\nabcdef",
+            b"P6\n2 1\n255\nabcde",
+            b"P6\n2 1\n255\nabcdefg",
+            b"P6\n0 1\n255\n",
+            b"P6\n99999 99999\n255\n",
+            b"P6\n4294967297 1\n255\nabc",
+            b"P6\n2 1\n65535\nabcdef",
+            b"P6\n-2 1\n255\nabcdef",
+        ] {
             assert!(parse_ppm(bad).is_err(), "{bad:?}");
         }
     }
@@ -143,7 +158,11 @@ mod tests {
 
     #[test]
     fn a_serial_console_with_somebody_on_it_is_left_alone() {
-        let row = |state| format!("Num RefCount\n0000: 00000002 00000000 00010000 0001 01 11 /var/run/qemu-server/102.serial0\n0000: 00000003 00000000 00000000 0001 {state} 12 /var/run/qemu-server/102.serial0\n");
+        let row = |state| {
+            format!(
+                "Num RefCount\n0000: 00000002 00000000 00010000 0001 01 11 /var/run/qemu-server/102.serial0\n0000: 00000003 00000000 00000000 0001 {state} 12 /var/run/qemu-server/102.serial0\n"
+            )
+        };
         let socket = Path::new("/run/qemu-server/102.serial0");
         assert!(in_use(&row("03"), socket));
         assert!(!in_use(&row("01"), socket));

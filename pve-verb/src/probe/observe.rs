@@ -106,7 +106,13 @@ fn assemble(answers: &[Answer]) -> Observation {
     let pve = part::<PvePart>(answers, "observe/pve");
     let tasks = part::<Vec<String>>(answers, "observe/tasks");
     let survivor = part::<Option<String>>(answers, "observe/scan");
-    let process = process.unwrap_or_else(|why| ProcessPart { process: Process::Unknown(why), pidfile_stale: None, scope: None, threads_d: Vec::new(), main_thread: None });
+    let process = process.unwrap_or_else(|why| ProcessPart {
+        process: Process::Unknown(why),
+        pidfile_stale: None,
+        scope: None,
+        threads_d: Vec::new(),
+        main_thread: None,
+    });
     let pve = pve.unwrap_or_else(|why| PvePart { config: Config::Unreadable(why.clone()), lock: None, quorum: None, ha: Ha::Unknown(why) });
     Observation {
         lock_task: pve.lock.as_ref().and_then(|_| tasks.as_ref().ok().map(|t| !t.is_empty())),
@@ -178,7 +184,8 @@ fn process_part(vmid: Vmid) -> ProcessPart {
     };
     let in_d = |pid| {
         let all = procfs::threads(pid).into_iter().filter(|t| t.state == "D");
-        all.map(|t| format!("{} ({}) in {}", proto::escape_cut(t.name.as_bytes(), 32), t.tid, proto::escape_cut(t.wchan.as_bytes(), 64))).collect()
+        all.map(|t| format!("{} ({}) in {}", proto::escape_cut(t.name.as_bytes(), 32), t.tid, proto::escape_cut(t.wchan.as_bytes(), 64)))
+            .collect()
     };
     let ours = matches!(process, Process::Running(_)) || pidfile_stale.as_deref().is_some_and(|why| why.ends_with("zombie"));
     ProcessPart {
@@ -213,7 +220,12 @@ mod tests {
     #[test]
     fn a_hung_etc_pve_does_not_hide_the_process() {
         let part = ProcessPart { process: Process::Absent, pidfile_stale: None, scope: Some(vec![]), threads_d: vec![], main_thread: None };
-        let seen = assemble(&[answer("observe/process", json!(part)), Answer::without("observe/pve", ProbeOutcome::TimedOut, 1000, "hung"), answer("observe/scan", json!(null)), answer("observe/tasks", json!([]))]);
+        let seen = assemble(&[
+            answer("observe/process", json!(part)),
+            Answer::without("observe/pve", ProbeOutcome::TimedOut, 1000, "hung"),
+            answer("observe/scan", json!(null)),
+            answer("observe/tasks", json!([])),
+        ]);
         assert_eq!((seen.process.clone(), &seen.config), (Process::Absent, &Config::Unreadable("hung".into())));
         assert_eq!((seen.quorum, &seen.ha), (None, &Ha::Unknown("hung".into())));
         assert!(seen.certainly_stopped());
@@ -229,7 +241,12 @@ mod tests {
 
     #[test]
     fn a_lock_is_owned_only_where_there_is_one_and_tasks_could_be_read() {
-        let part = |lock: Option<&str>| answer("observe/pve", json!(PvePart { config: Config::Here, lock: lock.map(str::to_owned), quorum: Some(true), ha: Ha::Unmanaged }));
+        let part = |lock: Option<&str>| {
+            answer(
+                "observe/pve",
+                json!(PvePart { config: Config::Here, lock: lock.map(str::to_owned), quorum: Some(true), ha: Ha::Unmanaged }),
+            )
+        };
         assert_eq!(assemble(&[part(Some("backup")), answer("observe/tasks", json!(["UPID:x"]))]).lock_task, Some(true));
         assert_eq!(assemble(&[part(Some("backup")), answer("observe/tasks", json!([]))]).lock_task, Some(false));
         assert_eq!(assemble(&[part(Some("backup"))]).lock_task, None);

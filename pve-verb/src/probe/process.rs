@@ -1,7 +1,7 @@
 //! The process and cgroup groups: QEMU as the kernel sees it. The one witness that a hung QEMU can't withhold.
 
-use super::host::{MOST, answer, file, sampled};
 use super::Planned;
+use super::host::{MOST, answer, file, sampled};
 use crate::helper::Job;
 use crate::helper::run::Task;
 use crate::host::qemu_server;
@@ -31,7 +31,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
                     let value = json!(identity);
                     out.facts("process/identity", since, serde_json::to_vec_pretty(&value).ok(), value);
                 }
-                Ok(other) => out.without("process/identity", since, ProbeOutcome::Failed, &format!("the process changed meanwhile: {other:?}")),
+                Ok(other) => {
+                    out.without("process/identity", since, ProbeOutcome::Failed, &format!("the process changed meanwhile: {other:?}"))
+                }
                 Err(e) => answer(out, "process/identity", since, Err(e)),
             }
         }));
@@ -45,7 +47,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     if wanted("process/cmdline") {
         tasks.push(Task::new(&["process/cmdline"], move |out| {
             let since = Instant::now();
-            let text = check(qemu).and_then(|()| read_capped(format!("/proc/{}/cmdline", qemu.pid), MOST)).map(|b| redact_cmdline(&b).into_bytes());
+            let text = check(qemu)
+                .and_then(|()| read_capped(format!("/proc/{}/cmdline", qemu.pid), MOST))
+                .map(|b| redact_cmdline(&b).into_bytes());
             answer(out, "process/cmdline", since, text);
         }));
     }
@@ -75,7 +79,9 @@ fn threads(qemu: QemuProcess) -> io::Result<Vec<u8>> {
     check(qemu)?;
     let at_ms = u64::try_from(crate::host::boottime().as_millis()).unwrap_or(u64::MAX);
     let threads = procfs::threads(qemu.pid);
-    Ok(serde_json::to_vec_pretty(&json!({"pid": qemu.pid, "started": qemu.started, "at_ms": at_ms, "ticks_per_second": 100, "threads": threads}))?)
+    Ok(serde_json::to_vec_pretty(
+        &json!({"pid": qemu.pid, "started": qemu.started, "at_ms": at_ms, "ticks_per_second": 100, "threads": threads}),
+    )?)
 }
 
 fn fds(pid: u32) -> io::Result<Vec<u8>> {

@@ -49,7 +49,11 @@ fn ha(vmid: Vmid, out: &Outbox) {
     }
     let text = |file: &str| read_text(format!("{PVE}/ha/{file}")).ok();
     let manager = text("manager_status").map(|t| serde_json::from_str::<Value>(&t).unwrap_or(Value::String(t)));
-    out.json("pve/ha", since, &json!({"vm": ha, "acts": ha.acts(), "resources": text("resources.cfg"), "manager_status": manager, "quorum": pve::quorum()}));
+    out.json(
+        "pve/ha",
+        since,
+        &json!({"vm": ha, "acts": ha.acts(), "resources": text("resources.cfg"), "manager_status": manager, "quorum": pve::quorum()}),
+    );
 }
 
 /// Both locks: the word in the configuration, and the flock that a running task holds.

@@ -9,8 +9,8 @@ use super::{Planned, Set, console, guest};
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
 use crate::host::qemu_server;
-use crate::qmp::{Door, Hmp, Purpose, QmpError, Query, ScreenFile, Session, VirtioPath};
 use crate::procfs::peer_of;
+use crate::qmp::{Door, Hmp, Purpose, QmpError, Query, ScreenFile, Session, VirtioPath};
 use proto::ProbeOutcome;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -45,7 +45,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     if planned.is_empty() {
         return Vec::new();
     }
-    let names = |groups: &[&str]| -> Vec<String> { planned.iter().map(|p| p.name.clone()).filter(|n| groups.iter().any(|g| n.starts_with(g))).collect() };
+    let names = |groups: &[&str]| -> Vec<String> {
+        planned.iter().map(|p| p.name.clone()).filter(|n| groups.iter().any(|g| n.starts_with(g))).collect()
+    };
     let (vmid, screens) = (job.vmid, job.screens.clone());
     let door = Door::take(vmid, &Purpose::Read(job.request.clone()), DOOR);
     let greeting = if job.set == Set::Status { GREETING_STATUS } else { GREETING };
@@ -113,7 +115,8 @@ pub(crate) fn sign_of_life(port: &OnceLock<Port>) -> Option<Port> {
 }
 
 /// Why a socket was not touched.
-pub(crate) const LEFT_ALONE: &str = "not asked: QEMU did not answer QMP, and a client that gives up would leave a dead entry in the socket's backlog";
+pub(crate) const LEFT_ALONE: &str =
+    "not asked: QEMU did not answer QMP, and a client that gives up would leave a dead entry in the socket's backlog";
 
 impl Group<'_> {
     fn ask(mut self, door: &Door) {
@@ -240,7 +243,13 @@ impl Group<'_> {
     }
 
     /// One screen. It is encoded on another thread: the next sample must not wait for that.
-    fn screen(&mut self, qmp: &mut Session<'_>, name: &'static str, file: &'static str, before: Option<Arc<console::Picture>>) -> Result<Option<Arc<console::Picture>>, (Instant, QmpError)> {
+    fn screen(
+        &mut self,
+        qmp: &mut Session<'_>,
+        name: &'static str,
+        file: &'static str,
+        before: Option<Arc<console::Picture>>,
+    ) -> Result<Option<Arc<console::Picture>>, (Instant, QmpError)> {
         if !self.take(name) {
             return Ok(None);
         }
@@ -279,7 +288,9 @@ impl Group<'_> {
     fn registers(&mut self, qmp: &mut Session<'_>) -> Result<(), (Instant, QmpError)> {
         let since = Instant::now();
         match qmp.ask(&Query::Human(Hmp::Registers), ANSWER) {
-            Ok(value) if self.take("qmp/registers") => self.out.captured("qmp/registers", since, value.as_str().unwrap_or_default().as_bytes().to_vec()),
+            Ok(value) if self.take("qmp/registers") => {
+                self.out.captured("qmp/registers", since, value.as_str().unwrap_or_default().as_bytes().to_vec())
+            }
             Ok(_) => {}
             Err(e) if e.is_answer() => self.declined("qmp/registers", since, &e),
             Err(e) => return Err((since, e)),
@@ -290,7 +301,8 @@ impl Group<'_> {
 
 /// Whether the guest has opened the agent's port, as `query-chardev` says of `qga0`.
 fn agent_port(chardevs: &Value) -> Port {
-    let qga = chardevs.as_array().into_iter().flatten().find(|c| c.get("label").and_then(Value::as_str).is_some_and(|l| l.starts_with("qga")));
+    let qga =
+        chardevs.as_array().into_iter().flatten().find(|c| c.get("label").and_then(Value::as_str).is_some_and(|l| l.starts_with("qga")));
     match qga.and_then(|c| c.get("frontend-open")).and_then(Value::as_bool) {
         Some(true) => Port::Open,
         Some(false) => Port::Closed,
@@ -304,7 +316,10 @@ mod tests {
 
     #[test]
     fn a_port_that_the_guest_has_not_opened_is_seen() {
-        assert_eq!(agent_port(&json!([{"label": "charmonitor", "frontend-open": true}, {"label": "qga0", "frontend-open": false}])), Port::Closed);
+        assert_eq!(
+            agent_port(&json!([{"label": "charmonitor", "frontend-open": true}, {"label": "qga0", "frontend-open": false}])),
+            Port::Closed
+        );
         assert_eq!(agent_port(&json!([{"label": "qga0", "frontend-open": true}])), Port::Open);
         assert_eq!(agent_port(&json!([])), Port::Unknown);
     }

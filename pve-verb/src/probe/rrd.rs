@@ -115,7 +115,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<serde_json::Map<String, Value>> {
                     // The head is the row that was written last; before it, in a ring, the older ones.
                     let row = (head % rows + rows - back) % rows;
                     let at = newest.checked_sub(back * step)?;
-                    let cells = table.get(row * width..(row + 1) * width)?.chunks_exact(8).filter_map(|b| Some(f64::from_ne_bytes(b.try_into().ok()?)));
+                    let cells = table
+                        .get(row * width..(row + 1) * width)?
+                        .chunks_exact(8)
+                        .filter_map(|b| Some(f64::from_ne_bytes(b.try_into().ok()?)));
                     Some(Value::Array(std::iter::once(json!(at)).chain(cells.map(|v| json!(v))).collect()))
                 })
                 .collect();
@@ -163,7 +166,10 @@ mod tests {
     #[test]
     fn the_ring_is_read_oldest_first() {
         let history = Value::Object(parse(&file()).unwrap());
-        assert_eq!(history.to_string(), r#"{"step":60,"last_update":1000,"columns":["diskread","diskwrite"],"rows":[[840,1.0,10.0],[900,2.0,20.0],[960,3.0,null]]}"#);
+        assert_eq!(
+            history.to_string(),
+            r#"{"step":60,"last_update":1000,"columns":["diskread","diskwrite"],"rows":[[840,1.0,10.0],[900,2.0,20.0],[960,3.0,null]]}"#
+        );
     }
 
     proptest! {

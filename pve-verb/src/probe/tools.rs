@@ -19,7 +19,11 @@ const TOOLS: [Tool; 5] = [
     Tool { name: "host/df", program: "/usr/bin/df", args: &["-P", "-k", "-T"] },
     Tool { name: "host/lvs", program: "/usr/sbin/lvs", args: &["--readonly", "-a", "-o", "+data_percent,metadata_percent"] },
     Tool { name: "host/zpool", program: "/usr/sbin/zpool", args: &["status", "-x"] },
-    Tool { name: "host/journal", program: "/usr/bin/journalctl", args: &["-b", "-n", "1000", "-o", "short-iso-precise", "--no-pager", "--utc"] },
+    Tool {
+        name: "host/journal",
+        program: "/usr/bin/journalctl",
+        args: &["-b", "-n", "1000", "-o", "short-iso-precise", "--no-pager", "--utc"],
+    },
     Tool { name: "pve/storage", program: "/usr/sbin/pvesm", args: &["status"] },
 ];
 
@@ -33,7 +37,9 @@ pub fn run_tools(until: Instant) -> Vec<Answer> {
     let left = until.saturating_duration_since(Instant::now());
     std::thread::scope(|scope| {
         let threads: Vec<_> = planned().into_iter().map(|p| (p.name.clone(), scope.spawn(move || run(&p, p.deadline.min(left))))).collect();
-        let ended = |(name, thread): (String, std::thread::ScopedJoinHandle<'_, Answer>)| thread.join().unwrap_or_else(|_| Answer::without(&name, ProbeOutcome::Failed, 0, "the probe panicked"));
+        let ended = |(name, thread): (String, std::thread::ScopedJoinHandle<'_, Answer>)| {
+            thread.join().unwrap_or_else(|_| Answer::without(&name, ProbeOutcome::Failed, 0, "the probe panicked"))
+        };
         threads.into_iter().map(ended).collect()
     })
 }
@@ -57,7 +63,12 @@ fn run(p: &Planned, within: Duration) -> Answer {
             let said = String::from_utf8_lossy(errors.as_bytes().get(..300).unwrap_or(errors.as_bytes())).trim().to_owned();
             Answer::without(&p.name, ProbeOutcome::Failed, ms, &format!("{} ended with {status}: {said}", which.program))
         }
-        ToolOutcome::TimedOut { .. } => Answer::without(&p.name, ProbeOutcome::TimedOut, ms, &format!("{} did not end within {} ms; abandoned", which.program, within.as_millis())),
+        ToolOutcome::TimedOut { .. } => Answer::without(
+            &p.name,
+            ProbeOutcome::TimedOut,
+            ms,
+            &format!("{} did not end within {} ms; abandoned", which.program, within.as_millis()),
+        ),
         ToolOutcome::Unavailable(why) => Answer::without(&p.name, ProbeOutcome::Unavailable, ms, &why),
     }
 }

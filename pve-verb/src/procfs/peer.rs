@@ -4,10 +4,10 @@
 //! (as `ss -x` does), and its holder found among `/proc/*/fd`. Where the kernel has no such diagnosis, the answer is "unknown".
 
 use super::read_text;
+use rustix::fs::{major, minor};
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 use serde::{Deserialize, Serialize};
-use rustix::fs::{major, minor};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -58,7 +58,10 @@ pub fn peer_of(socket: &Path, within: Duration) -> Peers {
     };
     // By the file's inode, not by its name: a container, or a test in a namespace of its own, may have a socket of the same name.
     let file = match std::fs::metadata(socket) {
-        Ok(meta) => File { inode: u32::try_from(meta.ino() & u64::from(u32::MAX)).unwrap_or(0), device: (major(meta.dev()) << 20) | minor(meta.dev()) },
+        Ok(meta) => File {
+            inode: u32::try_from(meta.ino() & u64::from(u32::MAX)).unwrap_or(0),
+            device: (major(meta.dev()) << 20) | minor(meta.dev()),
+        },
         Err(_) => return Peers::Known(Vec::new()),
     };
     let clients = clients_of(&table, file);
@@ -126,7 +129,8 @@ fn holders(until: Instant) -> Option<(HashMap<u32, u32>, Vec<u32>)> {
         }
         let Ok(fds) = std::fs::read_dir(entry.path().join("fd")) else { continue };
         for fd in fds.flatten() {
-            let inode = std::fs::read_link(fd.path()).ok().and_then(|t| t.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            let inode =
+                std::fs::read_link(fd.path()).ok().and_then(|t| t.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             if let Some(inode) = inode {
                 by_inode.entry(inode).or_insert(pid);
             }
@@ -171,7 +175,9 @@ fn parse(mut bytes: &[u8], table: &mut Vec<Entry>) -> std::io::Result<bool> {
         let message = bytes.get(16..length).unwrap_or_default();
         match kind {
             DONE => return Ok(true),
-            ERROR => return Err(std::io::Error::from_raw_os_error(i32::try_from(u32_at(message, 0).unwrap_or(0).wrapping_neg()).unwrap_or(0))),
+            ERROR => {
+                return Err(std::io::Error::from_raw_os_error(i32::try_from(u32_at(message, 0).unwrap_or(0).wrapping_neg()).unwrap_or(0)));
+            }
             _ => table.extend(entry(message)),
         }
         bytes = bytes.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();

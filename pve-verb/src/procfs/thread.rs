@@ -167,7 +167,14 @@ mod tests {
     use super::*;
 
     fn look(state: &str, switches: u64, ticks: u64) -> MainThread {
-        MainThread { process: QemuProcess { pid: 9, started: 5 }, at_ms: 0, state: state.into(), wchan: "folio_wait_bit".into(), switches: Some(Count { voluntary: switches, nonvoluntary: 0 }), ticks }
+        MainThread {
+            process: QemuProcess { pid: 9, started: 5 },
+            at_ms: 0,
+            state: state.into(),
+            wchan: "folio_wait_bit".into(),
+            switches: Some(Count { voluntary: switches, nonvoluntary: 0 }),
+            ticks,
+        }
     }
 
     #[test]

@@ -59,7 +59,9 @@ fn redact_members(text: &str) -> String {
 
 /// The string (or bare word) at the start of the text, quotes and escapes with it.
 fn json_value(text: &str) -> &str {
-    let Some(open) = text.find('"').filter(|&at| text[..at].trim().is_empty()) else { return &text[..text.find([',', '}']).unwrap_or(text.len())] };
+    let Some(open) = text.find('"').filter(|&at| text[..at].trim().is_empty()) else {
+        return &text[..text.find([',', '}']).unwrap_or(text.len())];
+    };
     let mut escaped = false;
     for (at, c) in text.char_indices().skip_while(|(at, _)| *at <= open) {
         match c {
@@ -103,7 +105,14 @@ mod tests {
         let text = "ciuser: joe\ncipassword: $5$hunter2\nargs: -object secret,id=s0,data=hunter2 -spice password=hunter2 -vnc :1,password=on\n[PENDING]\ncipassword: hunter2\n[snap]\nscsi0: iscsi://joe%hunter2@10.0.0.1/x,size=1G\nnet0: virtio=AA:BB,bridge=vmbr0\n";
         let out = redact_config(text);
         assert!(!out.contains("hunter2"), "{out}");
-        for kept in ["ciuser: joe\n", "id=s0", "password=on", "[PENDING]\n", "iscsi://joe%(redacted)@10.0.0.1/x,size=1G", "net0: virtio=AA:BB,bridge=vmbr0\n"] {
+        for kept in [
+            "ciuser: joe\n",
+            "id=s0",
+            "password=on",
+            "[PENDING]\n",
+            "iscsi://joe%(redacted)@10.0.0.1/x,size=1G",
+            "net0: virtio=AA:BB,bridge=vmbr0\n",
+        ] {
             assert!(out.contains(kept), "{kept} in {out}");
         }
     }

@@ -52,7 +52,12 @@ impl Door {
         let until = Instant::now() + wait;
         let failed = |e: Errno| InUse { by: format!("nobody, but its lock in {} can't be taken: {e}", locks.display()) };
         let _ = mkdir(locks, Mode::RWXU);
-        let lock = open(locks.join(format!("qmp-{vmid}.lock")), OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+        let lock = open(
+            locks.join(format!("qmp-{vmid}.lock")),
+            OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            Mode::RUSR | Mode::WUSR,
+        )
+        .map_err(failed)?;
         let _ = fchmod(&lock, Mode::RUSR | Mode::WUSR);
         loop {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {

@@ -49,7 +49,10 @@ fn fine(id: u64, value: &str) -> String {
 fn every_field_and_its_order_survive_and_events_are_kept_apart() {
     let q = qemu(|s| {
         answering(s, |command, id| match command {
-            "query-status" => format!("{{\"event\": \"STOP\", \"timestamp\": {{}}}}\n{}", fine(id, "{\"zeta\": 1, \"status\": \"running\", \"alpha\": null}")),
+            "query-status" => format!(
+                "{{\"event\": \"STOP\", \"timestamp\": {{}}}}\n{}",
+                fine(id, "{\"zeta\": 1, \"status\": \"running\", \"alpha\": null}")
+            ),
             _ => fine(id, "{}"),
         })
     });
@@ -106,7 +109,12 @@ fn no_socket_nobody_listening_and_a_full_backlog_are_three_things() {
 
 #[test]
 fn garbage_a_closed_connection_and_a_line_without_end() {
-    for (bytes, wanted) in [("hello\x1b[2J\n", QmpError::Protocol("hello\\x1b[2J".into())), ("[]\n", QmpError::Protocol("[]".into())), ("{}\n", QmpError::Protocol("the first line is no greeting".into())), ("{\"QMP\"", QmpError::Closed)] {
+    for (bytes, wanted) in [
+        ("hello\x1b[2J\n", QmpError::Protocol("hello\\x1b[2J".into())),
+        ("[]\n", QmpError::Protocol("[]".into())),
+        ("{}\n", QmpError::Protocol("the first line is no greeting".into())),
+        ("{\"QMP\"", QmpError::Closed),
+    ] {
         let q = qemu(move |mut s| s.write_all(bytes.as_bytes()).unwrap());
         assert_eq!(Session::open(&q.door, AMPLE).unwrap_err(), wanted);
     }
@@ -154,10 +162,26 @@ fn no_query_is_a_command_that_changes_the_vm() {
     let file = ScreenFile::within(Path::new("/run/pve-verb/x"), "screen-1.ppm").unwrap();
     let path = VirtioPath::from_qemu("/machine/peripheral/virtioscsi0/virtio-backend").unwrap();
     use Query::*;
-    for query in [Status, Block, Blockstats, NamedBlockNodes, BlockJobs, Iothreads, CpusFast, Balloon, Migrate, Chardev, Virtio, VirtioQueueStatus(path, 2), Screendump(file), Human(Hmp::Registers)] {
+    for query in [
+        Status,
+        Block,
+        Blockstats,
+        NamedBlockNodes,
+        BlockJobs,
+        Iothreads,
+        CpusFast,
+        Balloon,
+        Migrate,
+        Chardev,
+        Virtio,
+        VirtioQueueStatus(path, 2),
+        Screendump(file),
+        Human(Hmp::Registers),
+    ] {
         let (command, arguments) = query.command();
         let reads = command.starts_with("query-") || command.starts_with("x-query-") || command == "screendump";
-        let shows = command == "human-monitor-command" && arguments.is_some_and(|a| a["command-line"].as_str().unwrap().starts_with("info "));
+        let shows =
+            command == "human-monitor-command" && arguments.is_some_and(|a| a["command-line"].as_str().unwrap().starts_with("info "));
         assert!(reads || shows, "{command}");
     }
 }

@@ -55,7 +55,8 @@ impl Wire {
     /// then gives up leaves a dead entry in it.
     pub(crate) fn connect(path: &Path) -> Result<Self, NoConnection> {
         let other = |e: Errno| NoConnection::Other(e.to_string());
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(other)?;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(other)?;
         match connect(&socket, &SocketAddrUnix::new(path).map_err(other)?) {
             Ok(()) => Ok(Self { socket, buffer: Vec::new(), searched: 0, total: 0 }),
             Err(Errno::NOENT) => Err(NoConnection::NoSocket),

@@ -31,7 +31,10 @@ pub fn authorize(key: &Path, policy: &Policy, out: &mut dyn Write, hints: &mut d
         .map_err(|e| Message::new(format!("{} could not be read: {e}.", key.display()), "Name the file that ends in .pub."))?;
     let line = line(&text, policy)?;
     let printed = writeln!(out, "{line}").and_then(|()| {
-        writeln!(hints, "Append this line to /etc/pve-verb/authorized_keys (root, mode 0600); sshd reads that file for the account breakglass.")?;
+        writeln!(
+            hints,
+            "Append this line to /etc/pve-verb/authorized_keys (root, mode 0600); sshd reads that file for the account breakglass."
+        )?;
         if policy.from.is_none() {
             writeln!(hints, "Without --from the key works from every address.")?;
         }
@@ -55,7 +58,11 @@ fn line(text: &str, policy: &Policy) -> Result<String, Message> {
     }
     let mut command = format!("/usr/sbin/pve-verb forced --key-name {} --key-fp {}", policy.key_name, key.fingerprint());
     let verbs = |set: VerbSet| if set == VerbSet::READ { "read".to_owned() } else { set.to_string() };
-    for (option, value) in [("vmid", policy.vmid.map(|v| v.to_string())), ("allow", policy.allow.map(verbs)), ("require-grant", policy.require_grant.map(|s| s.to_string()))] {
+    for (option, value) in [
+        ("vmid", policy.vmid.map(|v| v.to_string())),
+        ("allow", policy.allow.map(verbs)),
+        ("require-grant", policy.require_grant.map(|s| s.to_string())),
+    ] {
         if let Some(value) = value {
             command.push_str(&format!(" --{option} {value}"));
         }
@@ -63,9 +70,14 @@ fn line(text: &str, policy: &Policy) -> Result<String, Message> {
     let mut options = "restrict".to_owned();
     if let Some(from) = &policy.from {
         // Between quotes: whatever could end them, or be read as an escape, is not a pattern.
-        let plain = !from.is_empty() && from.len() <= 500 && from.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b':' | b'/' | b'*' | b'?' | b'!' | b',' | b'-' | b'_'));
+        let plain = !from.is_empty()
+            && from.len() <= 500
+            && from.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b':' | b'/' | b'*' | b'?' | b'!' | b',' | b'-' | b'_'));
         if !plain {
-            return Err(Message::new("The --from pattern has a character that no address or host name has.", "Write addresses, networks (192.0.2.0/24) or host names with commas between them."));
+            return Err(Message::new(
+                "The --from pattern has a character that no address or host name has.",
+                "Write addresses, networks (192.0.2.0/24) or host names with commas between them.",
+            ));
         }
         options.push_str(&format!(",from=\"{from}\""));
     }
@@ -86,8 +98,17 @@ mod tests {
     #[test]
     fn the_line_restricts_and_forces_and_carries_the_policy() {
         let plain = line(&format!("{KEY} somebody@laptop\n"), &policy()).unwrap();
-        assert_eq!(plain, format!("restrict,command=\"/usr/sbin/pve-verb forced --key-name agent --key-fp SHA256:{}\" {KEY} agent", fingerprint()));
-        let full = Policy { vmid: Some(Vmid::DEVVM), allow: Some(VerbSet::READ), require_grant: Some("stop,cycle".parse().unwrap()), from: Some("192.0.2.0/24,!192.0.2.1".to_owned()), ..policy() };
+        assert_eq!(
+            plain,
+            format!("restrict,command=\"/usr/sbin/pve-verb forced --key-name agent --key-fp SHA256:{}\" {KEY} agent", fingerprint())
+        );
+        let full = Policy {
+            vmid: Some(Vmid::DEVVM),
+            allow: Some(VerbSet::READ),
+            require_grant: Some("stop,cycle".parse().unwrap()),
+            from: Some("192.0.2.0/24,!192.0.2.1".to_owned()),
+            ..policy()
+        };
         let full = line(KEY, &full).unwrap();
         assert!(full.starts_with("restrict,from=\"192.0.2.0/24,!192.0.2.1\",command=\"/usr/sbin/pve-verb forced"), "{full}");
         assert!(full.contains(" --vmid 102 --allow read --require-grant stop,cycle\" ssh-ed25519 "), "{full}");
@@ -105,7 +126,16 @@ mod tests {
         let relabelled = KEY.replace("ssh-ed25519 ", "ssh-rsa ");
         let two = format!("{KEY}\n{KEY}");
         let with_options = format!("command=\"x\" {KEY}");
-        for (bad, word) in [("", "one key"), (cut, "bytes"), (&cert, "certificate"), (&relabelled, "bytes"), (&two, "one key"), (&with_options, "type"), ("ssh-dss AAAA", "DSA"), ("-----BEGIN OPENSSH PRIVATE KEY-----", "private")] {
+        for (bad, word) in [
+            ("", "one key"),
+            (cut, "bytes"),
+            (&cert, "certificate"),
+            (&relabelled, "bytes"),
+            (&two, "one key"),
+            (&with_options, "type"),
+            ("ssh-dss AAAA", "DSA"),
+            ("-----BEGIN OPENSSH PRIVATE KEY-----", "private"),
+        ] {
             let message = line(bad, &policy()).unwrap_err();
             assert!(message.what.contains(word) && message.next.ends_with('.'), "{bad}: {message}");
         }

@@ -38,14 +38,18 @@ fn init_at(site: &Site, node: &str, out: &mut dyn Write) -> Result<(), Message> 
         place(&key, text.as_bytes(), 0o600, RenameFlags::NOREPLACE).map_err(|e| failed("Writing", &key, e))?;
     }
     let signer = Signer::load_from(&key, site.owner).map_err(|why| {
-        Message::new(format!("There is a signing key that can't be used: {why}."), "It is not replaced, as old receipts need it: repair it, or move it away and run this again.")
+        Message::new(
+            format!("There is a signing key that can't be used: {why}."),
+            "It is not replaced, as old receipts need it: repair it, or move it away and run this again.",
+        )
     })?;
     let public = site.path(path::SIGNING_PUB);
     let line = format!("{} {}\n", signer.public_openssh(), principal(node));
     if std::fs::read_to_string(&public).ok().as_deref() != Some(line.as_str()) {
         place(&public, line.as_bytes(), 0o644, RenameFlags::empty()).map_err(|e| failed("Writing", &public, e))?;
     }
-    writeln!(out, "{}", allowed_signers_line(node, &signer)).map_err(|e| Message::new(format!("The line could not be printed: {e}."), "Run this again."))
+    writeln!(out, "{}", allowed_signers_line(node, &signer))
+        .map_err(|e| Message::new(format!("The line could not be printed: {e}."), "Run this again."))
 }
 
 fn private_folder(path: &Path, owner: u32) -> io::Result<()> {
@@ -100,7 +104,10 @@ mod tests {
     fn a_second_run_changes_nothing_and_prints_the_same_line() {
         let (_folder, site) = site();
         let line = run(&site).unwrap();
-        assert!(line.starts_with("pve-verb@pve1 namespaces=\"pve-verb-receipt,pve-verb-manifest,pve-verb-log\" ssh-ed25519 AAAA"), "{line}");
+        assert!(
+            line.starts_with("pve-verb@pve1 namespaces=\"pve-verb-receipt,pve-verb-manifest,pve-verb-log\" ssh-ed25519 AAAA"),
+            "{line}"
+        );
         let key = std::fs::read(site.path(path::SIGNING_KEY)).unwrap();
         assert_eq!(run(&site).unwrap(), line);
         assert_eq!(std::fs::read(site.path(path::SIGNING_KEY)).unwrap(), key);

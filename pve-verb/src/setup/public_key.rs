@@ -58,7 +58,9 @@ impl PublicKey {
                     }
                     true
                 }
-                (_, [curve, point, ..]) => algorithm.contains(std::str::from_utf8(curve).unwrap_or("?")) && curve.starts_with(b"nistp") && point.len() > 64,
+                (_, [curve, point, ..]) => {
+                    algorithm.contains(std::str::from_utf8(curve).unwrap_or("?")) && curve.starts_with(b"nistp") && point.len() > 64
+                }
                 _ => false,
             };
         if good { Ok(Self { algorithm, blob }) } else { Err(damaged.to_owned()) }

@@ -47,7 +47,15 @@ fn armour_has_one_spelling() {
     assert_eq!(dearmour(&text), Some(blob));
     assert!(text.lines().all(|l| l.len() <= 70));
     let flipped_padding = text.replace("==\n-----END", "=\n-----END").replace("=\n-----END", "\n-----END");
-    for bad in [text.replace('\n', "\r\n"), format!("{text}\n"), format!(" {text}"), text.replacen('\n', "\n\n", 1), text.trim_end().to_owned(), text.replace("SSH SIGNATURE", "SSH Signature"), text.replace(BEGIN, "")] {
+    for bad in [
+        text.replace('\n', "\r\n"),
+        format!("{text}\n"),
+        format!(" {text}"),
+        text.replacen('\n', "\n\n", 1),
+        text.trim_end().to_owned(),
+        text.replace("SSH SIGNATURE", "SSH Signature"),
+        text.replace(BEGIN, ""),
+    ] {
         assert_eq!(dearmour(&bad), None, "{bad:?}");
     }
     if flipped_padding != text {
@@ -62,7 +70,10 @@ fn every_flipped_bit_of_the_armour_is_seen() {
     for bit in 0..text.len() * 8 {
         let mut bad = text.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
-        let accepted = String::from_utf8(bad).ok().and_then(|t| dearmour(&t)).is_some_and(|b| verify_sshsig(signer.public(), "pve-verb-manifest", b"x", &b));
+        let accepted = String::from_utf8(bad)
+            .ok()
+            .and_then(|t| dearmour(&t))
+            .is_some_and(|b| verify_sshsig(signer.public(), "pve-verb-manifest", b"x", &b));
         assert!(!accepted, "bit {bit}");
     }
 }

@@ -38,7 +38,10 @@ pub fn id_of_another_request(id: &RequestId) -> Message {
 
 /// `--bundle` names none that is here.
 pub fn no_such_bundle(bundle: &proto::BundleName) -> Message {
-    Message::new(format!("There is no bundle {bundle} on this host."), "Run `pve-verb bundle list` on the host, or capture a new one with forensics.")
+    Message::new(
+        format!("There is no bundle {bundle} on this host."),
+        "Run `pve-verb bundle list` on the host, or capture a new one with forensics.",
+    )
 }
 
 // ---- 3, refused-policy
@@ -110,24 +113,42 @@ pub enum BadGrant {
 pub fn grant(verb: Verb, why: &BadGrant) -> Message {
     let fresh = "Have a signer of /etc/pve-verb/allowed_signers make a new one";
     let (what, next) = match why {
-        BadGrant::Missing => (format!("This key needs a grant for {verb} and the request has none."), format!("{fresh} and send it with --grant.")),
+        BadGrant::Missing => {
+            (format!("This key needs a grant for {verb} and the request has none."), format!("{fresh} and send it with --grant."))
+        }
         BadGrant::Expired(at) => (format!("The grant for {verb} expired at {at}."), format!("{fresh}.")),
-        BadGrant::NotYet(at) => (format!("The grant for {verb} is not valid before {at}."), "Wait until then, and compare the clocks of host and signer.".to_owned()),
-        BadGrant::Spent(Some(id)) => (format!("The grant for {verb} was spent by request {id}."), format!("A grant serves one mutation: see what that one did with --attach, or {}.", lower(fresh))),
-        BadGrant::Spent(None) => (format!("The grant for {verb} is already spent."), format!("A grant serves one mutation: {}.", lower(fresh))),
+        BadGrant::NotYet(at) => (
+            format!("The grant for {verb} is not valid before {at}."),
+            "Wait until then, and compare the clocks of host and signer.".to_owned(),
+        ),
+        BadGrant::Spent(Some(id)) => (
+            format!("The grant for {verb} was spent by request {id}."),
+            format!("A grant serves one mutation: see what that one did with --attach, or {}.", lower(fresh)),
+        ),
+        BadGrant::Spent(None) => {
+            (format!("The grant for {verb} is already spent."), format!("A grant serves one mutation: {}.", lower(fresh)))
+        }
         BadGrant::OtherVm(vmid) => (format!("The grant is for VM {vmid}, not for this key's VM."), format!("{fresh} for this VM.")),
-        BadGrant::OtherNode(node) => (format!("The grant is for node {}, not for this one.", show(node)), format!("{fresh} for this node.")),
+        BadGrant::OtherNode(node) => {
+            (format!("The grant is for node {}, not for this one.", show(node)), format!("{fresh} for this node."))
+        }
         BadGrant::OtherVerb(verbs) => (format!("The grant is for {}, not for {verb}.", show(verbs)), format!("{fresh} for {verb}.")),
         BadGrant::OtherKey(key) => (format!("The grant is for key {}, not for this one.", show(key)), format!("{fresh} for this key.")),
         BadGrant::TooLong => ("The grant is valid for more than 24 h, which no grant may be.".to_owned(), format!("{fresh}.")),
-        BadGrant::BadSignature => ("The grant's signature is not good.".to_owned(), format!("{fresh} with `ssh-keygen -Y sign -n pve-verb-grant`.")),
-        BadGrant::UnknownSigner => {
-            ("The grant is signed by a key that is not in /etc/pve-verb/allowed_signers.".to_owned(), "Use a signer that is, or have the PVE admin add this one.".to_owned())
+        BadGrant::BadSignature => {
+            ("The grant's signature is not good.".to_owned(), format!("{fresh} with `ssh-keygen -Y sign -n pve-verb-grant`."))
         }
-        BadGrant::Malformed(how) => (format!("The grant can't be read: {}.", show(how)), format!("{fresh}: base64url(JSON), a dot, base64url(signature).")),
-        BadGrant::NotRecorded(how) => {
-            (format!("That the grant is spent could not be made durable: {}.", show(how)), "Act on the host's console, which needs no grant, or repair the host's disk.".to_owned())
+        BadGrant::UnknownSigner => (
+            "The grant is signed by a key that is not in /etc/pve-verb/allowed_signers.".to_owned(),
+            "Use a signer that is, or have the PVE admin add this one.".to_owned(),
+        ),
+        BadGrant::Malformed(how) => {
+            (format!("The grant can't be read: {}.", show(how)), format!("{fresh}: base64url(JSON), a dot, base64url(signature)."))
         }
+        BadGrant::NotRecorded(how) => (
+            format!("That the grant is spent could not be made durable: {}.", show(how)),
+            "Act on the host's console, which needs no grant, or repair the host's disk.".to_owned(),
+        ),
     };
     Message::new(what, next)
 }

@@ -43,7 +43,9 @@ impl TryFrom<String> for ArtifactPath {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let part = |p: &str| {
-            (1..=100).contains(&p.len()) && !p.starts_with('.') && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            (1..=100).contains(&p.len())
+                && !p.starts_with('.')
+                && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         };
         let good = text.split('/').count() <= 4 && text.split('/').all(part);
         if good { Ok(Self(text)) } else { Err(format!("\"{}\" is not a path within a bundle", proto::escape_cut(text.as_bytes(), 80))) }

@@ -197,7 +197,9 @@ fn names_that_would_leave_their_folder_are_not_names() {
 #[test]
 fn what_is_not_the_protocol_ends_the_writer() {
     let place = Place::new();
-    for input in [&[0xff; 8][..], &frame(b"{\"op\":\"shell\"}", b"").unwrap(), &frame(b"{\"op\":\"log-tail\",\"path\":\"/\"}", b"").unwrap()] {
+    for input in
+        [&[0xff; 8][..], &frame(b"{\"op\":\"shell\"}", b"").unwrap(), &frame(b"{\"op\":\"log-tail\",\"path\":\"/\"}", b"").unwrap()]
+    {
         assert!(serve(&place.root(), &mut { input }, &mut Vec::new()).is_err());
     }
 }

@@ -33,26 +33,14 @@ impl Case {
         let (code, rest) = rest.split_once(" wall=")?;
         let (wall, rest) = rest.split_once("s\n--- stdout\n")?;
         let (stdout, stderr) = rest.split_once("--- stderr\n")?;
-        let recorded = Outcome {
-            code: code.to_owned(),
-            wall: wall.parse().ok()?,
-            stdout: stdout.to_owned(),
-            stderr: stderr.to_owned(),
-        };
-        Some(Case {
-            name: name.to_owned(),
-            line: line.to_owned(),
-            recorded,
-        })
+        let recorded = Outcome { code: code.to_owned(), wall: wall.parse().ok()?, stdout: stdout.to_owned(), stderr: stderr.to_owned() };
+        Some(Case { name: name.to_owned(), line: line.to_owned(), recorded })
     }
 
     /// The program, its arguments, and its stdin.
     pub(crate) fn command(&self) -> (Vec<String>, String) {
         if let Some(script) = self.line.strip_prefix("bash -c ") {
-            return (
-                vec!["bash".to_owned(), "-c".to_owned(), script.to_owned()],
-                String::new(),
-            );
+            return (vec!["bash".to_owned(), "-c".to_owned(), script.to_owned()], String::new());
         }
         let (line, stdin) = self.line.split_once("   <<< '").unwrap_or((&self.line, ""));
         let words = line.split_whitespace().map(str::to_owned).collect();
@@ -61,30 +49,18 @@ impl Case {
 
     /// How long the stand-in may take before the case counts as hung.
     pub(crate) fn limit(&self) -> Duration {
-        if self.recorded.code == HUNG {
-            Duration::from_secs(6)
-        } else {
-            Duration::from_secs_f64(self.recorded.wall * 2.0 + 3.0)
-        }
+        if self.recorded.code == HUNG { Duration::from_secs(6) } else { Duration::from_secs_f64(self.recorded.wall * 2.0 + 3.0) }
     }
 
     /// What is different, in words; empty if nothing is.
     pub(crate) fn differences(&self, got: &Outcome) -> String {
         let mut text = String::new();
         if got.code != self.recorded.code {
-            let _ = writeln!(
-                text,
-                "exit status {} instead of {}",
-                got.code, self.recorded.code
-            );
+            let _ = writeln!(text, "exit status {} instead of {}", got.code, self.recorded.code);
         }
         if self.recorded.code != HUNG {
             // Each call of qm costs Perl's load time, recorded on a machine that was sometimes busy with other things.
-            let calls = self
-                .line
-                .split_whitespace()
-                .filter(|word| word.trim_start_matches("/usr/sbin/") == "qm")
-                .count();
+            let calls = self.line.split_whitespace().filter(|word| word.trim_start_matches("/usr/sbin/") == "qm").count();
             let load = f64::from(u8::try_from(calls).unwrap_or(u8::MAX)) * 0.4;
             let waited = self.recorded.wall > 3.0;
             let parallel = self.line.contains(" & ");
@@ -96,26 +72,15 @@ impl Case {
                 load
             };
             if got.wall < least || got.wall > self.limit().as_secs_f64() {
-                let _ = writeln!(
-                    text,
-                    "took {:.2} s, recorded {:.2} s",
-                    got.wall, self.recorded.wall
-                );
+                let _ = writeln!(text, "took {:.2} s, recorded {:.2} s", got.wall, self.recorded.wall);
             }
         }
-        for (name, want, have) in [
-            ("stdout", &self.recorded.stdout, &got.stdout),
-            ("stderr", &self.recorded.stderr, &got.stderr),
-        ] {
+        for (name, want, have) in [("stdout", &self.recorded.stdout, &got.stdout), ("stderr", &self.recorded.stderr, &got.stderr)] {
             let (want, have) = (mask(want), mask(have));
             if want != have {
                 let _ = writeln!(text, "{name} differs (- recorded, + stand-in):");
-                want.iter()
-                    .filter(|line| !have.contains(line))
-                    .for_each(|line| text.push_str(&format!("  - {line:?}\n")));
-                have.iter()
-                    .filter(|line| !want.contains(line))
-                    .for_each(|line| text.push_str(&format!("  + {line:?}\n")));
+                want.iter().filter(|line| !have.contains(line)).for_each(|line| text.push_str(&format!("  - {line:?}\n")));
+                have.iter().filter(|line| !want.contains(line)).for_each(|line| text.push_str(&format!("  + {line:?}\n")));
                 if want.len() == have.len() && text.ends_with("):\n") {
                     text.push_str("  (same lines in another order)\n");
                 }
@@ -151,11 +116,7 @@ fn mask(text: &str) -> Vec<String> {
             part => line.contains(part),
         })
     };
-    text.trim_end()
-        .lines()
-        .filter(|line| !dropped(line))
-        .map(mask_line)
-        .collect()
+    text.trim_end().lines().filter(|line| !dropped(line)).map(mask_line).collect()
 }
 
 fn mask_line(line: &str) -> String {
@@ -167,49 +128,27 @@ fn mask_line(line: &str) -> String {
     if line.starts_with("srw") || line.starts_with("-rw") {
         // `ls -l`: the time varies, the name and the mode do not.
         let words: Vec<&str> = line.split_whitespace().collect();
-        return format!(
-            "{} {}",
-            words.first().unwrap_or(&""),
-            words.last().unwrap_or(&"")
-        );
+        return format!("{} {}", words.first().unwrap_or(&""), words.last().unwrap_or(&""));
     }
-    if line.bytes().take(4).filter(|byte| *byte == b'.').count() >= 1
-        && line.starts_with(|c: char| c.is_ascii_digit())
-    {
+    if line.bytes().take(4).filter(|byte| *byte == b'.').count() >= 1 && line.starts_with(|c: char| c.is_ascii_digit()) {
         return "VERSION".to_owned();
     }
     if let Some((key, value)) = line.split_once(": ") {
         let name = key.trim_start();
-        let varies = [
-            "mem",
-            "uptime",
-            "pid",
-            "diskread",
-            "diskwrite",
-            "running-qemu",
-            "running-machine",
-        ]
-        .contains(&name);
+        let varies = ["mem", "uptime", "pid", "diskread", "diskwrite", "running-qemu", "running-machine"].contains(&name);
         let counter = key.starts_with("\t\t") && digits(value) && !name.starts_with("failed_");
         if varies || counter {
             return format!("{key}: #");
         }
     }
     let mut words: Vec<&str> = line.split(' ').collect();
-    if words.contains(&"devvm")
-        && words
-            .last()
-            .is_some_and(|last| digits(last) && *last != "0")
-    {
+    if words.contains(&"devvm") && words.last().is_some_and(|last| digits(last) && *last != "0") {
         // The pid in `qm list`.
         words.pop();
         words.push("#");
     }
-    let masked: Vec<String> = words
-        .iter()
-        .enumerate()
-        .map(|(at, word)| mask_word(word, at.checked_sub(1).and_then(|at| words.get(at))))
-        .collect();
+    let masked: Vec<String> =
+        words.iter().enumerate().map(|(at, word)| mask_word(word, at.checked_sub(1).and_then(|at| words.get(at)))).collect();
     masked.join(" ")
 }
 

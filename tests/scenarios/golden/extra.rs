@@ -8,14 +8,8 @@ use crate::inside::{perform, prepare};
 
 /// The tests, and whether each is over nine seconds.
 pub(crate) const NAMES: [(&str, bool); 7] = [
-    (
-        "when_the_client_gets_sigterm_then_qemu_is_signalled_at_once",
-        true,
-    ),
-    (
-        "when_the_client_is_killed_then_the_stop_is_abandoned",
-        false,
-    ),
+    ("when_the_client_gets_sigterm_then_qemu_is_signalled_at_once", true),
+    ("when_the_client_is_killed_then_the_stop_is_abandoned", false),
     ("when_it_lies_then_only_as_told", false),
     ("when_a_task_ran_then_its_logs_are_proxmoxs", false),
     ("when_qemu_runs_then_it_is_in_its_scope", false),
@@ -48,10 +42,7 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Checked {
 }
 
 fn qm(args: &str, limit: u64) -> Result<Outcome, String> {
-    let words: Vec<String> = format!("qm {args}")
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let words: Vec<String> = format!("qm {args}").split_whitespace().map(str::to_owned).collect();
     perform(&words, "", Duration::from_secs(limit))
 }
 
@@ -60,10 +51,7 @@ fn read(path: &str) -> String {
 }
 
 fn shell(script: &str) -> Result<String, String> {
-    let output = Command::new("bash")
-        .args(["-c", script])
-        .output()
-        .map_err(|why| why.to_string())?;
+    let output = Command::new("bash").args(["-c", script]).output().map_err(|why| why.to_string())?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -71,14 +59,11 @@ fn shell(script: &str) -> Result<String, String> {
 fn terminated() -> Checked {
     prepare("hung")?;
     let begin = Instant::now();
-    let text = shell(
-        "qm stop 102 & client=$!; sleep 2; kill -TERM $client; wait $client; echo rc=$?; qm status 102",
-    )?;
+    let text = shell("qm stop 102 & client=$!; sleep 2; kill -TERM $client; wait $client; echo rc=$?; qm status 102")?;
     let wall = begin.elapsed().as_secs_f64();
-    let wanted = "VM quit/powerdown failed - terminating now with SIGTERM\nVM still running - terminating now with SIGKILL\nrc=0\nstatus: stopped\n";
-    ensure(text == wanted && (12.5..15.5).contains(&wall), || {
-        format!("after {wall:.1} s: {text}")
-    })
+    let wanted =
+        "VM quit/powerdown failed - terminating now with SIGTERM\nVM still running - terminating now with SIGKILL\nrc=0\nstatus: stopped\n";
+    ensure(text == wanted && (12.5..15.5).contains(&wall), || format!("after {wall:.1} s: {text}"))
 }
 
 /// S, "after client SIGKILL": the worker ends at its first message, QEMU is not signalled, the task never ends.
@@ -99,30 +84,19 @@ fn lies() -> Checked {
     let before = pid();
     mode("stop success-without-acting\nstatus garbage\nreset hang\nstart fail-after-acting\n")?;
     let got = qm("stop 102", 5)?;
-    ensure(got.code == "0" && pid() == before, || {
-        format!("success without acting: {got:?}")
-    })?;
+    ensure(got.code == "0" && pid() == before, || format!("success without acting: {got:?}"))?;
     let got = qm("status 102", 5)?;
-    ensure(got.code == "0" && got.stdout.contains('\u{fffd}'), || {
-        format!("garbage: {got:?}")
-    })?;
+    ensure(got.code == "0" && got.stdout.contains('\u{fffd}'), || format!("garbage: {got:?}"))?;
     let got = qm("reset 102", 3)?;
     ensure(got.code == HUNG, || format!("hang: {got:?}"))?;
     mode("stop slow 1\nstart fail-after-acting\n")?;
     let got = qm("stop 102", 9)?;
-    ensure(
-        got.code == "0" && got.wall > 1.4 && pid().is_empty(),
-        || format!("slow: {got:?}"),
-    )?;
+    ensure(got.code == "0" && got.wall > 1.4 && pid().is_empty(), || format!("slow: {got:?}"))?;
     let got = qm("start 102", 9)?;
-    ensure(got.code == "255" && !pid().is_empty(), || {
-        format!("fail after acting: {got:?}")
-    })?;
+    ensure(got.code == "255" && !pid().is_empty(), || format!("fail after acting: {got:?}"))?;
     mode("")?;
     let got = qm("status 102", 5)?;
-    ensure(got.stdout == "status: running\n", || {
-        format!("honest again: {got:?}")
-    })
+    ensure(got.stdout == "status: running\n", || format!("honest again: {got:?}"))
 }
 
 fn logs() -> Checked {
@@ -132,33 +106,14 @@ fn logs() -> Checked {
     let [first, second] = lines.as_slice() else {
         return Err(format!("index: {index}"));
     };
-    ensure(
-        first.starts_with("UPID:pve:")
-            && first.contains(":qmstart:102:root@pam: ")
-            && first.ends_with(" OK"),
-        || index.clone(),
-    )?;
-    ensure(second.ends_with(" VM 102 already running"), || {
-        index.clone()
-    })?;
+    ensure(first.starts_with("UPID:pve:") && first.contains(":qmstart:102:root@pam: ") && first.ends_with(" OK"), || index.clone())?;
+    ensure(second.ends_with(" VM 102 already running"), || index.clone())?;
     let upid = first.split(' ').next().unwrap_or_default();
-    let digit = upid
-        .split(':')
-        .nth(4)
-        .and_then(|start| start.chars().last())
-        .unwrap_or('?');
+    let digit = upid.split(':').nth(4).and_then(|start| start.chars().last()).unwrap_or('?');
     let log = read(&format!("/var/log/pve/tasks/{digit}/{upid}"));
-    ensure(
-        log.starts_with("# ") && log.contains("stand-in") && log.ends_with("TASK OK\n"),
-        || format!("log: {log}"),
-    )?;
+    ensure(log.starts_with("# ") && log.contains("stand-in") && log.ends_with("TASK OK\n"), || format!("log: {log}"))?;
     let active = read("/var/log/pve/tasks/active");
-    ensure(
-        active
-            .lines()
-            .all(|line| line.split(' ').nth(1) == Some("1")),
-        || format!("active: {active}"),
-    )
+    ensure(active.lines().all(|line| line.split(' ').nth(1) == Some("1")), || format!("active: {active}"))
 }
 
 fn scope() -> Checked {
@@ -170,23 +125,17 @@ fn scope() -> Checked {
     let procs = read("/sys/fs/cgroup/qemu.slice/102.scope/cgroup.procs");
     let own = read(&format!("/proc/{}/cgroup", pid.trim()));
     let comm = read(&format!("/proc/{}/comm", pid.trim()));
-    ensure(
-        procs == pid && own.contains("0::/qemu.slice/102.scope\n") && comm == "kvm\n",
-        || format!("{pid:?} {procs:?} {own:?} {comm:?}"),
-    )
+    ensure(procs == pid && own.contains("0::/qemu.slice/102.scope\n") && comm == "kvm\n", || format!("{pid:?} {procs:?} {own:?} {comm:?}"))
 }
 
 fn help() -> Checked {
     let got = qm("help", 5)?;
-    ensure(got.code == "0" && got.stdout.contains("STAND-IN"), || {
-        format!("{got:?}")
-    })
+    ensure(got.code == "0" && got.stdout.contains("STAND-IN"), || format!("{got:?}"))
 }
 
 fn refused() -> Checked {
     prepare("echo 'args: -nonsense' >> $conf")?;
     let got = qm("start 102", 9)?;
-    let said = got.stdout.contains("kvm: -nonsense")
-        && got.stderr == "start failed: QEMU exited with code 1\n";
+    let said = got.stdout.contains("kvm: -nonsense") && got.stderr == "start failed: QEMU exited with code 1\n";
     ensure(got.code == "255" && said, || format!("{got:?}"))
 }

@@ -37,45 +37,26 @@ vga: std
 
 /// Where the unified hierarchy is on the machine, if it has one.
 fn unified() -> Option<PathBuf> {
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|dir| dir.join("cgroup.procs").exists())
+    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from).into_iter().find(|dir| dir.join("cgroup.procs").exists())
 }
 
 /// Runs this program again with `args` inside a new host; gives whether it succeeded, and what it printed.
 pub(crate) fn run(args: &[&str], limit: Duration) -> (bool, String) {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-    let group =
-        unified().map(|dir| dir.join(format!("lab-golden-{}-{number}", std::process::id())));
+    let group = unified().map(|dir| dir.join(format!("lab-golden-{}-{number}", std::process::id())));
     let group = group.filter(|dir| fs::create_dir(dir).is_ok());
     let me = std::env::current_exe().expect("this program has a path");
     // A control group of its own first: what is its root then is the root of the namespace that unshare makes.
     let enter = "test -z \"$1\" || echo $$ > \"$1/cgroup.procs\" || exit 1; shift; exec unshare --mount --pid --fork --mount-proc --kill-child --uts --cgroup \"$@\"";
     let mut command = Command::new("sh");
-    command
-        .args(["-c", enter, "sh"])
-        .arg(group.as_deref().unwrap_or(Path::new("")))
-        .arg(me)
-        .arg(INIT)
-        .args(args);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("sh starts");
+    command.args(["-c", enter, "sh"]).arg(group.as_deref().unwrap_or(Path::new(""))).arg(me).arg(INIT).args(args);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sh starts");
     let mut pipes: Vec<_> = Vec::new();
-    for mut pipe in [
-        child
-            .stdout
-            .take()
-            .map(|pipe| Box::new(pipe) as Box<dyn Read + Send>),
-        child.stderr.take().map(|pipe| Box::new(pipe) as _),
-    ]
-    .into_iter()
-    .flatten()
+    for mut pipe in
+        [child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>), child.stderr.take().map(|pipe| Box::new(pipe) as _)]
+            .into_iter()
+            .flatten()
     {
         pipes.push(std::thread::spawn(move || {
             let mut text = Vec::new();
@@ -96,10 +77,7 @@ pub(crate) fn run(args: &[&str], limit: Duration) -> (bool, String) {
             _ => std::thread::sleep(Duration::from_millis(20)),
         }
     };
-    let mut text: String = pipes
-        .into_iter()
-        .filter_map(|pipe| pipe.join().ok())
-        .collect();
+    let mut text: String = pipes.into_iter().filter_map(|pipe| pipe.join().ok()).collect();
     if status.is_none() {
         text.push_str("the host took too long and was ended\n");
     }
@@ -130,10 +108,7 @@ pub(crate) fn init(args: &[String]) -> i32 {
     }
     // Where this program came from may be covered by now. It is waited for below, with all the others.
     #[allow(clippy::zombie_processes, reason = "the loop waits for every child")]
-    let child = Command::new("/usr/sbin/golden")
-        .args(args)
-        .spawn()
-        .expect("this program starts again");
+    let child = Command::new("/usr/sbin/golden").args(args).spawn().expect("this program starts again");
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid.as_raw_nonzero().get().cast_unsigned() == child.id() => {
@@ -159,15 +134,8 @@ fn cover(dir: &str, scratch: &str) -> std::io::Result<()> {
     let (upper, work) = (format!("{scratch}/upper"), format!("{scratch}/work"));
     fs::create_dir_all(&upper)?;
     fs::create_dir_all(&work)?;
-    let options =
-        std::ffi::CString::new(format!("lowerdir={dir},upperdir={upper},workdir={work}"))?;
-    mount(
-        "overlay",
-        dir,
-        "overlay",
-        MountFlags::empty(),
-        Some(options.as_c_str()),
-    )?;
+    let options = std::ffi::CString::new(format!("lowerdir={dir},upperdir={upper},workdir={work}"))?;
+    mount("overlay", dir, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
     Ok(())
 }
 
@@ -178,13 +146,7 @@ fn furnish() -> std::io::Result<()> {
     for dir in ["/run", "/var/log", "/var/lib"] {
         tmpfs(dir)?;
     }
-    for dir in [
-        "/run/lock/qemu-server",
-        "/run/qemu-server",
-        "/run/lab",
-        "/var/lib/vz/images/102",
-        "/var/log/pve/tasks",
-    ] {
+    for dir in ["/run/lock/qemu-server", "/run/qemu-server", "/run/lab", "/var/lib/vz/images/102", "/var/log/pve/tasks"] {
         fs::create_dir_all(dir)?;
     }
     cover("/etc", "/run/lab/etc")?;
@@ -199,39 +161,15 @@ fn furnish() -> std::io::Result<()> {
     }
     symlink("nodes/pve", "/etc/pve/local")?;
     symlink("local/qemu-server", "/etc/pve/qemu-server")?;
-    fs::write(
-        "/etc/pve/.version",
-        "{\"starttime\":1,\"clinfo\":1,\"vmlist\":1}\n",
-    )?;
-    fs::write(
-        "/etc/pve/.vmlist",
-        "{\"version\":1,\"ids\":{\"102\":{\"node\":\"pve\",\"type\":\"qemu\",\"version\":1}}}\n",
-    )?;
+    fs::write("/etc/pve/.version", "{\"starttime\":1,\"clinfo\":1,\"vmlist\":1}\n")?;
+    fs::write("/etc/pve/.vmlist", "{\"version\":1,\"ids\":{\"102\":{\"node\":\"pve\",\"type\":\"qemu\",\"version\":1}}}\n")?;
     fs::write("/etc/pve/qemu-server/102.conf", CONF)?;
     tmpfs("/tmp")?;
     rustix::system::sethostname(b"pve")?;
     if unified().is_some() {
-        mount(
-            "cgroup2",
-            "/sys/fs/cgroup",
-            "cgroup2",
-            MountFlags::empty(),
-            None,
-        )?;
+        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None)?;
     }
-    let image = Command::new("qemu-img")
-        .args([
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "/var/lib/vz/images/102/vm-102-disk-0.qcow2",
-            "1G",
-        ])
-        .status()?;
-    if image.success() {
-        Ok(())
-    } else {
-        Err(std::io::Error::other("qemu-img failed"))
-    }
+    let image =
+        Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", "/var/lib/vz/images/102/vm-102-disk-0.qcow2", "1G"]).status()?;
+    if image.success() { Ok(()) } else { Err(std::io::Error::other("qemu-img failed")) }
 }

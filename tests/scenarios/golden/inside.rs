@@ -37,18 +37,10 @@ pub(crate) fn prepare(script: &str) -> Result<(), String> {
     let output = File::create("/tmp/staging").map_err(|why| why.to_string())?;
     let errors = output.try_clone().map_err(|why| why.to_string())?;
     // Its helpers stay in the background, so its output is a file: a pipe would not end.
-    let status = Command::new("bash")
-        .args(["-c", &script])
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
-        .status();
+    let status = Command::new("bash").args(["-c", &script]).stdin(Stdio::null()).stdout(output).stderr(errors).status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        other => Err(format!(
-            "staging failed ({other:?}): {}",
-            std::fs::read_to_string("/tmp/staging").unwrap_or_default()
-        )),
+        other => Err(format!("staging failed ({other:?}): {}", std::fs::read_to_string("/tmp/staging").unwrap_or_default())),
     }
 }
 
@@ -57,11 +49,7 @@ pub(crate) fn perform(words: &[String], stdin: &str, limit: Duration) -> Result<
     let (program, args) = words.split_first().ok_or("no command")?;
     let file = |name: &str| File::create(name).map_err(|why| why.to_string());
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(file("/tmp/stdout")?)
-        .stderr(file("/tmp/stderr")?);
+    command.args(args).stdin(Stdio::piped()).stdout(file("/tmp/stdout")?).stderr(file("/tmp/stderr")?);
     for name in ["LANG", "LANGUAGE", "LC_ALL"] {
         command.env_remove(name);
     }
@@ -73,9 +61,7 @@ pub(crate) fn perform(words: &[String], stdin: &str, limit: Duration) -> Result<
     }
     let code = loop {
         if let Some(status) = child.try_wait().map_err(|why| why.to_string())? {
-            break status
-                .code()
-                .map_or_else(|| format!("{status}"), |code| code.to_string());
+            break status.code().map_or_else(|| format!("{status}"), |code| code.to_string());
         }
         if begin.elapsed() > limit {
             // What hangs in a dead file system may survive this; the host's end takes it.
@@ -85,17 +71,8 @@ pub(crate) fn perform(words: &[String], stdin: &str, limit: Duration) -> Result<
         std::thread::sleep(Duration::from_millis(5));
     };
     let wall = begin.elapsed().as_secs_f64();
-    let read = |name: &str| {
-        std::fs::read(name)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
-    };
-    Ok(Outcome {
-        code,
-        wall,
-        stdout: read("/tmp/stdout"),
-        stderr: read("/tmp/stderr"),
-    })
+    let read = |name: &str| std::fs::read(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    Ok(Outcome { code, wall, stdout: read("/tmp/stdout"), stderr: read("/tmp/stderr") })
 }
 
 fn replay(name: &str, script: &str, text: &str) -> i32 {
@@ -109,10 +86,7 @@ fn replay(name: &str, script: &str, text: &str) -> i32 {
         Ok(got) => {
             let differences = case.differences(&got);
             if !differences.is_empty() {
-                println!(
-                    "$ {}\nstaged by: {script}\n{differences}\nstand-in: {got:#?}",
-                    case.line
-                );
+                println!("$ {}\nstaged by: {script}\n{differences}\nstand-in: {got:#?}", case.line);
             }
             i32::from(!differences.is_empty())
         }
@@ -126,12 +100,7 @@ fn replay(name: &str, script: &str, text: &str) -> i32 {
 /// Connects and goes away, as a client that gave up: a hung QEMU keeps the dead entry in its backlog.
 fn poke(path: &str) -> i32 {
     let tried = SocketAddrUnix::new(path).and_then(|address| {
-        let fd = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
         connect(fd, &address)
     });
     i32::from(tried.is_err())
@@ -154,18 +123,8 @@ fn hang_pve() -> i32 {
     };
     // The options name the descriptor by its number.
     let number = std::os::fd::AsRawFd::as_raw_fd(&device);
-    let options =
-        std::ffi::CString::new(format!("fd={number},rootmode=40000,user_id=0,group_id=0"))
-            .unwrap_or_default();
-    if mount(
-        "fuse",
-        "/etc/pve",
-        "fuse",
-        MountFlags::empty(),
-        Some(options.as_c_str()),
-    )
-    .is_err()
-    {
+    let options = std::ffi::CString::new(format!("fd={number},rootmode=40000,user_id=0,group_id=0")).unwrap_or_default();
+    if mount("fuse", "/etc/pve", "fuse", MountFlags::empty(), Some(options.as_c_str())).is_err() {
         return 1;
     }
     std::thread::sleep(Duration::from_secs(300));

@@ -89,17 +89,9 @@ fn running(case: &str) -> &'static str {
 
 fn locked(case: &str, text: &str) -> Option<String> {
     let (word, case) = case.strip_prefix("locked-")?.split_once('-')?;
-    let word = if word == "invalid" {
-        "frobnicate"
-    } else {
-        word
-    };
+    let word = if word == "invalid" { "frobnicate" } else { word };
     // The recorder's VM had been paused in some of these.
-    let state = if text.contains("paused") {
-        "paused"
-    } else {
-        "running"
-    };
+    let state = if text.contains("paused") { "paused" } else { "running" };
     Some(match (word, case) {
         // The start before had removed this one lock.
         ("suspended", "stopped-start-skiplock") => ":".to_owned(),
@@ -113,9 +105,7 @@ fn hung(case: &str) -> &'static str {
     match case {
         "sigstop-after-stop" | "sigstop-journal" => "",
         "sigstop-start-after-stop" => "killed; rm -f $run/102.{qmp,pid,vnc,qga}",
-        "sigstop-reset" | "sigstop-suspend" | "sigstop-monitor" | "sigstop-shutdown-t5" => {
-            "hung; backlog"
-        }
+        "sigstop-reset" | "sigstop-suspend" | "sigstop-monitor" | "sigstop-shutdown-t5" => "hung; backlog",
         _ => "hung",
     }
 }
@@ -130,16 +120,12 @@ fn held(case: &str) -> &'static str {
 
 /// Storage that hangs in the kernel looks to `qm` like a stopped QEMU, and an unkillable QEMU like one without a pid file.
 fn stuck(case: &str) -> Option<String> {
-    let case = ["dstate-iouring-", "dstate-threads-", "rerun-"]
-        .into_iter()
-        .find_map(|how| case.strip_prefix(how))?;
+    let case = ["dstate-iouring-", "dstate-threads-", "rerun-"].into_iter().find_map(|how| case.strip_prefix(how))?;
     let script = match case {
         "1-status" | "1-verbose" => "running",
         "2-reset" | "3-reset-again" | "3-ping" | "3-status-after-reset" | "4-stop" => "hung",
         "6-start" | "6-status" => "running; rm $run/102.pid",
-        "7-thawed" => {
-            "killed; rm -f $run/102.{qmp,pid,vnc,qga}; rmdir /sys/fs/cgroup/qemu.slice/102.scope || :"
-        }
+        "7-thawed" => "killed; rm -f $run/102.{qmp,pid,vnc,qga}; rmdir /sys/fs/cgroup/qemu.slice/102.scope || :",
         "8-start" => ":",
         _ => return None,
     };
@@ -175,19 +161,13 @@ fn broken(group: &str, case: &str) -> &'static str {
 }
 
 fn second(case: &str) -> &'static str {
-    if case == "double-after" {
-        ""
-    } else {
-        "running; rm $run/102.pid"
-    }
+    if case == "double-after" { "" } else { "running; rm $run/102.pid" }
 }
 
 /// What needs a guest with an agent can't be staged; a guest whose agent is dead is like none.
 fn guest(case: &str) -> &'static str {
     match case {
-        "guest-agent-badcmd" | "guest-panic-agent" | "guest-panic-reset" | "guest-panic-status" => {
-            "running"
-        }
+        "guest-agent-badcmd" | "guest-panic-agent" | "guest-panic-reset" | "guest-panic-status" => "running",
         "guest-reset" | "guest-shutdown-status" | "guest-verbose" => "running",
         _ => "",
     }
@@ -205,21 +185,14 @@ fn managed(case: &str) -> &'static str {
 }
 
 fn odd(case: &str) -> &'static str {
-    if case == "stdout-closed" {
-        ""
-    } else {
-        "running"
-    }
+    if case == "stdout-closed" { "" } else { "running" }
 }
 
 fn full(case: &str) -> &'static str {
     match case {
         "ioerror-iothread-threads-after-reset" | "ioerror-threads-after-reset" => "",
         // Only in the recorded QEMU does a reset with an I/O thread hang QMP for good; a stopped QEMU is as silent.
-        "ioerror-iothread-reset"
-        | "ioerror-iothread-status-after-reset"
-        | "ioerror-iothread-resume-after-free"
-        | "resume" => "hung",
+        "ioerror-iothread-reset" | "ioerror-iothread-status-after-reset" | "ioerror-iothread-resume-after-free" | "resume" => "hung",
         "monitor-block" => "hung; backlog",
         "ioerror-iothread-status" | "ioerror-iothread-resume-still-full" => "full",
         "ioerror-status-after-reset" => "full_plain; must qm reset 102",

@@ -35,21 +35,12 @@ const COMMANDS: [&str; 20] = [
 
 /// Why this is no command, in PVE's words.
 pub fn refuse(command: &str) -> Option<String> {
-    (!COMMANDS.contains(&command)).then(|| {
-        format!(
-            "value '{command}' does not have a value in the enumeration '{}'",
-            COMMANDS.join(", ")
-        )
-    })
+    (!COMMANDS.contains(&command)).then(|| format!("value '{command}' does not have a value in the enumeration '{}'", COMMANDS.join(", ")))
 }
 
 /// Whether the VM has an agent by its configuration.
 pub fn enabled(conf: &Conf) -> bool {
-    conf.get("agent").is_some_and(|value| {
-        value
-            .split(',')
-            .any(|part| matches!(part, "1" | "enabled=1"))
-    })
+    conf.get("agent").is_some_and(|value| value.split(',').any(|part| matches!(part, "1" | "enabled=1")))
 }
 
 /// Whether the agent answers.
@@ -72,12 +63,7 @@ pub fn command(request: &Request) -> Run {
     if name == "ping" {
         return Ok(());
     }
-    let answer = qmp::agent(
-        vmid,
-        &format!("guest-{name}"),
-        &json!({}),
-        Duration::from_secs(5),
-    )?;
+    let answer = qmp::agent(vmid, &format!("guest-{name}"), &json!({}), Duration::from_secs(5))?;
     if answer != json!({}) {
         out::raw(pretty(&answer, 0).as_bytes());
         out::raw(b"\n");
@@ -91,19 +77,14 @@ fn pretty(value: &Value, depth: usize) -> String {
     let close = "   ".repeat(depth);
     match value {
         Value::Array(items) if !items.is_empty() => {
-            let items: Vec<String> = items
-                .iter()
-                .map(|item| format!("{indent}{}", pretty(item, depth + 1)))
-                .collect();
+            let items: Vec<String> = items.iter().map(|item| format!("{indent}{}", pretty(item, depth + 1))).collect();
             format!("[\n{}\n{close}]", items.join(",\n"))
         }
         Value::Object(members) if !members.is_empty() => {
             let mut members: Vec<_> = members.iter().collect();
             members.sort_by(|a, b| a.0.cmp(b.0));
-            let lines: Vec<String> = members
-                .iter()
-                .map(|(key, item)| format!("{indent}{} : {}", json!(key), pretty(item, depth + 1)))
-                .collect();
+            let lines: Vec<String> =
+                members.iter().map(|(key, item)| format!("{indent}{} : {}", json!(key), pretty(item, depth + 1))).collect();
             format!("{{\n{}\n{close}}}", lines.join(",\n"))
         }
         plain => plain.to_string(),

@@ -22,10 +22,8 @@ pub struct Conf {
 }
 
 /// Keys with a number behind them, such as `scsi0`.
-const NUMBERED: [&str; 14] = [
-    "scsi", "virtio", "sata", "ide", "net", "serial", "parallel", "usb", "hostpci", "numa",
-    "unused", "ipconfig", "virtiofs", "audio",
-];
+const NUMBERED: [&str; 14] =
+    ["scsi", "virtio", "sata", "ide", "net", "serial", "parallel", "usb", "hostpci", "numa", "unused", "ipconfig", "virtiofs", "audio"];
 const INTEGERS: [&str; 6] = ["cores", "sockets", "vcpus", "balloon", "shares", "smp"];
 const PLAIN: [&str; 52] = [
     "acpi",
@@ -106,22 +104,14 @@ pub fn known(key: &str) -> bool {
 
 /// Why a value does not fit its key, in PVE's words.
 pub fn misfit(key: &str, value: &str) -> Option<String> {
-    let bad = INTEGERS.contains(&key)
-        && (value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()));
+    let bad = INTEGERS.contains(&key) && (value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()));
     bad.then(|| format!("type check ('integer') failed - got '{value}'"))
 }
 
 /// The VM's configuration as text, or PVE's complaint that there is none here.
 fn read(vmid: u32) -> Run<String> {
-    fs::read_to_string(pve::configs().join(format!("{vmid}.conf"))).map_err(|_| {
-        Fail::errno(
-            2,
-            format!(
-                "Configuration file 'nodes/{}/qemu-server/{vmid}.conf' does not exist",
-                pve::node()
-            ),
-        )
-    })
+    fs::read_to_string(pve::configs().join(format!("{vmid}.conf")))
+        .map_err(|_| Fail::errno(2, format!("Configuration file 'nodes/{}/qemu-server/{vmid}.conf' does not exist", pve::node())))
 }
 
 /// Fails in the words of the commands that only look whether the VM is on this node.
@@ -129,13 +119,7 @@ pub fn on_this_node(vmid: u32) -> Run {
     if pve::configs().join(format!("{vmid}.conf")).exists() {
         return Ok(());
     }
-    Err(Fail::errno(
-        2,
-        format!(
-            "unable to find configuration file for VM {vmid} on node '{}'",
-            pve::node()
-        ),
-    ))
+    Err(Fail::errno(2, format!("unable to find configuration file for VM {vmid} on node '{}'", pve::node())))
 }
 
 /// Reads the VM's configuration, complaining on stderr about what can't be parsed.
@@ -151,10 +135,7 @@ pub fn parse(vmid: u32, text: &str) -> (Conf, Vec<String>) {
     let mut complaints = Vec::new();
     let mut section = "";
     for line in text.lines() {
-        if let Some(name) = line
-            .strip_prefix('[')
-            .and_then(|line| line.trim_end().strip_suffix(']'))
-        {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.trim_end().strip_suffix(']')) {
             section = name;
         }
         if !matches!(section, "" | "PENDING") {
@@ -178,22 +159,12 @@ pub fn parse(vmid: u32, text: &str) -> (Conf, Vec<String>) {
             conf.delete = value.split(',').map(|key| key.trim().to_owned()).collect();
             continue;
         }
-        let why = if known(key) {
-            misfit(key, value)
-        } else {
-            Some(format!("unknown setting '{key}'"))
-        };
+        let why = if known(key) { misfit(key, value) } else { Some(format!("unknown setting '{key}'")) };
         if let Some(why) = why {
-            complaints.push(format!(
-                "vm {vmid} - unable to parse value of '{key}' - {why}"
-            ));
+            complaints.push(format!("vm {vmid} - unable to parse value of '{key}' - {why}"));
             continue;
         }
-        let to = if section == "PENDING" {
-            &mut conf.pending
-        } else {
-            &mut conf.now
-        };
+        let to = if section == "PENDING" { &mut conf.pending } else { &mut conf.now };
         to.insert(key.to_owned(), value.to_owned());
     }
     (conf, complaints)
@@ -207,9 +178,7 @@ impl Conf {
 
     /// Fails when the VM is locked.
     pub fn check_lock(&self) -> Run {
-        self.get("lock").map_or(Ok(()), |lock| {
-            Err(Fail::die(format!("VM is locked ({lock})")))
-        })
+        self.get("lock").map_or(Ok(()), |lock| Err(Fail::die(format!("VM is locked ({lock})"))))
     }
 
     /// Whether the lock is this one.
@@ -239,10 +208,7 @@ impl Conf {
 
     /// The values as a configuration file without pending ones.
     pub fn current_text(&self) -> String {
-        self.now
-            .iter()
-            .map(|(key, value)| format!("{key}: {value}\n"))
-            .collect()
+        self.now.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
     }
 
     fn text(&self) -> String {
@@ -252,11 +218,7 @@ impl Conf {
             if !self.delete.is_empty() {
                 text.push_str(&format!("delete: {}\n", self.delete.join(",")));
             }
-            text.extend(
-                self.pending
-                    .iter()
-                    .map(|(key, value)| format!("{key}: {value}\n")),
-            );
+            text.extend(self.pending.iter().map(|(key, value)| format!("{key}: {value}\n")));
         }
         if !self.rest.is_empty() {
             text.push('\n');
@@ -269,12 +231,7 @@ impl Conf {
     pub fn write(&self, vmid: u32) -> Run {
         let path = pve::configs().join(format!("{vmid}.conf"));
         let temporary = path.with_extension(format!("conf.tmp.{}", std::process::id()));
-        let cannot = |why: &str| {
-            Err(Fail::errno(
-                2,
-                format!("unable to open file '{}' - {why}", temporary.display()),
-            ))
-        };
+        let cannot = |why: &str| Err(Fail::errno(2, format!("unable to open file '{}' - {why}", temporary.display())));
         if !pve::quorate() {
             return cannot("Permission denied");
         }
@@ -286,11 +243,7 @@ impl Conf {
 
     /// The number of virtual processors.
     pub fn cpus(&self) -> u64 {
-        let number = |key: &str| {
-            self.get(key)
-                .and_then(|value| value.parse::<u64>().ok())
-                .unwrap_or(1)
-        };
+        let number = |key: &str| self.get(key).and_then(|value| value.parse::<u64>().ok()).unwrap_or(1);
         number("sockets") * number("cores")
     }
 
@@ -302,25 +255,14 @@ impl Conf {
 
     /// The VM's name.
     pub fn name(&self, vmid: u32) -> String {
-        self.get("name")
-            .map_or_else(|| format!("VM {vmid}"), str::to_owned)
+        self.get("name").map_or_else(|| format!("VM {vmid}"), str::to_owned)
     }
 
     /// The size of the disk that the VM boots from, in bytes.
     pub fn boot_disk(&self) -> u64 {
-        let order = self
-            .get("boot")
-            .unwrap_or_default()
-            .trim_start_matches("order=")
-            .to_owned();
-        let first = order
-            .split(';')
-            .find_map(|key| self.get(key))
-            .unwrap_or_default();
-        first
-            .split(',')
-            .find_map(|option| option.strip_prefix("size="))
-            .map_or(0, size)
+        let order = self.get("boot").unwrap_or_default().trim_start_matches("order=").to_owned();
+        let first = order.split(';').find_map(|key| self.get(key)).unwrap_or_default();
+        first.split(',').find_map(|option| option.strip_prefix("size=")).map_or(0, size)
     }
 }
 

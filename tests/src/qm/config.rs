@@ -28,15 +28,8 @@ const FAST: [&str; 12] = [
 /// `qm config VM [--current]`.
 pub fn config(request: &Request) -> Run {
     let conf = conf::load(request.vmid)?;
-    let values = if request.flag("current") {
-        conf.now.clone()
-    } else {
-        conf.wanted()
-    };
-    let text: String = values
-        .iter()
-        .map(|(key, value)| format!("{key}: {value}\n"))
-        .collect();
+    let values = if request.flag("current") { conf.now.clone() } else { conf.wanted() };
+    let text: String = values.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
     out::raw(text.as_bytes());
     Ok(())
 }
@@ -48,12 +41,8 @@ pub fn pending(request: &Request) -> Run {
     let mut text = String::new();
     for key in keys {
         match (conf.now.get(key), conf.pending.get(key)) {
-            (Some(now), _) if conf.delete.contains(key) => {
-                text.push_str(&format!("del {key}: {now}\n"))
-            }
-            (Some(now), Some(new)) => {
-                text.push_str(&format!("cur {key}: {now}\nnew {key}: {new}\n"))
-            }
+            (Some(now), _) if conf.delete.contains(key) => text.push_str(&format!("del {key}: {now}\n")),
+            (Some(now), Some(new)) => text.push_str(&format!("cur {key}: {now}\nnew {key}: {new}\n")),
             (Some(now), None) => text.push_str(&format!("cur {key}: {now}\n")),
             (None, Some(new)) => text.push_str(&format!("new {key}: {new}\n")),
             (None, None) => {}
@@ -66,11 +55,7 @@ pub fn pending(request: &Request) -> Run {
 /// `qm set VM --KEY VALUE ... [--delete KEYS]`.
 pub fn set(request: &Request) -> Run {
     let vmid = request.vmid;
-    let changes: Vec<_> = request
-        .options
-        .iter()
-        .filter(|(key, _)| *key != "skiplock")
-        .collect();
+    let changes: Vec<_> = request.options.iter().filter(|(key, _)| *key != "skiplock").collect();
     if changes.is_empty() {
         return Err(Fail::die("no options specified"));
     }
@@ -79,10 +64,7 @@ pub fn set(request: &Request) -> Run {
     if !request.flag("skiplock") {
         conf.check_lock()?;
     }
-    let shown: Vec<String> = changes
-        .iter()
-        .map(|(key, value)| format!("-{key} {value}"))
-        .collect();
+    let shown: Vec<String> = changes.iter().map(|(key, value)| format!("-{key} {value}")).collect();
     out::say(&format!("update VM {vmid}: {}", shown.join(" ")));
     let at_once = |key: &str| process::running(vmid).is_none() || FAST.contains(&key);
     for (key, value) in changes {
@@ -91,8 +73,7 @@ pub fn set(request: &Request) -> Run {
                 conf.pending.remove(gone);
                 if at_once(gone) {
                     conf.now.remove(gone);
-                } else if conf.now.contains_key(gone) && !conf.delete.iter().any(|key| key == gone)
-                {
+                } else if conf.now.contains_key(gone) && !conf.delete.iter().any(|key| key == gone) {
                     conf.delete.push(gone.to_owned());
                 }
             }

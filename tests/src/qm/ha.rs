@@ -12,8 +12,7 @@ use super::{Fail, Run, out, pve};
 /// `ha-manager` is a Perl program of its own that `qm` waits for.
 const MANAGER: Duration = Duration::from_millis(400);
 /// A warning that the recorded version always printed here.
-const NOISE: &str =
-    "Use of uninitialized value in string eq at /usr/share/perl5/PVE/API2/HA/Resources.pm line 40.";
+const NOISE: &str = "Use of uninitialized value in string eq at /usr/share/perl5/PVE/API2/HA/Resources.pm line 40.";
 
 /// What the task asks of the resource manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -35,9 +34,7 @@ pub fn managed(vmid: u32) -> bool {
     let mut found = false;
     for line in text.lines() {
         if !line.starts_with([' ', '\t']) {
-            ours = line
-                .split_once(':')
-                .is_some_and(|(kind, id)| kind == "vm" && id.trim() == vmid.to_string());
+            ours = line.split_once(':').is_some_and(|(kind, id)| kind == "vm" && id.trim() == vmid.to_string());
             found |= ours;
         } else if ours && line.split_whitespace().eq(["state", "ignored"]) {
             return false;
@@ -60,11 +57,7 @@ pub fn ask(vmid: u32, what: Ask) -> Run {
         }
         Ask::Stop(seconds) => {
             let commands = Path::new(pve::ROOT).join("ha/crm_commands");
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(commands)
-                .and_then(|mut file| writeln!(file, "stop vm:{vmid} {seconds}"))
+            OpenOptions::new().append(true).create(true).open(commands).and_then(|mut file| writeln!(file, "stop vm:{vmid} {seconds}"))
         }
     }
     .map_err(|why| Fail::die(format!("unable to write HA configuration - {why}")))

@@ -17,15 +17,10 @@ const STEP: Duration = Duration::from_millis(50);
 /// Takes the VM's configuration lock; it lasts as long as the file that is returned.
 pub fn take(vmid: u32) -> Run<File> {
     let path = format!("{DIR}/lock-{vmid}.conf");
-    let cannot =
-        |code: i32, why: &str| Fail::errno(code, format!("can't lock file '{path}' - {why}"));
+    let cannot = |code: i32, why: &str| Fail::errno(code, format!("can't lock file '{path}' - {why}"));
     // Left behind by no one: PVE creates the directory at boot and here.
     let _ = std::fs::create_dir_all(DIR);
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(&path)
-        .map_err(|why| cannot(255, &why.to_string()))?;
+    let file = OpenOptions::new().append(true).create(true).open(&path).map_err(|why| cannot(255, &why.to_string()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
         return Ok(file);
     }

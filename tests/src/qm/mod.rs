@@ -42,18 +42,12 @@ pub struct Fail {
 impl Fail {
     /// A failure with Perl's usual `die` status.
     pub fn die(words: impl Into<String>) -> Fail {
-        Fail {
-            code: 255,
-            words: words.into(),
-        }
+        Fail { code: 255, words: words.into() }
     }
 
     /// A failure whose status is a left-over errno (`ENOENT` = 2, `EINTR` = 4, ...).
     pub fn errno(code: i32, words: impl Into<String>) -> Fail {
-        Fail {
-            code,
-            words: words.into(),
-        }
+        Fail { code, words: words.into() }
     }
 }
 
@@ -62,9 +56,7 @@ pub type Run<T = ()> = Result<T, Fail>;
 
 /// Runs the command line of this process and gives its exit status.
 pub fn main() -> i32 {
-    let args: Vec<String> = std::env::args_os()
-        .map(|arg| arg.to_string_lossy().into_owned())
-        .collect();
+    let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let name = args.first().map_or("", String::as_str);
     if name.starts_with("task UPID:") {
         return task::worker();

@@ -37,11 +37,7 @@ pub fn lie(verb: &str) -> Option<Lie> {
             "garbage" => Some(Lie::Garbage),
             "success-without-acting" => Some(Lie::Idle),
             "fail-after-acting" => Some(Lie::FailAfter),
-            "slow" => words
-                .next()?
-                .parse()
-                .ok()
-                .map(|seconds| Lie::Slow(Duration::from_secs(seconds))),
+            "slow" => words.next()?.parse().ok().map(|seconds| Lie::Slow(Duration::from_secs(seconds))),
             _ => None,
         }
     })

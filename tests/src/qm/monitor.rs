@@ -18,9 +18,7 @@ const PROMPT: &str = "\x1b[4mqm> \x1b[24m";
 pub fn monitor(request: &Request) -> Run {
     let vmid = request.vmid;
     conf::load(vmid)?;
-    out::say(&format!(
-        "Entering QEMU Monitor for VM {vmid} - type 'help' for help"
-    ));
+    out::say(&format!("Entering QEMU Monitor for VM {vmid} - type 'help' for help"));
     let mut lines = std::io::stdin().lock().lines();
     let mut printed = false;
     loop {
@@ -37,12 +35,7 @@ pub fn monitor(request: &Request) -> Run {
         if line.is_empty() {
             continue;
         }
-        let answer = qmp::command(
-            vmid,
-            "human-monitor-command",
-            &json!({ "command-line": line }),
-            LIMIT,
-        );
+        let answer = qmp::command(vmid, "human-monitor-command", &json!({ "command-line": line }), LIMIT);
         let text = match answer {
             Ok(Value::String(text)) => text,
             Ok(_) => String::new(),

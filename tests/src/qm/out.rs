@@ -61,25 +61,12 @@ pub fn stdout_trouble() -> Option<String> {
 /// Perl complains about a locale that the machine does not have; a Proxmox host has few.
 pub fn locale_warnings() {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let known = |value: &str| {
-        matches!(
-            value,
-            "C" | "POSIX" | "C.UTF-8" | "C.utf8" | "en_US.UTF-8" | "en_US.utf8"
-        )
-    };
+    let known = |value: &str| matches!(value, "C" | "POSIX" | "C.UTF-8" | "C.utf8" | "en_US.UTF-8" | "en_US.utf8");
     let (all, lang) = (set("LC_ALL"), set("LANG"));
-    if [&all, &lang]
-        .into_iter()
-        .flatten()
-        .all(|value| known(value))
-    {
+    if [&all, &lang].into_iter().flatten().all(|value| known(value)) {
         return;
     }
-    let shown = |value: &Option<String>| {
-        value
-            .as_ref()
-            .map_or_else(|| "(unset)".to_owned(), |value| format!("\"{value}\""))
-    };
+    let shown = |value: &Option<String>| value.as_ref().map_or_else(|| "(unset)".to_owned(), |value| format!("\"{value}\""));
     warn(&format!(
         "perl: warning: Setting locale failed.\nperl: warning: Please check that your locale settings:\n\tLANGUAGE = {},\n\tLC_ALL = {},\n\tLANG = {}\n    \
          are supported and installed on your system.\nperl: warning: Falling back to the standard locale (\"C\").",

@@ -44,21 +44,14 @@ pub fn uptime(pid: u32) -> Option<u64> {
 
 /// The process's resident memory in bytes.
 pub fn memory(pid: u32) -> u64 {
-    let pages = stat(pid)
-        .and_then(|fields| fields.get(21)?.parse::<u64>().ok())
-        .unwrap_or_default();
+    let pages = stat(pid).and_then(|fields| fields.get(21)?.parse::<u64>().ok()).unwrap_or_default();
     pages * 4096
 }
 
 /// The pid of the VM's QEMU, if one passes the real one's test.
 pub fn running(vmid: u32) -> Option<u32> {
     let path = format!("{RUN}/{vmid}.pid");
-    let pid: u32 = fs::read_to_string(&path)
-        .ok()?
-        .lines()
-        .next()?
-        .parse()
-        .ok()?;
+    let pid: u32 = fs::read_to_string(&path).ok()?.lines().next()?.parse().ok()?;
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
     let name = String::from_utf8_lossy(args.first()?).into_owned();
@@ -66,9 +59,7 @@ pub fn running(vmid: u32) -> Option<u32> {
     if !(name.ends_with("kvm") || base.starts_with("qemu-system-")) {
         return None;
     }
-    let at = args
-        .iter()
-        .position(|arg| matches!(*arg, b"-pidfile" | b"--pidfile"))?;
+    let at = args.iter().position(|arg| matches!(*arg, b"-pidfile" | b"--pidfile"))?;
     if *args.get(at + 1)? != path.as_bytes() {
         return None;
     }
@@ -94,10 +85,7 @@ fn survivors(vmid: u32) -> bool {
     };
     dir.flatten().any(|entry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        line.starts_with(b"/usr/bin/kvm\0")
-            && line
-                .split(|byte| *byte == 0)
-                .any(|arg| arg == wanted.as_bytes())
+        line.starts_with(b"/usr/bin/kvm\0") && line.split(|byte| *byte == 0).any(|arg| arg == wanted.as_bytes())
     })
 }
 
@@ -113,8 +101,7 @@ pub fn fresh_scope(vmid: u32) -> Run {
     if fs::metadata("/sys/fs/cgroup/cgroup.procs").is_ok() {
         // An empty one may be there; systemd would make it anew, which differs only in its counters.
         let _ = fs::remove_dir(scope(vmid));
-        fs::create_dir_all(scope(vmid))
-            .map_err(|why| Fail::die(format!("unable to create scope: {why}")))?;
+        fs::create_dir_all(scope(vmid)).map_err(|why| Fail::die(format!("unable to create scope: {why}")))?;
     }
     Ok(())
 }

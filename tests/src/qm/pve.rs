@@ -20,16 +20,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(10);
 /// Fails as the real one does when pmxcfs is down or the caller is not root.
 pub fn answers() -> Run {
     let refuse = |code: i32, why: &str| {
-        let tries: Vec<String> = (1..=3)
-            .map(|n| format!("ipcc_send_rec[{n}] failed: {why}"))
-            .collect();
-        Err(Fail::errno(
-            code,
-            format!(
-                "{}\nUnable to load access control list: {why}",
-                tries.join("\n")
-            ),
-        ))
+        let tries: Vec<String> = (1..=3).map(|n| format!("ipcc_send_rec[{n}] failed: {why}")).collect();
+        Err(Fail::errno(code, format!("{}\nUnable to load access control list: {why}", tries.join("\n"))))
     };
     if !rustix::process::geteuid().is_root() {
         return refuse(255, "Unknown error -1");
@@ -51,37 +43,22 @@ pub fn answers() -> Run {
 /// This node's name: where `/etc/pve/local` points to.
 pub fn node() -> String {
     let link = fs::read_link(Path::new(ROOT).join("local")).ok();
-    let name = link
-        .as_deref()
-        .and_then(Path::file_name)
-        .map(|name| name.to_string_lossy().into_owned());
+    let name = link.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "pve".to_owned())
 }
 
 /// The directory of this node's VM configurations.
 pub fn configs() -> PathBuf {
-    let dir = Path::new(ROOT)
-        .join("nodes")
-        .join(node())
-        .join("qemu-server");
-    if dir.is_dir() {
-        dir
-    } else {
-        Path::new(ROOT).join("qemu-server")
-    }
+    let dir = Path::new(ROOT).join("nodes").join(node()).join("qemu-server");
+    if dir.is_dir() { dir } else { Path::new(ROOT).join("qemu-server") }
 }
 
 /// Whether the cluster has quorum: pmxcfs takes the write bit from `local` when it has not.
 pub fn quorate() -> bool {
-    fs::metadata(Path::new(ROOT).join("local"))
-        .is_ok_and(|meta| meta.permissions().mode() & 0o200 != 0)
+    fs::metadata(Path::new(ROOT).join("local")).is_ok_and(|meta| meta.permissions().mode() & 0o200 != 0)
 }
 
 /// Fails without quorum, as `qm start` does before anything else.
 pub fn check_quorum() -> Run {
-    if quorate() {
-        Ok(())
-    } else {
-        Err(Fail::errno(2, "cluster not ready - no quorum?"))
-    }
+    if quorate() { Ok(()) } else { Err(Fail::errno(2, "cluster not ready - no quorum?")) }
 }

@@ -33,33 +33,20 @@ pub struct Session {
 impl Session {
     /// Connects; the limit counts for the connection and then again for everything that is asked over it.
     fn open(vmid: u32, kind: &str, limit: Duration) -> Run<Session> {
-        let cannot = |why: String| {
-            Fail::die(format!(
-                "unable to connect to VM {vmid} {kind} socket - {why}"
-            ))
-        };
-        let address = SocketAddrUnix::new(process::run_file(vmid, kind))
-            .map_err(|why| cannot(why.to_string()))?;
+        let cannot = |why: String| Fail::die(format!("unable to connect to VM {vmid} {kind} socket - {why}"));
+        let address = SocketAddrUnix::new(process::run_file(vmid, kind)).map_err(|why| cannot(why.to_string()))?;
         let begin = Instant::now();
         let mut tries = 0_u32;
         loop {
             tries += 1;
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-                .map_err(|why| cannot(why.to_string()))?;
+            let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(|why| cannot(why.to_string()))?;
             match connect(&fd, &address) {
                 Ok(()) => {
                     let stream = UnixStream::from(fd);
-                    let set = stream
-                        .set_nonblocking(false)
-                        .and_then(|()| stream.set_read_timeout(Some(SLICE)));
-                    set.and_then(|()| stream.set_write_timeout(Some(limit)))
-                        .map_err(|why| cannot(why.to_string()))?;
-                    return Ok(Session {
-                        stream,
-                        unread: Vec::new(),
-                        end: Instant::now() + limit,
-                    });
+                    let set = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(SLICE)));
+                    set.and_then(|()| stream.set_write_timeout(Some(limit))).map_err(|why| cannot(why.to_string()))?;
+                    return Ok(Session { stream, unread: Vec::new(), end: Instant::now() + limit });
                 }
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(Errno::NOENT) => return Err(cannot("No such file or directory".to_owned())),
@@ -82,9 +69,7 @@ impl Session {
     }
 
     fn send(&mut self, bytes: &[u8]) -> Run {
-        self.stream
-            .write_all(bytes)
-            .map_err(|_| Fail::die("client closed connection"))
+        self.stream.write_all(bytes).map_err(|_| Fail::die("client closed connection"))
     }
 
     /// Asks one command and gives what it returned.
@@ -94,8 +79,7 @@ impl Session {
             request["arguments"] = arguments.clone();
         }
         self.send(format!("{request}\r\n").as_bytes())?;
-        let answer =
-            self.until(|answer| answer.get("return").is_some() || answer.get("error").is_some())?;
+        let answer = self.until(|answer| answer.get("return").is_some() || answer.get("error").is_some())?;
         match answer.get("error") {
             Some(error) => Err(Fail::die(error["desc"].as_str().unwrap_or("unknown error"))),
             None => Ok(answer["return"].clone()),
@@ -122,14 +106,8 @@ impl Session {
             let mut chunk = [0; 65536];
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(Fail::die("client closed connection")),
-                Ok(n) => self
-                    .unread
-                    .extend_from_slice(chunk.get(..n).unwrap_or_default()),
-                Err(why)
-                    if matches!(
-                        why.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                Ok(n) => self.unread.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+                Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
                 Err(_) => return Err(Fail::die("client closed connection")),
             }
         }
@@ -137,14 +115,7 @@ impl Session {
 }
 
 fn named(vmid: u32, name: &str, fail: Fail) -> Fail {
-    if fail.words == task::INTERRUPT {
-        fail
-    } else {
-        Fail::die(format!(
-            "VM {vmid} qmp command '{name}' failed - {}",
-            fail.words
-        ))
-    }
+    if fail.words == task::INTERRUPT { fail } else { Fail::die(format!("VM {vmid} qmp command '{name}' failed - {}", fail.words)) }
 }
 
 /// One monitor command over a connection of its own.
@@ -152,9 +123,7 @@ pub fn command(vmid: u32, name: &str, arguments: &Value, limit: Duration) -> Run
     if process::running(vmid).is_none() {
         return Err(Fail::die(format!("VM {vmid} not running")));
     }
-    Session::monitor(vmid, limit)
-        .and_then(|mut session| session.ask(name, arguments))
-        .map_err(|fail| named(vmid, name, fail))
+    Session::monitor(vmid, limit).and_then(|mut session| session.ask(name, arguments)).map_err(|fail| named(vmid, name, fail))
 }
 
 /// One guest-agent command over a connection of its own, after a synchronisation that drops old answers.
@@ -163,15 +132,8 @@ pub fn agent(vmid: u32, name: &str, arguments: &Value, limit: Duration) -> Run<V
         let mut session = Session::open(vmid, "qga", limit)?;
         let id = std::process::id();
         session.send(&[0xff])?;
-        session.send(
-            format!(
-                "{}\n",
-                json!({ "execute": "guest-sync-delimited", "arguments": { "id": id } })
-            )
-            .as_bytes(),
-        )?;
-        session
-            .until(|answer| answer.get("return").and_then(Value::as_u64) == Some(u64::from(id)))?;
+        session.send(format!("{}\n", json!({ "execute": "guest-sync-delimited", "arguments": { "id": id } })).as_bytes())?;
+        session.until(|answer| answer.get("return").and_then(Value::as_u64) == Some(u64::from(id)))?;
         session.ask(name, arguments)
     };
     ask().map_err(|fail| named(vmid, name, fail))

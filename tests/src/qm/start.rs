@@ -53,11 +53,7 @@ pub fn work(job: &Job) -> Run {
         // Stale ones of a QEMU that was killed.
         let _ = std::fs::remove_file(process::run_file(vmid, suffix));
     }
-    launch(
-        vmid,
-        &conf,
-        Duration::from_secs(job.timeout.filter(|seconds| *seconds > 0).unwrap_or(LIMIT)),
-    )?;
+    launch(vmid, &conf, Duration::from_secs(job.timeout.filter(|seconds| *seconds > 0).unwrap_or(LIMIT)))?;
     if suspended {
         out::say("Resumed VM, removing state");
         conf.now.remove("lock");
@@ -70,25 +66,17 @@ pub fn work(job: &Job) -> Run {
 /// QEMU's command line, `argv[0]` first. The laboratory has one VM, so it has one line.
 pub fn line(vmid: u32, conf: &Conf) -> Run<Vec<String>> {
     if vmid != 102 {
-        return Err(Fail::die(format!(
-            "the laboratory's stand-in for qm starts VM 102 only, not {vmid}"
-        )));
+        return Err(Fail::die(format!("the laboratory's stand-in for qm starts VM 102 only, not {vmid}")));
     }
     let line = command_line(&VmConf::parse(&conf.current_text()));
-    Ok(line
-        .into_iter()
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect())
+    Ok(line.into_iter().map(|word| word.to_string_lossy().into_owned()).collect())
 }
 
 fn disks(conf: &Conf) -> Run {
     for (_, disk) in VmConf::parse(&conf.current_text()).disks() {
         // Only what is on a storage of PVE's is checked; the laboratory also has network and absolute paths.
         if disk.volume.starts_with("local:") && !Path::new(&disk.path()).exists() {
-            return Err(Fail::die(format!(
-                "volume '{}' does not exist",
-                disk.volume
-            )));
+            return Err(Fail::die(format!("volume '{}' does not exist", disk.volume)));
         }
     }
     Ok(())
@@ -97,24 +85,15 @@ fn disks(conf: &Conf) -> Run {
 /// Runs QEMU until it daemonized.
 fn launch(vmid: u32, conf: &Conf, limit: Duration) -> Run {
     let args = line(vmid, conf)?;
-    std::fs::create_dir_all(process::RUN)
-        .map_err(|why| Fail::die(format!("unable to create {}: {why}", process::RUN)))?;
+    std::fs::create_dir_all(process::RUN).map_err(|why| Fail::die(format!("unable to create {}: {why}", process::RUN)))?;
     let cannot = |why: std::io::Error| Fail::die(format!("start failed: {why}"));
     // QEMU's second monitor, which only the laboratory has, lies there.
     std::fs::create_dir_all(pve::LAB).map_err(cannot)?;
     let program = std::env::current_exe().map_err(cannot)?;
     let (mut reader, writer) = std::io::pipe().map_err(cannot)?;
     let mut command = Command::new(program);
-    command
-        .arg0("qm")
-        .arg(SCOPED)
-        .arg(process::scope(vmid))
-        .args(&args);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(writer))
-        .env_remove("QM_STANDIN_JOB");
+    command.arg0("qm").arg(SCOPED).arg(process::scope(vmid)).args(&args);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(writer)).env_remove("QM_STANDIN_JOB");
     let mut child = command.spawn().map_err(cannot)?;
     drop(command);
     // QEMU's daemon lets go of stderr when it is ready; the thread ends then, or with us.
@@ -130,28 +109,17 @@ fn launch(vmid: u32, conf: &Conf, limit: Duration) -> Run {
             break status;
         }
         let late = Instant::now() >= end;
-        if let Err(fail) = if late {
-            Err(Fail::die("got timeout"))
-        } else {
-            task::pause(Duration::from_millis(20))
-        } {
+        if let Err(fail) = if late { Err(Fail::die("got timeout")) } else { task::pause(Duration::from_millis(20)) } {
             let _ = child.kill();
             let _ = child.wait();
-            return Err(Fail::die(format!(
-                "start failed: command '/usr/bin/kvm -id {vmid} ...' failed: {}",
-                fail.words
-            )));
+            return Err(Fail::die(format!("start failed: command '/usr/bin/kvm -id {vmid} ...' failed: {}", fail.words)));
         }
     };
-    let text = receiver
-        .recv_timeout(Duration::from_secs(2))
-        .unwrap_or_default();
+    let text = receiver.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
     out::warn_raw(&String::from_utf8_lossy(&text));
     match status.code() {
         Some(0) => Ok(()),
-        Some(code) => Err(Fail::die(format!(
-            "start failed: QEMU exited with code {code}"
-        ))),
+        Some(code) => Err(Fail::die(format!("start failed: QEMU exited with code {code}"))),
         None => Err(Fail::die("start failed: QEMU exited with signal")),
     }
 }

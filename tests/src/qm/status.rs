@@ -82,10 +82,7 @@ fn basic(vmid: u32, conf: &Conf) -> BTreeMap<String, Tree> {
         ("netout".to_owned(), leaf(0)),
         ("qmpstatus".to_owned(), leaf(state)),
         ("status".to_owned(), leaf(state)),
-        (
-            "uptime".to_owned(),
-            leaf(pid.and_then(process::uptime).unwrap_or(0)),
-        ),
+        ("uptime".to_owned(), leaf(pid.and_then(process::uptime).unwrap_or(0))),
         ("vmid".to_owned(), leaf(vmid)),
     ]);
     for key in ["lock", "template", "tags"] {
@@ -111,57 +108,28 @@ fn full(vmid: u32, conf: &Conf, values: &mut BTreeMap<String, Tree>) {
     let Ok(state) = ask("query-status") else {
         return;
     };
-    values.insert(
-        "qmpstatus".to_owned(),
-        leaf(state["status"].as_str().unwrap_or("unknown")),
-    );
+    values.insert("qmpstatus".to_owned(), leaf(state["status"].as_str().unwrap_or("unknown")));
 
-    let support = SUPPORT.iter().map(|key| {
-        (
-            (*key).to_owned(),
-            leaf(if key.ends_with("version") {
-                "stub"
-            } else {
-                "1"
-            }),
-        )
-    });
+    let support = SUPPORT.iter().map(|key| ((*key).to_owned(), leaf(if key.ends_with("version") { "stub" } else { "1" })));
     values.insert("proxmox-support".to_owned(), Tree::Node(support.collect()));
     if let Ok(stats) = ask("query-blockstats") {
         blocks(conf, &stats, values);
     }
     if let Ok(Value::Array(machines)) = ask("query-machines")
-        && let Some(name) = machines
-            .iter()
-            .find(|machine| machine["is-default"] == json!(true))
-            .and_then(|machine| machine["name"].as_str())
+        && let Some(name) =
+            machines.iter().find(|machine| machine["is-default"] == json!(true)).and_then(|machine| machine["name"].as_str())
     {
         values.insert("running-machine".to_owned(), leaf(format!("{name}+pve0")));
     }
     if let Ok(version) = ask("query-version") {
         let part = |name: &str| version["qemu"][name].as_u64().unwrap_or(0);
-        values.insert(
-            "running-qemu".to_owned(),
-            leaf(format!(
-                "{}.{}.{}",
-                part("major"),
-                part("minor"),
-                part("micro")
-            )),
-        );
+        values.insert("running-qemu".to_owned(), leaf(format!("{}.{}.{}", part("major"), part("minor"), part("micro"))));
     }
     if let Ok(balloon) = ask("query-balloon") {
         let actual = balloon["actual"].as_u64().unwrap_or(0);
         values.insert("balloon".to_owned(), leaf(actual));
         let info = [("actual", actual), ("max_mem", conf.memory() << 20)];
-        values.insert(
-            "ballooninfo".to_owned(),
-            Tree::Node(
-                info.into_iter()
-                    .map(|(key, value)| (key.to_owned(), leaf(value)))
-                    .collect(),
-            ),
-        );
+        values.insert("ballooninfo".to_owned(), Tree::Node(info.into_iter().map(|(key, value)| (key.to_owned(), leaf(value))).collect()));
     }
 }
 
@@ -170,11 +138,7 @@ fn blocks(conf: &Conf, stats: &Value, values: &mut BTreeMap<String, Tree>) {
     let (mut read, mut written) = (0, 0);
     for one in stats.as_array().map_or(&[][..], Vec::as_slice) {
         // Our disks are named as PVE names them: drive-scsi0.
-        let key = one["device"]
-            .as_str()
-            .unwrap_or_default()
-            .trim_start_matches("drive-")
-            .to_owned();
+        let key = one["device"].as_str().unwrap_or_default().trim_start_matches("drive-").to_owned();
         if conf.get(&key).is_none() {
             continue;
         }
@@ -199,27 +163,13 @@ fn blocks(conf: &Conf, stats: &Value, values: &mut BTreeMap<String, Tree>) {
 /// `qm list`: never asks QMP.
 pub fn list() -> Run {
     let mut vms: Vec<u32> = std::fs::read_dir(pve::configs())
-        .map(|dir| {
-            dir.flatten()
-                .filter_map(|entry| {
-                    entry
-                        .file_name()
-                        .to_string_lossy()
-                        .strip_suffix(".conf")?
-                        .parse()
-                        .ok()
-                })
-                .collect()
-        })
+        .map(|dir| dir.flatten().filter_map(|entry| entry.file_name().to_string_lossy().strip_suffix(".conf")?.parse().ok()).collect())
         .unwrap_or_default();
     vms.sort_unstable();
     if vms.is_empty() {
         return Ok(());
     }
-    out::say(&format!(
-        "{:>10} {:<20} {:<10} {:<10} {:>12} {:<10}",
-        "VMID", "NAME", "STATUS", "MEM(MB)", "BOOTDISK(GB)", "PID"
-    ));
+    out::say(&format!("{:>10} {:<20} {:<10} {:<10} {:>12} {:<10}", "VMID", "NAME", "STATUS", "MEM(MB)", "BOOTDISK(GB)", "PID"));
     for vmid in vms {
         let conf = conf::load(vmid)?;
         let pid = process::running(vmid);
@@ -227,9 +177,7 @@ pub fn list() -> Run {
         #[allow(clippy::cast_precision_loss, reason = "two decimals of a size in GiB")]
         let disk = conf.boot_disk() as f64 / f64::from(1 << 30);
         let (name, memory, pid) = (conf.name(vmid), conf.memory(), pid.unwrap_or(0));
-        out::say(&format!(
-            "{vmid:>10} {name:<20} {state:<10} {memory:<10} {disk:>12.2} {pid:<10}"
-        ));
+        out::say(&format!("{vmid:>10} {name:<20} {state:<10} {memory:<10} {disk:>12.2} {pid:<10}"));
     }
     Ok(())
 }

@@ -47,29 +47,19 @@ pub struct Job {
 
 fn catch() {
     let flag = SIGNALLED.get_or_init(|| Arc::new(AtomicBool::new(false)));
-    for signal in [
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGQUIT,
-    ] {
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGQUIT] {
         // If a handler cannot be set the signal ends us, which is what it did without one.
         let _ = signal_hook::flag::register(signal, Arc::clone(flag));
     }
 }
 
 fn take_signal() -> bool {
-    SIGNALLED
-        .get()
-        .is_some_and(|flag| flag.swap(false, Ordering::SeqCst))
+    SIGNALLED.get().is_some_and(|flag| flag.swap(false, Ordering::SeqCst))
 }
 
 /// Fails once after each signal that a worker got.
 pub fn interrupted() -> Run {
-    if out::is_worker() && take_signal() {
-        Err(Fail::die(INTERRUPT))
-    } else {
-        Ok(())
-    }
+    if out::is_worker() && take_signal() { Err(Fail::die(INTERRUPT)) } else { Ok(()) }
 }
 
 /// Sleeps, unless a signal comes.
@@ -92,13 +82,8 @@ pub fn run(job: &Job) -> Run {
     let (reader, writer) = io::pipe().map_err(|why| broken(&why))?;
     let program = std::env::current_exe().map_err(|why| broken(&why))?;
     let mut command = Command::new(program);
-    command
-        .arg0("qm")
-        .arg(PRELUDE)
-        .stdin(Stdio::from(OwnedFd::from(theirs)));
-    command
-        .stderr(Stdio::from(writer.try_clone().map_err(|why| broken(&why))?))
-        .stdout(Stdio::from(writer));
+    command.arg0("qm").arg(PRELUDE).stdin(Stdio::from(OwnedFd::from(theirs)));
+    command.stderr(Stdio::from(writer.try_clone().map_err(|why| broken(&why))?)).stdout(Stdio::from(writer));
     let mut child = command.spawn().map_err(|why| broken(&why))?;
     // The command holds our copies of the worker's ends; while we have them the pipe never ends.
     drop(command);
@@ -106,9 +91,7 @@ pub fn run(job: &Job) -> Run {
 
     let task = tasklog::Task::begin(job, child.id());
     let order = format!("{}\n", serde_json::json!({ "upid": task.upid, "job": job }));
-    (&ours)
-        .write_all(order.as_bytes())
-        .map_err(|why| broken(&why))?;
+    (&ours).write_all(order.as_bytes()).map_err(|why| broken(&why))?;
     let mut log = task.log();
     copy(reader.into(), &mut log, child.id());
 
@@ -130,10 +113,7 @@ pub fn run(job: &Job) -> Run {
 fn copy(reader: OwnedFd, log: &mut Option<File>, worker: u32) {
     static PASSED: AtomicU32 = AtomicU32::new(0);
     let mut reader = File::from(reader);
-    let step = Timespec {
-        tv_sec: 0,
-        tv_nsec: 50_000_000,
-    };
+    let step = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
     let mut chunk = [0; 4096];
     loop {
         if take_signal()
@@ -168,11 +148,7 @@ fn copy(reader: OwnedFd, log: &mut Option<File>, worker: u32) {
 pub fn prelude() -> i32 {
     let _ = setsid();
     let mut line = String::new();
-    if BufReader::new(io::stdin())
-        .read_line(&mut line)
-        .unwrap_or(0)
-        == 0
-    {
+    if BufReader::new(io::stdin()).read_line(&mut line).unwrap_or(0) == 0 {
         return 1;
     }
     let Ok(order) = serde_json::from_str::<serde_json::Value>(&line) else {
@@ -182,10 +158,7 @@ pub fn prelude() -> i32 {
         return 1;
     };
     let upid = order["upid"].as_str().unwrap_or_default();
-    let why = Command::new(program)
-        .arg0(format!("task {upid}"))
-        .env(JOB, order["job"].to_string())
-        .exec();
+    let why = Command::new(program).arg0(format!("task {upid}")).env(JOB, order["job"].to_string()).exec();
     out::warn(&why.to_string());
     1
 }
@@ -194,9 +167,7 @@ pub fn prelude() -> i32 {
 pub fn worker() -> i32 {
     out::i_am_a_worker();
     catch();
-    let job = std::env::var(JOB)
-        .ok()
-        .and_then(|text| serde_json::from_str::<Job>(&text).ok());
+    let job = std::env::var(JOB).ok().and_then(|text| serde_json::from_str::<Job>(&text).ok());
     let result = match job {
         Some(job) => verbs::work(&job).err().map(|fail| fail.words),
         None => Some("no job".to_owned()),

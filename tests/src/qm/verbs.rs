@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 
 use super::cli::Request;
 use super::task::{self, Job};
-use super::{
-    Fail, Run, agent, conf, config, ha, lock, monitor, out, process, pve, qmp, start, status, stop,
-};
+use super::{Fail, Run, agent, conf, config, ha, lock, monitor, out, process, pve, qmp, start, status, stop};
 
 /// `query-status` in `qm resume` has a minute.
 const RESUME: Duration = Duration::from_secs(60);
@@ -30,25 +28,9 @@ pub fn run(request: &Request) -> Run {
         "sendkey" => sendkey(request),
         "start" => {
             pve::check_quorum()?;
-            task(
-                request,
-                if ha::managed(vmid) {
-                    "hastart"
-                } else {
-                    "qmstart"
-                },
-                &[],
-            )
+            task(request, if ha::managed(vmid) { "hastart" } else { "qmstart" }, &[])
         }
-        "stop" => task(
-            request,
-            if ha::managed(vmid) {
-                "hastop"
-            } else {
-                "qmstop"
-            },
-            &[],
-        ),
+        "stop" => task(request, if ha::managed(vmid) { "hastop" } else { "qmstop" }, &[]),
         "shutdown" => shutdown(request),
         "reset" => {
             conf::on_this_node(vmid)?;
@@ -72,52 +54,31 @@ pub fn run(request: &Request) -> Run {
         }
         "terminal" => {
             must_run(vmid)?;
-            Err(Fail::die(
-                "the laboratory's stand-in for qm can't 'terminal'",
-            ))
+            Err(Fail::die("the laboratory's stand-in for qm can't 'terminal'"))
         }
         "showcmd" => {
             let conf = conf::load(vmid)?;
             out::say(&start::line(vmid, &conf)?.join(" "));
             Ok(())
         }
-        other => Err(Fail::die(format!(
-            "the laboratory's stand-in for qm can't '{other}'"
-        ))),
+        other => Err(Fail::die(format!("the laboratory's stand-in for qm can't '{other}'"))),
     }
 }
 
 fn must_run(vmid: u32) -> Run {
-    process::running(vmid).map_or_else(
-        || Err(Fail::errno(2, format!("VM {vmid} not running"))),
-        |_| Ok(()),
-    )
+    process::running(vmid).map_or_else(|| Err(Fail::errno(2, format!("VM {vmid} not running"))), |_| Ok(()))
 }
 
 fn task(request: &Request, kind: &str, flags: &[&str]) -> Run {
     let mut flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    flags.extend(
-        ["nocheck", "forceStop"]
-            .into_iter()
-            .filter(|flag| request.flag(flag))
-            .map(str::to_owned),
-    );
+    flags.extend(["nocheck", "forceStop"].into_iter().filter(|flag| request.flag(flag)).map(str::to_owned));
     let (vmid, skiplock, timeout) = (request.vmid, request.flag("skiplock"), request.timeout());
-    task::run(&Job {
-        kind: kind.to_owned(),
-        vmid,
-        skiplock,
-        timeout,
-        flags,
-    })
+    task::run(&Job { kind: kind.to_owned(), vmid, skiplock, timeout, flags })
 }
 
 fn paused(vmid: u32) -> Run<bool> {
     let state = qmp::command(vmid, "query-status", &Value::Null, qmp::USUAL)?;
-    Ok(matches!(
-        state["status"].as_str(),
-        Some("paused" | "prelaunch")
-    ))
+    Ok(matches!(state["status"].as_str(), Some("paused" | "prelaunch")))
 }
 
 fn shutdown(request: &Request) -> Run {
@@ -140,12 +101,7 @@ fn sendkey(request: &Request) -> Run {
     let vmid = request.vmid;
     conf::load(vmid)?;
     let key = request.args.first().map_or("", String::as_str);
-    let answer = qmp::command(
-        vmid,
-        "human-monitor-command",
-        &json!({ "command-line": format!("sendkey {key}") }),
-        qmp::USUAL,
-    )?;
+    let answer = qmp::command(vmid, "human-monitor-command", &json!({ "command-line": format!("sendkey {key}") }), qmp::USUAL)?;
     match answer.as_str().map(str::trim) {
         None | Some("") => Ok(()),
         Some(words) => Err(Fail::die(words)),
@@ -197,10 +153,6 @@ pub fn resume_locked(job: &Job) -> Run {
     if state == "shutdown" {
         qmp::command(job.vmid, "system_reset", &Value::Null, qmp::USUAL)?;
     }
-    let go = if state == "suspended" {
-        "system_wakeup"
-    } else {
-        "cont"
-    };
+    let go = if state == "suspended" { "system_wakeup" } else { "cont" };
     qmp::command(job.vmid, go, &Value::Null, qmp::USUAL).map(drop)
 }

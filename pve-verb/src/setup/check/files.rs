@@ -29,10 +29,18 @@ fn folder_check(site: &Site, name: &'static str, folder: &str) -> Check {
         return Check::bad(name, format!("{folder} does not exist."), "Run pve-verb init.");
     };
     if !found.is_dir() || found.uid() != site.owner || found.mode() & 0o077 != 0 {
-        return Check::bad(name, format!("{folder} is not a folder that root alone can enter (uid {}, mode {:04o}).", found.uid(), found.mode() & 0o7777), "Run pve-verb init, which puts it right.");
+        return Check::bad(
+            name,
+            format!("{folder} is not a folder that root alone can enter (uid {}, mode {:04o}).", found.uid(), found.mode() & 0o7777),
+            "Run pve-verb init, which puts it right.",
+        );
     }
     match above(site, &path) {
-        Some((level, what)) => Check { name, level, message: proto::Message::new(what, "Take the write permission away with chmod, or give it back to root with chown.") },
+        Some((level, what)) => Check {
+            name,
+            level,
+            message: proto::Message::new(what, "Take the write permission away with chmod, or give it back to root with chown."),
+        },
         None => Check::ok(name, format!("{folder} and every folder above it belong to root.")),
     }
 }
@@ -61,10 +69,18 @@ pub(super) fn binary(site: &Site) -> Check {
     let name = "binary";
     let path = site.path("/usr/sbin/pve-verb");
     let Ok(found) = std::fs::symlink_metadata(&path) else {
-        return Check::bad(name, "/usr/sbin/pve-verb does not exist, so no key can run it.", "Install the package, or copy the binary there with mode 0755.");
+        return Check::bad(
+            name,
+            "/usr/sbin/pve-verb does not exist, so no key can run it.",
+            "Install the package, or copy the binary there with mode 0755.",
+        );
     };
     if !found.is_file() || found.uid() != site.owner || found.mode() & 0o7777 != 0o755 {
-        return Check::bad(name, format!("/usr/sbin/pve-verb is not a file of root's with mode 0755 (uid {}, mode {:04o}).", found.uid(), found.mode() & 0o7777), "Install the package again.");
+        return Check::bad(
+            name,
+            format!("/usr/sbin/pve-verb is not a file of root's with mode 0755 (uid {}, mode {:04o}).", found.uid(), found.mode() & 0o7777),
+            "Install the package again.",
+        );
     }
     match above(site, &path) {
         Some((level, what)) => Check { name, level, message: proto::Message::new(what, "Give that folder back to root alone.") },
@@ -77,12 +93,26 @@ pub(super) fn signing_key(site: &Site) -> Check {
     let name = "signing key";
     let signer = match Signer::load_from(&site.path(path::SIGNING_KEY), site.owner) {
         Ok(signer) => signer,
-        Err(why) => return Check::bad(name, format!("Receipts are unsigned, because {why}."), "Run pve-verb init, and repair the key if it says that there is one."),
+        Err(why) => {
+            return Check::bad(
+                name,
+                format!("Receipts are unsigned, because {why}."),
+                "Run pve-verb init, and repair the key if it says that there is one.",
+            );
+        }
     };
-    let public = trusted::read(&site.path(path::SIGNING_PUB), site.owner, trusted::NOT_WRITABLE, 16 * 1024).ok().and_then(|b| String::from_utf8(b).ok());
+    let public = trusted::read(&site.path(path::SIGNING_PUB), site.owner, trusted::NOT_WRITABLE, 16 * 1024)
+        .ok()
+        .and_then(|b| String::from_utf8(b).ok());
     match public {
-        Some(text) if text.starts_with(&signer.public_openssh()) => Check::ok(name, format!("The signing key {} is readable and matches its public half.", signer.fingerprint())),
-        _ => Check::bad(name, format!("{} is not the public half of the signing key.", path::SIGNING_PUB), "Run pve-verb init, which writes it anew."),
+        Some(text) if text.starts_with(&signer.public_openssh()) => {
+            Check::ok(name, format!("The signing key {} is readable and matches its public half.", signer.fingerprint()))
+        }
+        _ => Check::bad(
+            name,
+            format!("{} is not the public half of the signing key.", path::SIGNING_PUB),
+            "Run pve-verb init, which writes it anew.",
+        ),
     }
 }
 
@@ -110,9 +140,19 @@ pub(super) fn disk(site: &Site) -> Check {
         std::io::Result::Ok(space.f_bavail.saturating_mul(space.f_frsize))
     });
     match tried {
-        None => Check::bad(name, format!("{} did not take a file within three seconds.", path::VAR), "Look at the storage; until then evidence stays on tmpfs."),
-        Some(Err(e)) => Check::bad(name, format!("{} does not take a file: {e}.", path::VAR), "Make room or repair the file system; until then evidence stays on tmpfs."),
-        Some(Ok(free)) if free < FREE => Check::weak(name, format!("{} MiB are free below {}.", free >> 20, path::VAR), "Make room: a bundle and the log want a GiB."),
+        None => Check::bad(
+            name,
+            format!("{} did not take a file within three seconds.", path::VAR),
+            "Look at the storage; until then evidence stays on tmpfs.",
+        ),
+        Some(Err(e)) => Check::bad(
+            name,
+            format!("{} does not take a file: {e}.", path::VAR),
+            "Make room or repair the file system; until then evidence stays on tmpfs.",
+        ),
+        Some(Ok(free)) if free < FREE => {
+            Check::weak(name, format!("{} MiB are free below {}.", free >> 20, path::VAR), "Make room: a bundle and the log want a GiB.")
+        }
         Some(Ok(free)) => Check::ok(name, format!("The disk takes files, and {} MiB are free.", free >> 20)),
     }
 }

@@ -25,16 +25,26 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
             all.extend(found);
         }
         Err(trusted::Untrusted::Absent) => {}
-        Err(trusted::Untrusted::Bad(why)) => all.push(Check::bad(NAME, format!("{OURS} {why}."), "Give it to root with mode 0600; sshd ignores it as it is.")),
+        Err(trusted::Untrusted::Bad(why)) => {
+            all.push(Check::bad(NAME, format!("{OURS} {why}."), "Give it to root with mode 0600; sshd ignores it as it is."))
+        }
     }
     let roots = site.path(ROOTS);
     let in_pmxcfs = fs::read_link(&roots).is_ok_and(|to| to.starts_with(path::PVE));
     match bounded(move || fs::read_to_string(roots)) {
-        None => all.push(Check::weak(NAME, format!("{ROOTS} did not answer within three seconds."), "Keep breakglass keys in /etc/pve-verb/authorized_keys, which does not hang with /etc/pve.")),
+        None => all.push(Check::weak(
+            NAME,
+            format!("{ROOTS} did not answer within three seconds."),
+            "Keep breakglass keys in /etc/pve-verb/authorized_keys, which does not hang with /etc/pve.",
+        )),
         Some(Ok(text)) => {
             let found = lines(ROOTS, &text, false);
             if keys == 0 && !found.is_empty() && in_pmxcfs {
-                all.push(Check::weak(NAME, "The only breakglass keys are in pmxcfs: they count on every node, and are gone when /etc/pve is.", format!("Put them into {OURS}, for the account breakglass.")));
+                all.push(Check::weak(
+                    NAME,
+                    "The only breakglass keys are in pmxcfs: they count on every node, and are gone when /etc/pve is.",
+                    format!("Put them into {OURS}, for the account breakglass."),
+                ));
             }
             keys += found.len();
             all.extend(found);
@@ -42,7 +52,11 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
         Some(Err(_)) => {}
     }
     if keys == 0 {
-        all.push(Check::bad(NAME, "No key may break the glass.", format!("Print a line with pve-verb authorize, and append it to {OURS}.")));
+        all.push(Check::bad(
+            NAME,
+            "No key may break the glass.",
+            format!("Print a line with pve-verb authorize, and append it to {OURS}."),
+        ));
     }
     all
 }
@@ -74,7 +88,12 @@ fn judge(place: &str, line: &str) -> Check {
     if value("restrict").is_none() {
         return bad("does not say restrict, so its key may forward ports and agents");
     }
-    if let Some((granted, _)) = options.iter().find(|(n, _)| matches!(n.to_ascii_lowercase().as_str(), "pty" | "agent-forwarding" | "port-forwarding" | "x11-forwarding" | "user-rc" | "environment" | "cert-authority")) {
+    if let Some((granted, _)) = options.iter().find(|(n, _)| {
+        matches!(
+            n.to_ascii_lowercase().as_str(),
+            "pty" | "agent-forwarding" | "port-forwarding" | "x11-forwarding" | "user-rc" | "environment" | "cert-authority"
+        )
+    }) {
         return bad(&format!("gives back what restrict took: {granted}"));
     }
     let said = command.split(' ').skip_while(|w| *w != "--key-fp").nth(1);
@@ -82,7 +101,11 @@ fn judge(place: &str, line: &str) -> Check {
         return bad("names the fingerprint of another key");
     }
     if value("from").is_none() {
-        return Check::weak(NAME, format!("{place} accepts its key from every address."), "Add from=\"…\" with the addresses that it comes from.");
+        return Check::weak(
+            NAME,
+            format!("{place} accepts its key from every address."),
+            "Add from=\"…\" with the addresses that it comes from.",
+        );
     }
     Check::ok(NAME, format!("{place} forces pve-verb and nothing else."))
 }

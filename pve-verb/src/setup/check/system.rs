@@ -26,7 +26,11 @@ pub(super) fn account(site: &Site) -> Check {
         line.map(|l| l.split(':').map(str::to_owned).collect::<Vec<_>>())
     };
     let Some(entry) = field("/etc/passwd") else {
-        return Check::weak(name, "There is no account breakglass, so keys are root's, whose file is in pmxcfs and whose shell is bash.", make);
+        return Check::weak(
+            name,
+            "There is no account breakglass, so keys are root's, whose file is in pmxcfs and whose shell is bash.",
+            make,
+        );
     };
     let part = |entry: &[String], n: usize| entry.get(n).cloned().unwrap_or_default();
     let (uid, shell) = (part(&entry, 2), part(&entry, 6));
@@ -34,15 +38,29 @@ pub(super) fn account(site: &Site) -> Check {
         return Check::bad(name, format!("The account breakglass has uid {uid}, and pve-verb needs 0."), make);
     }
     if shell.is_empty() || shell.ends_with("nologin") || shell.ends_with("false") {
-        return Check::bad(name, format!("The account breakglass has the shell \"{shell}\", which runs no command."), "Use chsh -s /bin/dash breakglass.");
+        return Check::bad(
+            name,
+            format!("The account breakglass has the shell \"{shell}\", which runs no command."),
+            "Use chsh -s /bin/dash breakglass.",
+        );
     }
     if shell.ends_with("bash") || shell.ends_with("zsh") {
-        return Check::weak(name, format!("The account breakglass has the shell {shell}, which reads start-up files first: one that hangs blocks every verb."), "Use chsh -s /bin/dash breakglass.");
+        return Check::weak(
+            name,
+            format!("The account breakglass has the shell {shell}, which reads start-up files first: one that hangs blocks every verb."),
+            "Use chsh -s /bin/dash breakglass.",
+        );
     }
     match field("/etc/shadow") {
-        Some(shadow) if !part(&shadow, 1).starts_with(['!', '*']) => Check::bad(name, "The account breakglass has a password, or an empty one, and uid 0.", "Lock it with passwd -l breakglass."),
+        Some(shadow) if !part(&shadow, 1).starts_with(['!', '*']) => {
+            Check::bad(name, "The account breakglass has a password, or an empty one, and uid 0.", "Lock it with passwd -l breakglass.")
+        }
         Some(_) => Check::ok(name, format!("The account breakglass has uid 0, the shell {shell} and no password.")),
-        None => Check::weak(name, "Whether the account breakglass has a password could not be read.", "Run this as root, and look at /etc/shadow."),
+        None => Check::weak(
+            name,
+            "Whether the account breakglass has a password could not be read.",
+            "Run this as root, and look at /etc/shadow.",
+        ),
     }
 }
 
@@ -61,7 +79,11 @@ pub(super) fn sshd(site: &Site) -> Check {
     if texts.iter().any(|t| keys_file(t).as_deref() == Some("/etc/pve-verb/authorized_keys")) {
         Check::ok(name, "sshd reads /etc/pve-verb/authorized_keys for breakglass.")
     } else {
-        Check::weak(name, "sshd is not told to read /etc/pve-verb/authorized_keys for breakglass.", "Install the drop-in, and check with sshd -T -C user=breakglass.")
+        Check::weak(
+            name,
+            "sshd is not told to read /etc/pve-verb/authorized_keys for breakglass.",
+            "Install the drop-in, and check with sshd -T -C user=breakglass.",
+        )
     }
 }
 
@@ -86,7 +108,9 @@ pub(super) fn clock(site: &Site) -> Check {
     let name = "clock";
     let installed = std::fs::metadata(site.path("/usr/sbin/pve-verb")).and_then(|m| m.modified());
     match installed {
-        Ok(then) if then > SystemTime::now() => Check::bad(name, "The clock stands before the day on which pve-verb was installed.", "Set the clock, and let chrony keep it."),
+        Ok(then) if then > SystemTime::now() => {
+            Check::bad(name, "The clock stands before the day on which pve-verb was installed.", "Set the clock, and let chrony keep it.")
+        }
         Ok(_) => Check::ok(name, "The clock stands after the day on which pve-verb was installed."),
         Err(_) => Check::weak(name, "The clock could not be compared with anything.", "Look at it with timedatectl."),
     }
@@ -97,9 +121,15 @@ pub(super) fn qm(site: &Site) -> Check {
     let config = Config::load_from(&site.path(path::CONFIG), site.owner).0;
     let qm = config.host.qm.path().display().to_string();
     match std::fs::metadata(site.path(&qm)) {
-        Ok(found) if found.is_file() && found.uid() == site.owner && found.mode() & 0o022 == 0 && found.mode() & 0o100 != 0 => Check::ok("qm", format!("{qm} is there.")),
+        Ok(found) if found.is_file() && found.uid() == site.owner && found.mode() & 0o022 == 0 && found.mode() & 0o100 != 0 => {
+            Check::ok("qm", format!("{qm} is there."))
+        }
         Ok(_) => Check::bad("qm", format!("{qm} is not a program that root alone can change."), "Install qemu-server again."),
-        Err(_) => Check::bad("qm", format!("{qm} does not exist, so stop, start and cycle can't work."), "Run this on a PVE host, or set host.qm in the configuration."),
+        Err(_) => Check::bad(
+            "qm",
+            format!("{qm} does not exist, so stop, start and cycle can't work."),
+            "Run this on a PVE host, or set host.qm in the configuration.",
+        ),
     }
 }
 

@@ -30,7 +30,11 @@ fn good() -> Host {
     host.has("/usr/bin/gdb", "", 0o755);
     host.has("/etc/passwd", "root:x:0:0::/root:/bin/bash\nbreakglass:x:0:0::/root:/bin/dash\n", 0o644);
     host.has("/etc/shadow", "breakglass:!:20000::::::\n", 0o600);
-    host.has("/etc/ssh/sshd_config.d/breakglass.conf", "Match User breakglass\n  AuthorizedKeysFile /etc/pve-verb/authorized_keys\n", 0o644);
+    host.has(
+        "/etc/ssh/sshd_config.d/breakglass.conf",
+        "Match User breakglass\n  AuthorizedKeysFile /etc/pve-verb/authorized_keys\n",
+        0o644,
+    );
     host.has("/etc/pve-verb/authorized_keys", &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-name a"), 0o600);
     host
 }
@@ -85,14 +89,30 @@ fn each_fault_is_named() {
         (&|h| h.has(ours, &line("from=\"192.0.2.1\"", forced), 0o600), "authorized keys", Bad, "restrict"),
         (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\",pty", forced), 0o600), "authorized keys", Bad, "pty"),
         (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/bin/sh"), 0o600), "authorized keys", Bad, "another command"),
-        (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-fp SHA256:x"), 0o600), "authorized keys", Bad, "fingerprint"),
+        (
+            &|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-fp SHA256:x"), 0o600),
+            "authorized keys",
+            Bad,
+            "fingerprint",
+        ),
         (&|h| h.has(ours, &line("restrict,no-pty=\"command=\\\"\"", forced), 0o600), "authorized keys", Weak, "every address"),
         (&|h| h.has("/etc/passwd", "root:x:0:0::/root:/bin/bash\n", 0o644), "account", Weak, "no account"),
         (&|h| h.has("/etc/passwd", "breakglass:x:1000:0::/root:/bin/dash\n", 0o644), "account", Bad, "1000"),
         (&|h| h.has("/etc/passwd", "breakglass:x:0:0::/root:/bin/bash\n", 0o644), "account", Weak, "start-up files"),
         (&|h| h.has("/etc/passwd", "breakglass:x:0:0::/root:/usr/sbin/nologin\n", 0o644), "account", Bad, "no command"),
         (&|h| h.has("/etc/shadow", "breakglass::20000::::::\n", 0o600), "account", Bad, "password"),
-        (&|h| h.has("/etc/ssh/sshd_config.d/breakglass.conf", "Match User other\nAuthorizedKeysFile /etc/pve-verb/authorized_keys\n", 0o644), "sshd", Weak, "not told"),
+        (
+            &|h| {
+                h.has(
+                    "/etc/ssh/sshd_config.d/breakglass.conf",
+                    "Match User other\nAuthorizedKeysFile /etc/pve-verb/authorized_keys\n",
+                    0o644,
+                )
+            },
+            "sshd",
+            Weak,
+            "not told",
+        ),
         (&|h| std::fs::remove_file(h.site.path("/usr/sbin/qm")).unwrap(), "qm", Bad, "does not exist"),
         (&|h| std::fs::remove_file(h.site.path("/usr/bin/gdb")).unwrap(), "gdb", Weak, "no gdb"),
     ];
@@ -107,7 +127,11 @@ fn each_fault_is_named() {
 fn keys_only_in_pmxcfs_are_weak_and_other_peoples_keys_are_passed_over() {
     let host = good();
     std::fs::remove_file(host.site.path("/etc/pve-verb/authorized_keys")).unwrap();
-    host.has("/root/.ssh/authorized_keys", &format!("{KEY} somebody\n{}", line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-name a")), 0o600);
+    host.has(
+        "/root/.ssh/authorized_keys",
+        &format!("{KEY} somebody\n{}", line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-name a")),
+        0o600,
+    );
     assert_eq!(host.complaints(), []);
     host.has("/root/.ssh/authorized_keys", &format!("{KEY} somebody\n"), 0o600);
     host.one("authorized keys", Level::Bad, "No key");
@@ -116,7 +140,13 @@ fn keys_only_in_pmxcfs_are_weak_and_other_peoples_keys_are_passed_over() {
 #[test]
 fn what_authorize_prints_is_well() {
     let host = good();
-    let policy = super::super::Policy { key_name: "agent".parse().unwrap(), vmid: Some(proto::Vmid::DEVVM), allow: None, require_grant: Some("stop,cycle".parse().unwrap()), from: Some("192.0.2.0/24".to_owned()) };
+    let policy = super::super::Policy {
+        key_name: "agent".parse().unwrap(),
+        vmid: Some(proto::Vmid::DEVVM),
+        allow: None,
+        require_grant: Some("stop,cycle".parse().unwrap()),
+        from: Some("192.0.2.0/24".to_owned()),
+    };
     let file = host.site.path("/key.pub");
     write(&file, KEY).unwrap();
     let mut out = Vec::new();

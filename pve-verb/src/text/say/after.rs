@@ -29,10 +29,18 @@ pub fn done(verb: Verb, vmid: Vmid, now: Option<QemuProcess>, ms: u64) -> Messag
     let took = format!("{}.{} s", ms / 1000, ms % 1000 / 100);
     let pid = now.map(|p| format!(" with pid {}", p.pid)).unwrap_or_default();
     let (what, next) = match verb {
-        Verb::Reset => (format!("VM {vmid} was reset in the same QEMU process{pid}, in {took}."), "Wait for the guest to boot, then look whether it answers over SSH."),
+        Verb::Reset => (
+            format!("VM {vmid} was reset in the same QEMU process{pid}, in {took}."),
+            "Wait for the guest to boot, then look whether it answers over SSH.",
+        ),
         Verb::Stop => (format!("VM {vmid} was stopped in {took}, and no process of it is left."), "Use start to bring it back."),
-        Verb::Start => (format!("VM {vmid} runs{pid}, after {took}."), "Wait for the guest to boot, then look whether it answers over SSH."),
-        Verb::Cycle => (format!("VM {vmid} was stopped and started and runs in a fresh QEMU process{pid}, after {took}."), "Wait for the guest to boot, then look whether it answers over SSH."),
+        Verb::Start => {
+            (format!("VM {vmid} runs{pid}, after {took}."), "Wait for the guest to boot, then look whether it answers over SSH.")
+        }
+        Verb::Cycle => (
+            format!("VM {vmid} was stopped and started and runs in a fresh QEMU process{pid}, after {took}."),
+            "Wait for the guest to boot, then look whether it answers over SSH.",
+        ),
         Verb::Status | Verb::Forensics => (format!("{verb} of VM {vmid} ended after {took}."), "Nothing was changed."),
     };
     Message::new(what, next)
@@ -89,12 +97,18 @@ pub fn did_not_reset(vmid: Vmid, state: VmState, said: &str) -> Message {
 
 /// `start` on a paused VM did not resume it.
 pub fn did_not_resume(vmid: Vmid, state: VmState) -> Message {
-    Message::new(format!("VM {vmid} was resumed and is {state} all the same."), "Ask for status for the cause; cycle makes a fresh QEMU process.")
+    Message::new(
+        format!("VM {vmid} was resumed and is {state} all the same."),
+        "Ask for status for the cause; cycle makes a fresh QEMU process.",
+    )
 }
 
 /// Any other state than the wanted one.
 pub fn failed(verb: Verb, vmid: Vmid, state: VmState, why: &str) -> Message {
-    Message::new(format!("The {verb} of VM {vmid} was tried and the VM is {state}: {}.", show(why)), "Ask for status: it says which verb helps now.")
+    Message::new(
+        format!("The {verb} of VM {vmid} was tried and the VM is {state}: {}.", show(why)),
+        "Ask for status: it says which verb helps now.",
+    )
 }
 
 // ---- 11, unknown
@@ -110,7 +124,10 @@ pub fn not_observed(verb: Verb, vmid: Vmid, why: &str) -> Message {
 /// The worker was killed.
 pub fn interrupted(verb: Verb, vmid: Vmid, step: Option<&str>, completes: Option<Verb>) -> Message {
     let at = step.map(|s| format!(" at its step {}", show(s))).unwrap_or_default();
-    let next = completes.map_or_else(|| "Ask for status: it says what is there now.".to_owned(), |v| format!("Use {v} to complete it, with a new request id."));
+    let next = completes.map_or_else(
+        || "Ask for status: it says what is there now.".to_owned(),
+        |v| format!("Use {v} to complete it, with a new request id."),
+    );
     Message::new(format!("The {verb} of VM {vmid} was killed half-way{at}."), next)
 }
 

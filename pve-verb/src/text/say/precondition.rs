@@ -31,8 +31,12 @@ pub fn no_quorum(verb: Verb) -> Message {
 pub fn ha_managed(vmid: Vmid, verb: Verb) -> Message {
     let next = match verb {
         Verb::Start => format!("On the host run `ha-manager set vm:{vmid} --state started`."),
-        Verb::Stop => format!("On the host run `ha-manager crm-command stop vm:{vmid} 60` (or `ha-manager set vm:{vmid} --state stopped`)."),
-        _ => format!("On the host run `ha-manager crm-command stop vm:{vmid} 60`, wait for stopped, then `ha-manager set vm:{vmid} --state started`."),
+        Verb::Stop => {
+            format!("On the host run `ha-manager crm-command stop vm:{vmid} 60` (or `ha-manager set vm:{vmid} --state stopped`).")
+        }
+        _ => format!(
+            "On the host run `ha-manager crm-command stop vm:{vmid} 60`, wait for stopped, then `ha-manager set vm:{vmid} --state started`."
+        ),
     };
     Message::new(format!("HA manages VM {vmid}, and would undo a {verb} that it did not order."), next)
 }
