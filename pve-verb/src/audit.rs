@@ -126,7 +126,7 @@ impl Log {
         }
     }
 
-    /// Mutating uses since the last review, and the chain's end; none where the log could not be asked.
+    /// Mutating uses since the last review; none where the log could not be asked.
     pub fn unreviewed(&self) -> Option<u64> {
         self.chain.lock(Instant::now() + HASTY).ok()?.load().unreviewed()
     }
