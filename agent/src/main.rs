@@ -1,1 +1,2 @@
+//! `breakglass`.
 fn main() {}

@@ -63,7 +63,8 @@ fn serve(path: &str, root_mode: &str, content: Option<File>, stopped: Option<boo
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
     let options = format!("fd={},rootmode={root_mode},user_id=0,group_id=0,allow_other", device.as_raw_fd());
     let options = std::ffi::CString::new(options).context("name the options of a mount")?;
-    mount("lab", path, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str())).context(format!("mount a file system at {path}"))?;
+    mount("lab", path, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
+        .context(format!("mount a file system at {path}"))?;
     let device = Arc::new(device);
     let switch = Arc::new(Switch::default());
     switch.stopped.store(true, Ordering::Relaxed);

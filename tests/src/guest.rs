@@ -21,8 +21,20 @@ const PACKAGES: [&str; 4] = ["dropbear-bin", "libtomcrypt1", "libtommath1", "qem
 const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
 /// Modules in the order in which they have to be loaded; what is built in or not there is passed over.
 const MODULES: [&str; 14] = [
-    "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover",
-    "virtio_net", "scsi_common", "scsi_mod", "virtio_scsi", "sd_mod", "virtio_console", "virtio_balloon",
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "scsi_common",
+    "scsi_mod",
+    "virtio_scsi",
+    "sd_mod",
+    "virtio_console",
+    "virtio_balloon",
 ];
 const FILES: [(&str, &str, u32); 5] = [
     ("etc/rcS", include_str!("../guest/rcS"), 0o755),
@@ -32,8 +44,24 @@ const FILES: [(&str, &str, u32); 5] = [
     ("sbin/shutdown", include_str!("../guest/shutdown"), 0o755),
 ];
 const FOLDERS: [&str; 18] = [
-    "bin", "sbin", "etc/dropbear", "usr/bin", "usr/sbin", "lib/modules", "lib64", "proc", "sys", "dev", "run", "tmp", "data",
-    "root/.ssh", "home/breakglass/.ssh", "var/log", "var/lib", "mnt",
+    "bin",
+    "sbin",
+    "etc/dropbear",
+    "usr/bin",
+    "usr/sbin",
+    "lib/modules",
+    "lib64",
+    "proc",
+    "sys",
+    "dev",
+    "run",
+    "tmp",
+    "data",
+    "root/.ssh",
+    "home/breakglass/.ssh",
+    "var/log",
+    "var/lib",
+    "mnt",
 ];
 
 /// A guest that is ready to boot.
@@ -195,7 +223,10 @@ fn libraries(program: &Path, unpacked: &Path, root: &Path) -> Result<()> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let (name, path) = match words[..] {
             [name, "=>", "not", "found"] => {
-                return Err(Error::new(format!("{} needs {name}, which is not here", program.display()), "Install the package that has it"));
+                return Err(Error::new(
+                    format!("{} needs {name}, which is not here", program.display()),
+                    "Install the package that has it",
+                ));
             }
             [name, "=>", path, ..] => (format!("lib/x86_64-linux-gnu/{name}"), path),
             [path, address] if path.starts_with('/') && address.starts_with('(') => (path.trim_start_matches('/').to_owned(), path),
@@ -234,9 +265,10 @@ fn keys(unpacked: &Path, root: &Path, folder: &Path) -> Result<()> {
     )?
     .success("dropbearkey")?
     .text();
-    let line = said.lines().find(|line| line.starts_with("ssh-ed25519 ")).ok_or_else(|| {
-        Error::new("dropbearkey printed no public key", "Compare its output with what tests/src/guest.rs expects")
-    })?;
+    let line = said
+        .lines()
+        .find(|line| line.starts_with("ssh-ed25519 "))
+        .ok_or_else(|| Error::new("dropbearkey printed no public key", "Compare its output with what tests/src/guest.rs expects"))?;
     fs::write(folder.join("known_hosts"), format!("devvm {line}\n")).context("write the guest's known_hosts")
 }
 
@@ -253,7 +285,9 @@ fn kernel_and_modules(unpacked: &Path, root: &Path, folder: &Path) -> Result<Str
     }
     let mut order = String::new();
     for name in MODULES {
-        let Some(path) = found.iter().find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}.ko")))) else {
+        let Some(path) =
+            found.iter().find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}.ko"))))
+        else {
             continue;
         };
         let to = format!("lib/modules/{}", path.file_name().unwrap_or_default().to_string_lossy());

@@ -223,7 +223,10 @@ impl Host {
         write("/run/lab/known_hosts", &format!("127.0.0.1 {public}"), 0o644)?;
         must("/usr/sbin/sshd", ["-t"])?;
         // -E: its log is evidence when a scenario fails. Forking into the background, as under an init script, it is reaped by process 1.
-        must("/usr/sbin/sshd", ["-E", "/run/lab/sshd.log", "-o", "ListenAddress=127.0.0.1", "-o", "PidFile=/run/lab/sshd.pid", "-o", "MaxStartups=100"])?;
+        must(
+            "/usr/sbin/sshd",
+            ["-E", "/run/lab/sshd.log", "-o", "ListenAddress=127.0.0.1", "-o", "PidFile=/run/lab/sshd.pid", "-o", "MaxStartups=100"],
+        )?;
         let pid = until("sshd's start", Duration::from_secs(5), || fs::read_to_string("/run/lab/sshd.pid").ok()?.trim().parse().ok())?;
         self.sshd = Some(pid);
         Ok(())

@@ -64,7 +64,7 @@ pub fn run_scenarios(scenarios: &[Scenario], prepare: fn(&Lab) -> Result<()>) ->
         match entered {
             Ok(made) => *lab.lock().unwrap_or_else(PoisonError::into_inner) = Some(made),
             Err(error) => {
-                eprintln!("{error}");
+                say(&error);
                 std::process::exit(101);
             }
         }
@@ -77,6 +77,12 @@ pub fn run_scenarios(scenarios: &[Scenario], prepare: fn(&Lab) -> Result<()>) ->
         })
     };
     libtest_mimic::run(&arguments, scenarios.iter().map(trial).collect()).exit()
+}
+
+/// Why there is no lab goes to the person at the terminal.
+#[allow(clippy::print_stderr)]
+fn say(error: &crate::Error) {
+    eprintln!("{error}");
 }
 
 /// A program that cargo built beside the running one: `pve-verb` and `qm`, from the release profile if they are there.

@@ -20,6 +20,7 @@ pub mod lab;
 pub mod namespace;
 pub mod process;
 pub mod qemu_cmd;
+pub mod qm;
 pub mod qmp;
 pub mod vm;
 pub mod vm_conf;

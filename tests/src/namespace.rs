@@ -48,7 +48,9 @@ pub fn enter() -> Result<Inside> {
     match std::env::var(STAGE).as_deref() {
         Err(_) => std::process::exit(outside()?),
         Ok("init") => std::process::exit(init()?),
-        Ok("scope") => Err(exec_in_scope(&VmConf::parse(&fs::read_to_string(crate::qemu_cmd::CONF).context("read the VM's configuration")?))),
+        Ok("scope") => {
+            Err(exec_in_scope(&VmConf::parse(&fs::read_to_string(crate::qemu_cmd::CONF).context("read the VM's configuration")?)))
+        }
         Ok(_) => Ok(Inside { image: image()? }),
     }
 }
@@ -74,7 +76,10 @@ pub fn qemu_in_scope() -> Result<Command> {
 /// Prepares what outlives the namespace, runs this program again inside it, and cleans up.
 fn outside() -> Result<i32> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::new("The lab needs to be root, for its namespaces", "Run it as root, in a throw-away machine or container if you like"));
+        return Err(Error::new(
+            "The lab needs to be root, for its namespaces",
+            "Run it as root, in a throw-away machine or container if you like",
+        ));
     }
     image()?;
     let cgroups = Cgroups::create()?;
@@ -101,7 +106,8 @@ struct Cgroups {
 impl Cgroups {
     fn create() -> Result<Self> {
         // Hybrid machines have the second version beside the first; it needs no controllers for us.
-        let hierarchy = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|path| path.join("cgroup.procs").exists());
+        let hierarchy =
+            ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|path| path.join("cgroup.procs").exists());
         let hierarchy = hierarchy.ok_or_else(|| Error::new("There is no cgroup2 hierarchy", "Mount one at /sys/fs/cgroup"))?;
         sweep(hierarchy);
         let membership = fs::read_to_string("/proc/self/cgroup").context("read its own cgroup")?;
@@ -133,7 +139,9 @@ impl Drop for Cgroups {
 fn sweep(hierarchy: &Path) {
     for entry in fs::read_dir(hierarchy).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(pid) = name.strip_prefix(CGROUP) && !Path::new("/proc").join(pid).exists() {
+        if let Some(pid) = name.strip_prefix(CGROUP)
+            && !Path::new("/proc").join(pid).exists()
+        {
             remove_subtree(&entry.path());
         }
     }
@@ -236,5 +244,6 @@ fn rebind(folder: &OwnedFd, path: &Path) -> Result<()> {
 /// Mounts a tmpfs; also a small one, as `size=1m,mode=700`.
 pub fn tmpfs(path: &str, options: &str) -> Result<()> {
     let options = std::ffi::CString::new(options).context("read the options of a tmpfs")?;
-    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str())).context(format!("mount a tmpfs at {path}"))
+    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
+        .context(format!("mount a tmpfs at {path}"))
 }

@@ -177,7 +177,9 @@ mod tests {
 
     #[test]
     fn when_the_vm_is_devvm_then_the_line_is_what_pve_would_use() {
-        let line = words("name: devvm\nagent: 1\nscsihw: virtio-scsi-single\nserial0: socket\nscsi0: local:102/d.qcow2,iothread=1,mbps_wr=5\nargs: -kernel /k");
+        let line = words(
+            "name: devvm\nagent: 1\nscsihw: virtio-scsi-single\nserial0: socket\nscsi0: local:102/d.qcow2,iothread=1,mbps_wr=5\nargs: -kernel /k",
+        );
         for part in [
             "/usr/bin/kvm -name devvm,debug-threads=on",
             "-pidfile /var/run/qemu-server/102.pid -daemonize",

@@ -82,7 +82,8 @@ impl Vm {
         // A connection that is forwarded too early is not refused but left hanging, so ask for the banner first, briefly.
         until("the guest's sshd", deadline, || banner().then_some(()))?;
         let left = deadline.saturating_sub(started.elapsed());
-        until("a login in the guest", left, || self.guest_within("true", Duration::from_secs(8)).ok().filter(|answer| answer.status == 0)).map(drop)
+        until("a login in the guest", left, || self.guest_within("true", Duration::from_secs(8)).ok().filter(|answer| answer.status == 0))
+            .map(drop)
     }
 
     /// Runs a command in the guest as root, at most for 30 s.
@@ -161,7 +162,9 @@ impl Vm {
     /// Whether it runs, its disk takes writes and its guest lets root in.
     pub fn healthy(&self) -> bool {
         self.observe() == Observed::State("running".into())
-            && self.guest_within("dd if=/dev/zero of=/data/.probe bs=4k count=1 oflag=direct 2>/dev/null", Duration::from_secs(8)).is_ok_and(|a| a.status == 0)
+            && self
+                .guest_within("dd if=/dev/zero of=/data/.probe bs=4k count=1 oflag=direct 2>/dev/null", Duration::from_secs(8))
+                .is_ok_and(|a| a.status == 0)
             && self.agent("guest-ping", Duration::from_secs(3)).is_ok()
     }
 

@@ -222,11 +222,8 @@ impl VmConf {
 
     /// The disks `scsiN`, in order of N.
     pub fn disks(&self) -> Vec<(u32, Disk)> {
-        let mut all: Vec<_> = self
-            .current
-            .iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix("scsi")?.parse().ok()?, Disk::parse(value))))
-            .collect();
+        let mut all: Vec<_> =
+            self.current.iter().filter_map(|(key, value)| Some((key.strip_prefix("scsi")?.parse().ok()?, Disk::parse(value)))).collect();
         all.sort_by_key(|(n, _)| *n);
         all
     }
@@ -273,9 +270,6 @@ mod tests {
     fn when_a_disk_is_throttled_then_qemu_gets_bytes() {
         let disk = Disk::parse("local:102/vm-102-disk-0.qcow2,iothread=1,iops=10,mbps_wr=5,mbps_wr_max=6");
         assert_eq!(disk.path(), "/var/lib/vz/images/102/vm-102-disk-0.qcow2");
-        assert_eq!(
-            disk.throttling(),
-            ["throttling.iops-total=10", "throttling.bps-write=5242880", "throttling.bps-write-max=6291456"]
-        );
+        assert_eq!(disk.throttling(), ["throttling.iops-total=10", "throttling.bps-write=5242880", "throttling.bps-write-max=6291456"]);
     }
 }

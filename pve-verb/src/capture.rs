@@ -1,0 +1,141 @@
+//! Locked → Captured: every probe is tried, and its result kept, whatever it is. Nothing here can change the VM.
+//!
+//! The probes run in two helper processes and a few external tools, side by side, until one common deadline. What has not
+//! answered then is `timed_out`; who asked it is abandoned, never waited for.
+
+use proto::{Assessment, Body, QemuProcess, RunState, Sha256Hex, Verb, VmState};
+use sha2::{Digest, Sha256};
+use std::time::Instant;
+
+use crate::assess;
+use crate::helper::Job;
+use crate::lock::Locked;
+use crate::probe::observe::{Observation, observe};
+use crate::probe::{self, Answer, Set};
+use crate::run::{Run, Stop};
+use crate::{deadline, facts, operation, preflight, screens};
+
+/// Proof that QEMU does not answer and will not (PROTOCOL.md, section 8). Made by [`capture`] only.
+#[derive(Clone, Debug)]
+pub struct Unresponsive {
+    /// The very process.
+    pub qemu: QemuProcess,
+    /// What proves it.
+    pub why: String,
+}
+
+/// What was seen before anything was changed.
+#[derive(Debug)]
+pub struct Seen {
+    /// The first look.
+    pub before: Observation,
+    /// Every probe's answer.
+    pub answers: Vec<Answer>,
+    /// The judgement.
+    pub assessment: Assessment,
+    /// The VM's state, as receipts say it.
+    pub state: VmState,
+    /// The proof that QEMU will not answer, where there is one.
+    pub unresponsive: Option<Unresponsive>,
+}
+
+/// All that was asked and answered. Made by [`capture`] only.
+#[derive(Debug)]
+pub struct Captured {
+    locked: Locked,
+    seen: Seen,
+}
+
+/// Looks, refuses what is already proved impossible, and captures.
+///
+/// # Errors
+/// The quick checks' refusals: they come before the capture, which would only delay a sure no.
+pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
+    let (verb, vmid) = (locked.authorised().verb(), locked.authorised().vmid());
+    let before = observe(vmid, deadline::OBSERVE);
+    run.saw_before(&before);
+    preflight::quick(run, &locked, &before)?;
+
+    let set = if verb == Verb::Status { Set::Status } else { Set::Full };
+    let answers = ask(run, vmid, set, &before);
+    let proved = facts::prove_unresponsive(vmid, &before, || observe(vmid, deadline::OBSERVE), &answers);
+    let unresponsive = proved.map(|(qemu, why)| Unresponsive { qemu, why });
+    let assessment = judge(run, vmid, &before, &answers, unresponsive.as_ref());
+    let state = state_of(&before, &answers, unresponsive.as_ref());
+    run.judged(state, &assessment);
+    run.answer.say(Body::Assessment(assessment.clone()));
+    Ok(Captured { locked, seen: Seen { before, answers, assessment, state, unresponsive } })
+}
+
+/// Asks everything that is planned for this set, side by side, until one common deadline.
+fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<Answer> {
+    let within = if set == Set::Status { deadline::CAPTURE_STATUS } else { deadline::CAPTURE };
+    let screens = (set == Set::Full).then(screens::Folder::make).and_then(Result::ok);
+    let job =
+        Job { vmid, set, qemu: facts::qemu(before), screens: screens.as_ref().map(|s| s.path().to_owned()), request: run.id().to_string() };
+    let mut answers = Vec::new();
+    probe::gather(&job, Instant::now() + within, &mut |answer| {
+        run.probed(&answer);
+        answers.push(answer);
+    });
+    answers
+}
+
+fn judge(run: &Run, vmid: proto::Vmid, before: &Observation, answers: &[Answer], unresponsive: Option<&Unresponsive>) -> Assessment {
+    let artifact = |path: &str| answers.iter().filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes());
+    let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
+    let facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), operation::interrupted(&run.disk));
+    assess::assess(&assess::Evidence { artifact: &artifact, outcome: &outcome, facts })
+}
+
+/// The state as receipts say it.
+fn state_of(before: &Observation, answers: &[Answer], unresponsive: Option<&Unresponsive>) -> VmState {
+    let host = facts::state_without_qmp(before);
+    if host != VmState::Unknown {
+        return host;
+    }
+    if unresponsive.is_some() {
+        return VmState::Unresponsive;
+    }
+    qmp_run_state(answers).map_or(VmState::Unknown, VmState::Qmp)
+}
+
+/// QEMU's own word.
+fn qmp_run_state(answers: &[Answer]) -> Option<RunState> {
+    let artifact = answers.iter().find(|a| a.name == "qmp/query-status")?.artifact.as_ref()?;
+    let value: serde_json::Value = serde_json::from_slice(artifact.bytes.as_bytes()).ok()?;
+    RunState::from_qmp(value.get("return").unwrap_or(&value).get("status")?.as_str()?)
+}
+
+/// An answer as the events and the manifest say it.
+pub fn event(answer: &Answer) -> proto::Probe {
+    let artifact = answer.artifact.as_ref().map(|a| proto::ArtifactRef {
+        path: a.path.clone(),
+        media_type: a.media_type.to_owned(),
+        bytes: u64::try_from(a.bytes.as_bytes().len()).unwrap_or(u64::MAX),
+        sha256: Sha256Hex::from_bytes(Sha256::digest(a.bytes.as_bytes()).into()),
+    });
+    proto::Probe { name: answer.name.clone(), outcome: answer.outcome, ms: answer.ms, detail: answer.detail.clone(), artifact, data: None }
+}
+
+impl Captured {
+    /// The verb that it was captured for.
+    pub const fn verb(&self) -> Verb {
+        self.locked.authorised().verb()
+    }
+
+    /// What was seen.
+    pub const fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// The request, which may go on.
+    pub const fn locked(&self) -> &Locked {
+        &self.locked
+    }
+
+    /// Its parts, for the next stage.
+    pub(crate) fn open(self) -> (Locked, Seen) {
+        (self.locked, self.seen)
+    }
+}

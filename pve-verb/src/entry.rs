@@ -1,0 +1,139 @@
+//! From a command line to the function that serves it. Everything that is read from outside the request is read here: argv, two
+//! environment variables, the user id.
+
+use clap::Parser;
+use proto::{Message, Outcome, Verb};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::audit::Log;
+use crate::cli::{Cli, Command, LogCommand};
+use crate::config::Config;
+use crate::disk::Disk;
+use crate::door::{Arrival, Caller};
+use crate::sign::Signer;
+use crate::text::say;
+use crate::{helper, host, pipeline, setup, spawn, text, worker, writer};
+
+/// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
+const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
+
+/// Serves this process's command line; gives its exit status.
+pub fn run() -> u8 {
+    spawn::close_inherited();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return bad_arguments(&e),
+    };
+    match cli.command {
+        Command::Forced(args) => forced(&args),
+        Command::Status(args) => by_hand(Verb::Status, &args),
+        Command::Forensics(args) => by_hand(Verb::Forensics, &args),
+        Command::Reset(args) => by_hand(Verb::Reset, &args),
+        Command::Stop(args) => by_hand(Verb::Stop, &args),
+        Command::Start(args) => by_hand(Verb::Start, &args),
+        Command::Cycle(args) => by_hand(Verb::Cycle, &args),
+        Command::Init => admin(setup::init),
+        Command::Authorize(args) => {
+            let policy = setup::Policy {
+                key_name: args.key_name,
+                vmid: Some(args.vmid),
+                allow: Some(args.allow),
+                require_grant: args.require_grant,
+                from: args.from,
+            };
+            admin(|out| setup::authorize(&args.key, &policy, out, &mut std::io::stderr()))
+        }
+        Command::Check => check(),
+        Command::Log(LogCommand::Head) => admin(log_head),
+        Command::Worker => quiet(worker::main()),
+        Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),
+        Command::ProbeGuest => helper::serve(helper::Kind::Guest),
+        Command::ProbeHost => helper::serve(helper::Kind::Host),
+    }
+}
+
+/// clap's own answer: to stderr with status 2 by hand, and as refused-host from sshd, whose line only the admin can mend.
+fn bad_arguments(e: &clap::Error) -> u8 {
+    let asked_for = !e.use_stderr();
+    let _ = e.print();
+    match (asked_for, std::env::args_os().nth(1)) {
+        (true, _) => 0,
+        (false, Some(word)) if word == "forced" => {
+            refuse_host(&say::bad_forced_arguments(e.kind().as_str().unwrap_or("see stderr")));
+            Outcome::RefusedHost.exit_code()
+        }
+        (false, _) => 2,
+    }
+}
+
+fn forced(args: &crate::cli::Forced) -> u8 {
+    let connection = std::env::var_os("SSH_CONNECTION");
+    let caller = Caller::forced(args, connection.as_deref());
+    let mut line = std::env::var_os("SSH_ORIGINAL_COMMAND").map(|l| l.as_bytes().to_vec()).unwrap_or_default();
+    line.truncate(KEPT);
+    serve(caller, line)
+}
+
+fn by_hand(verb: Verb, args: &crate::cli::ByHand) -> u8 {
+    let mut line = args.line(verb);
+    line.truncate(KEPT);
+    serve(Caller::console(args.vmid), line)
+}
+
+fn serve(caller: Caller, line: Vec<u8>) -> u8 {
+    if let Err(message) = host::ready() {
+        refuse_host(&message);
+        return Outcome::RefusedHost.exit_code();
+    }
+    match host::fresh_request_id() {
+        Ok(fresh_id) => pipeline::serve(Arrival { caller, line, fresh_id }),
+        Err(why) => {
+            refuse_host(&Message::new(
+                format!("The kernel gave no random bytes ({why})."),
+                "Use the host's console and look at the kernel's log.",
+            ));
+            Outcome::Internal.exit_code()
+        }
+    }
+}
+
+/// A refusal that can leave no record, because the host has no place for one. It still ends as every answer does.
+fn refuse_host(message: &Message) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{}\nreceipt - - {}", text::refusal_text(message).trim_end(), Outcome::RefusedHost);
+}
+
+/// 0 where nothing is bad.
+fn check() -> u8 {
+    match setup::check(&mut std::io::stdout()) {
+        Ok(good) => u8::from(!good),
+        Err(_) => 1,
+    }
+}
+
+/// `log head`: head.json as it would be now.
+fn log_head(out: &mut dyn Write) -> Result<(), Message> {
+    let (config, _) = Config::load();
+    let head = Log::open(Disk::spawn(), Signer::load().ok(), config.audit.keep_bytes.bytes()).head();
+    let head = head.map_err(|why| {
+        Message::new(format!("The log's head is not known: {why}."), "Look at the disk of /var/log/pve-verb, then ask again.")
+    })?;
+    writeln!(out, "{}", head.trim_end()).map_err(|e| Message::new(format!("The head could not be printed: {e}."), "Ask again."))
+}
+
+fn admin(command: impl FnOnce(&mut dyn Write) -> Result<(), Message>) -> u8 {
+    let mut out = std::io::stdout();
+    match command(&mut out) {
+        Ok(()) => 0,
+        Err(message) => {
+            let _ = writeln!(std::io::stderr(), "{message}");
+            1
+        }
+    }
+}
+
+/// The hidden commands have nobody to tell: whoever started them sees that the pipe ended.
+fn quiet(ended: Result<(), String>) -> u8 {
+    u8::from(ended.is_err())
+}

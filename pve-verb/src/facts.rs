@@ -1,0 +1,147 @@
+//! From what was observed to what others take: the judgement's facts, the state that receipts say, the proof that QEMU will not
+//! answer. Struct to struct; nothing here decides what is done.
+
+use proto::{QemuProcess, VmState, Vmid};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
+use crate::operation::Operation;
+use crate::probe::Answer;
+use crate::probe::observe::{Observation, Process};
+use crate::procfs::{Proof, peer_of, unresponsive_proof};
+use crate::pve::Config;
+use crate::{deadline, host};
+
+/// What counts as silent for [`deadline::QMP_SILENT`], give or take a clock's tick.
+const QMP_SILENT_MS: u64 = 2_950;
+/// Between the two samples of a full capture, at least.
+const WINDOW_MS: u64 = 1_000;
+
+/// The state, where the host's own view tells it; [`VmState::Unknown`] where QEMU has to be asked, or nothing is known.
+pub fn state_without_qmp(seen: &Observation) -> VmState {
+    match (&seen.process, &seen.config) {
+        (_, _) if seen.survivor.is_some() => VmState::Survivor,
+        (Process::Absent, Config::Elsewhere(_)) => VmState::Elsewhere,
+        (Process::Absent, Config::Missing) => VmState::Missing,
+        (Process::Absent, _) if seen.certainly_stopped() => VmState::Stopped,
+        _ => VmState::Unknown,
+    }
+}
+
+/// The VM's process as receipts name it.
+pub fn qemu(seen: &Observation) -> Option<QemuProcess> {
+    seen.running().map(crate::procfs::Identity::process)
+}
+
+/// What QEMU said, or did not say, to the helper.
+pub fn qmp(answers: &[Answer]) -> Option<Qmp> {
+    let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
+    let detail = greeting.detail.as_deref().unwrap_or_default();
+    Some(match greeting.outcome {
+        proto::ProbeOutcome::Captured => {
+            // A greeting alone is no answer: a question after it may have hung.
+            let silent = answers.iter().any(|a| a.name == "qmp/query-status" && a.outcome == proto::ProbeOutcome::TimedOut);
+            if silent { Qmp::NoAnswer } else { Qmp::Answered }
+        }
+        _ if detail.contains("no such socket") => Qmp::NoSocket,
+        _ => match detail.split_once("in use by ") {
+            Some((_, by)) => Qmp::InUse(by.to_owned()),
+            None => Qmp::NoAnswer,
+        },
+    })
+}
+
+/// All conditions of "proved unresponsive" (PROTOCOL.md, section 8), or none: QEMU was silent for 3 s while the lock was ours,
+/// nobody else is on its socket, and its main thread is stopped, dead, in D, spinning, or was not scheduled for a second.
+pub fn prove_unresponsive(
+    vmid: Vmid,
+    before: &Observation,
+    after: impl FnOnce() -> Observation,
+    answers: &[Answer],
+) -> Option<(QemuProcess, String)> {
+    let process = qemu(before)?;
+    let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
+    let silent = greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
+    if !silent || !nobody_else_on(&host::qemu_server(vmid, "qmp")) {
+        return None;
+    }
+    let (first, second) = (before.main_thread.as_ref()?, after().main_thread?);
+    let wall = Duration::from_millis(second.at_ms.saturating_sub(first.at_ms));
+    let proof = unresponsive_proof(first, &second, wall)?;
+    (second.process == process).then(|| (process, format!("no answer to QMP for {} ms, and {}", greeting.ms, words(&proof))))
+}
+
+/// Whether, at some moment within the time that is left for it, no foreign process was on the socket. PVE's own daemons come by
+/// every ten seconds and wait there for a while.
+fn nobody_else_on(socket: &Path) -> bool {
+    let until = Instant::now() + deadline::PEERS;
+    loop {
+        if peer_of(socket, Duration::from_millis(200)).nobody() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn words(proof: &Proof) -> String {
+    match proof {
+        Proof::Stopped => "its main thread is stopped (T)".to_owned(),
+        Proof::Zombie => "its main thread has ended and is not gone (Z)".to_owned(),
+        Proof::Uninterruptible { wchan } => format!("its main thread is in D at {}", proto::escape_cut(wchan.as_bytes(), 64)),
+        Proof::Idle { ms } => format!("its main thread was not scheduled for {ms} ms"),
+        Proof::Spinning { percent } => format!("its main thread spins at {percent} % of a CPU"),
+    }
+}
+
+/// What the judgement takes beside the artifacts.
+pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: Option<String>, interrupted: Option<Operation>) -> Facts {
+    let process = seen.running();
+    Facts {
+        vmid: Some(vmid),
+        running: match seen.process {
+            Process::Running(_) => Some(true),
+            Process::Absent => Some(false),
+            Process::Unknown(_) => None,
+        },
+        qemu: process.map(crate::procfs::Identity::process),
+        qemu_age_s: process.map(|p| p.age_ms / 1000),
+        config: Some(match &seen.config {
+            Config::Here => assess::Config::Here,
+            Config::Elsewhere(node) => assess::Config::Elsewhere(node.clone()),
+            Config::Missing => assess::Config::Missing,
+            Config::Unreadable(why) => assess::Config::Unreadable(why.clone()),
+        }),
+        lock: seen.lock.as_ref().map(|word| Lock {
+            word: word.clone(),
+            owner: match seen.lock_task {
+                Some(true) => LockOwner::Task(seen.tasks.join(", ")),
+                Some(false) => LockOwner::Nobody,
+                None => LockOwner::Unknown,
+            },
+        }),
+        qmp: qmp(answers),
+        unresponsive,
+        survivor: seen.survivor.clone(),
+        interrupted: interrupted.map(|o| Interrupted {
+            verb: o.verb,
+            step: None,
+            text: format!("request {} of key {}, at {}", o.request_id, o.key_name, o.at),
+        }),
+        stopped_by: None,
+        previous: None,
+        window_ms: Some(WINDOW_MS),
+        now_unix_s: Some(host::now().unix_ms() / 1000),
+        serial_is_live: Some(true),
+    }
+}
+
+/// Whether the VM has disks in iothreads, as QEMU says; unknown counts as yes, for the harm is a QMP that dies.
+pub fn has_iothread(answers: &[Answer]) -> bool {
+    let artifact = answers.iter().find(|a| a.name == "qmp/query-iothreads").and_then(|a| a.artifact.as_ref());
+    let threads = artifact.and_then(|a| serde_json::from_slice::<serde_json::Value>(a.bytes.as_bytes()).ok());
+    threads.is_none_or(|t| t.get("return").unwrap_or(&t).as_array().is_none_or(|all| !all.is_empty()))
+}

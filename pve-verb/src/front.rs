@@ -1,0 +1,112 @@
+//! The front: finds or starts the worker of a mutating request and relays its events to the caller. It may die at any time.
+//!
+//! The request's id decides: one that runs is joined, one that ended is replayed, one whose worker was killed is told as
+//! interrupted, an unknown one is begun (never with `--attach`).
+
+use proto::{Body, Event, Outcome, RequestId};
+use std::time::{Duration, Instant};
+
+use crate::answer::{Answer, Form};
+use crate::operation::{self, Finished};
+use crate::policy::Authorised;
+use crate::run::{Run, Stop};
+use crate::spool::{Follower, Next};
+use crate::text::say;
+use crate::{replay, worker};
+
+/// A worker makes its spool within milliseconds; a host this slow gets this long.
+const APPEARS: Duration = Duration::from_secs(5);
+
+/// What came of looking for the worker.
+enum Found {
+    Running(Follower),
+    Ended(Box<Finished>),
+    Killed,
+    Nobody,
+}
+
+/// Serves a mutating request; gives the exit status.
+pub fn serve(run: Run, authorised: Authorised) -> u8 {
+    let wanted = authorised.parsed().binding();
+    let parsed = authorised.parsed();
+    let options = parsed.request().options();
+    let form = if options.json { Form::Json } else { Form::Text };
+    let id = parsed.id().clone();
+    let named = options.request_id.is_some();
+    let found = if named { look_up(&run, parsed.id()) } else { Found::Nobody };
+    match found {
+        Found::Running(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
+        Found::Running(follower) => relay(run, follower, form, true, &authorised),
+        Found::Ended(stored) => replay::finished(run, *stored, &wanted),
+        Found::Killed => replay::interrupted(run, &authorised),
+        Found::Nobody if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
+        Found::Nobody => {
+            if let Err(e) = worker::start(parsed.arrival()) {
+                return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
+            }
+            match Follower::wait_for(parsed.id(), APPEARS) {
+                Some(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
+                Some(follower) => relay(run, follower, form, false, &authorised),
+                None => run.finish(Err(Stop::internal(say::internal(Some(false), "the worker did not come up")))),
+            }
+        }
+    }
+}
+
+/// Who has this id?
+fn look_up(run: &Run, id: &RequestId) -> Found {
+    let follower = Follower::open(id);
+    match follower {
+        Some(follower) if follower.worker_lives() => return Found::Running(follower),
+        _ => {}
+    }
+    if let Some(stored) = operation::finished(&run.disk, id) {
+        return Found::Ended(Box::new(stored));
+    }
+    match follower {
+        // A refusal is not stored, and an id that was refused may be asked again.
+        Some(mut follower) => {
+            if follower.has_receipt() {
+                follower.discard(id);
+                Found::Nobody
+            } else {
+                Found::Killed
+            }
+        }
+        None if replay::was_begun(run, id) => Found::Killed,
+        None => Found::Nobody,
+    }
+}
+
+/// Passes the worker's events on until the receipt; the exit status is the receipt's.
+fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorised: &Authorised) -> u8 {
+    let mut answer = Answer::to_caller(authorised.id().clone(), form);
+    // Longer than any verb, shorter than for ever: a worker can't be alive and silent beyond its deadline.
+    let until = Instant::now() + Duration::from_millis(authorised.verb().deadline_ms()) + Duration::from_secs(30);
+    loop {
+        match follower.follow() {
+            Next::Event(event) => {
+                let event = joined(*event, attached);
+                answer.event(&event);
+                if let Body::Receipt(receipt) = &event.body {
+                    run.hand_over();
+                    return proto::decode_body(&receipt.body).map_or(Outcome::Internal.exit_code(), |(body, _)| body.exit_code);
+                }
+                if answer.nobody_listens() {
+                    run.hand_over();
+                    return Outcome::Unknown.exit_code();
+                }
+            }
+            Next::Nothing if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Next::Nothing | Next::WorkerGone => return replay::interrupted(run, authorised),
+        }
+    }
+}
+
+/// A caller that joins is told so in the `accepted` event.
+fn joined(mut event: Event, attached: bool) -> Event {
+    if let Body::Accepted(accepted) = &mut event.body {
+        accepted.attached = attached;
+    }
+    event
+}

@@ -1,0 +1,117 @@
+//! This host: where things are (constants, no override: the lab brings a host that has them), which node and boot this is,
+//! and the clocks. Reads files that never hang (`/proc/sys`, `/etc/hostname` at start-up); decides nothing.
+
+use crate::text::say;
+use proto::{Message, RequestId, Timestamp, Vmid};
+use rustix::time::{ClockId, clock_gettime};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Every fixed path. SECURITY.md's I/O map lists the same.
+pub mod path {
+    /// Configuration and keys, 0700 root.
+    pub const ETC: &str = "/etc/pve-verb";
+    /// The optional configuration file.
+    pub const CONFIG: &str = "/etc/pve-verb/config.toml";
+    /// The host's signing key (OpenSSH, ed25519).
+    pub const SIGNING_KEY: &str = "/etc/pve-verb/signing_key";
+    /// Its public half.
+    pub const SIGNING_PUB: &str = "/etc/pve-verb/signing_key.pub";
+    /// State on disk: evidence, finished requests, grants, the operation in progress.
+    pub const VAR: &str = "/var/lib/pve-verb";
+    /// Bundles on disk, `VMID/BUNDLE/` below it.
+    pub const EVIDENCE: &str = "/var/lib/pve-verb/evidence";
+    /// Finished receipts of mutating verbs, `ID.json`.
+    pub const REQUESTS: &str = "/var/lib/pve-verb/requests";
+    /// The mutation in progress.
+    pub const OPERATION: &str = "/var/lib/pve-verb/operation.json";
+    /// The audit log's segments and `head.json`.
+    pub const LOG: &str = "/var/log/pve-verb";
+    /// Locks, spools, the tmpfs rung; 0700 root.
+    pub const RUN: &str = "/run/pve-verb";
+    /// Bundles on tmpfs, `VMID/BUNDLE/` below it.
+    pub const RUN_EVIDENCE: &str = "/run/pve-verb/evidence";
+    /// Event spools of running and finished workers, `ID.jsonl`.
+    pub const SPOOL: &str = "/run/pve-verb/spool";
+    /// PVE's runtime folder: pidfile and sockets.
+    pub const QEMU_SERVER: &str = "/run/qemu-server";
+    /// The cluster file system.
+    pub const PVE: &str = "/etc/pve";
+}
+
+/// A path of PVE's for this VM.
+pub fn qemu_server(vmid: Vmid, ending: &str) -> PathBuf {
+    PathBuf::from(format!("{}/{vmid}.{ending}", path::QEMU_SERVER))
+}
+
+/// UTC now.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Timestamp::from_unix_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Time since boot, suspend included. Rates and deadlines use it: the wall clock may jump.
+pub fn boottime() -> Duration {
+    let t = clock_gettime(ClockId::Boottime);
+    Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// [`boottime`] in milliseconds.
+pub fn boot_ms() -> u64 {
+    u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, for the audit log.
+pub fn monotonic_ns() -> u64 {
+    let t = clock_gettime(ClockId::Monotonic);
+    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
+}
+
+/// The kernel's boot id, or `unknown`.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| "unknown".to_owned(), |t| t.trim().to_owned())
+}
+
+/// The host's name up to the first dot, as PVE names its node.
+pub fn hostname() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().split('.').next().unwrap_or_default().to_owned()
+}
+
+/// Random bytes from the kernel.
+///
+/// # Errors
+/// Where getrandom fails, which no supported kernel does after boot.
+pub fn random<const N: usize>() -> Result<[u8; N], String> {
+    let mut bytes = [0; N];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|e| e.to_string())?;
+    if got == N { Ok(bytes) } else { Err("the kernel gave too few random bytes".to_owned()) }
+}
+
+/// A fresh request id.
+///
+/// # Errors
+/// As [`random`].
+pub fn fresh_request_id() -> Result<RequestId, String> {
+    Ok(RequestId::from_random(random()?))
+}
+
+/// Whether requests can be served here at all: we are root, `init` ran, and /run has our folder. Makes the latter.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn ready() -> Result<(), Message> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(say::not_root());
+    }
+    let root_only = |path: &str| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o077 == 0);
+    if !root_only(path::ETC) {
+        return Err(say::not_set_up());
+    }
+    for folder in [path::RUN, path::SPOOL, path::RUN_EVIDENCE] {
+        // A folder that is there already is looked at below; any other error shows as its absence.
+        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    }
+    if root_only(path::RUN) { Ok(()) } else { Err(say::host_unfit("/run/pve-verb can't be made, or others than root may look into it")) }
+}

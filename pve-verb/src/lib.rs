@@ -1,0 +1,52 @@
+//! `pve-verb`: the forced command on a Proxmox VE host. Six verbs on one VM, evidence before any mutation, never a shell.
+//!
+//! Start reading at `pipeline`: each of its lines is a stage, and each stage is the file of that name.
+//! The crate is a library only so that tests can show which misuses do not compile; nobody else should depend on it.
+
+#![forbid(unsafe_code)]
+
+pub mod answer;
+pub mod assess;
+pub mod audit;
+pub mod binary;
+pub mod bundle;
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod deadline;
+pub mod disk;
+pub mod door;
+pub mod entry;
+pub mod facts;
+pub mod front;
+pub mod helper;
+pub mod host;
+pub mod kill;
+pub mod lock;
+pub mod mutate;
+pub mod operation;
+pub mod out;
+pub mod pipeline;
+pub mod policy;
+pub mod preflight;
+pub mod probe;
+pub mod procfs;
+pub mod pve;
+pub mod qga;
+pub mod qm;
+pub mod qmp;
+pub mod rate;
+pub mod receipt;
+pub mod replay;
+pub mod reset;
+pub mod run;
+pub mod screens;
+pub mod setup;
+pub mod sign;
+pub mod spawn;
+pub mod spool;
+pub mod text;
+pub mod trusted;
+pub mod verify;
+pub mod worker;
+pub mod writer;

@@ -1,0 +1,211 @@
+//! Preserved → Mutated: the only file that changes the VM, and it can't be called without preserved evidence.
+//!
+//! Before the first act an `intent` record and operation.json are durable; each step is recorded before the next begins. What a
+//! step reports is written down; whether it worked is for verify.rs, which looks at the VM.
+
+use proto::{StepName, StepOutcome, Verb, VmState};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+use crate::bundle::Preserved;
+use crate::capture::Unresponsive;
+use crate::kill::{self, Killed};
+use crate::preflight::{self, Plan};
+use crate::probe::observe::observe;
+use crate::pve::Config;
+use crate::qm;
+use crate::qmp::{Change, Door, InUse, Purpose, Session};
+use crate::run::{Run, Stop};
+use crate::text::say;
+use crate::{deadline, reset};
+
+/// What was done to the VM, to be held against what is seen. Made by [`apply`] only.
+#[derive(Debug)]
+pub struct Mutated {
+    preserved: Preserved,
+    report: Report,
+}
+
+/// What the steps said of themselves.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Whether anything was sent at all.
+    pub touched: bool,
+    /// Whether nothing had to be sent.
+    pub already: bool,
+    /// What the last step that failed said.
+    pub trouble: Option<String>,
+    /// For `reset`: whether QEMU said that it reset.
+    pub reset_seen: bool,
+}
+
+/// Does what the plan says.
+///
+/// # Errors
+/// Refusals only, and only before anything was sent; from the first act on there is a [`Mutated`], whatever happens.
+pub fn apply(run: &mut Run, preserved: Preserved) -> Result<Mutated, Stop> {
+    let plan = preflight::plan(&preserved)?;
+    run.planned(&plan, preserved.verb());
+    let mut done = Mutated { preserved, report: Report { already: matches!(plan, Plan::Already), ..Report::default() } };
+    if done.report.already || done.preserved.authorised().dry_run() {
+        return Ok(done);
+    }
+    preflight::again(&done.preserved)?;
+    run.declare_intent(&done.preserved, &plan)?;
+    done.report.touched = true;
+    match plan {
+        Plan::Already => {}
+        Plan::Reset => reset::reset(run, &mut done),
+        Plan::Resume => resume(run, &mut done),
+        Plan::Start => start(run, &mut done),
+        Plan::Stop => stop(run, &mut done),
+        Plan::Kill(proved) => end_unresponsive(run, &mut done, &proved),
+    }
+    if done.verb() == Verb::Cycle && done.preserved.seen().state != VmState::Stopped {
+        second_half(run, &mut done);
+    }
+    Ok(done)
+}
+
+impl Mutated {
+    /// The VM.
+    pub const fn vmid(&self) -> proto::Vmid {
+        self.preserved.authorised().vmid()
+    }
+
+    /// The verb.
+    pub const fn verb(&self) -> Verb {
+        self.preserved.verb()
+    }
+
+    /// The evidence.
+    pub const fn preserved(&self) -> &Preserved {
+        &self.preserved
+    }
+
+    /// What the steps said.
+    pub const fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The evidence and the report to write to, for the file of one step.
+    pub(crate) const fn parts(&mut self) -> (&Preserved, &mut Report) {
+        (&self.preserved, &mut self.report)
+    }
+}
+
+/// The start of a cycle: only once nothing of the old process is left, and once more if it fails and time is left.
+fn second_half(run: &mut Run, done: &mut Mutated) {
+    let gone = stopped_within(done.vmid(), deadline::OBSERVE_AFTER);
+    if !gone {
+        // A second QEMU on the same disk would be worse than a VM that is down; systemd would refuse it anyway, 20 s later.
+        done.report.trouble.get_or_insert_with(|| "the old QEMU is not gone, so no new one was started".to_owned());
+        return;
+    }
+    start(run, done);
+    if done.report.trouble.is_some() && run.time_left() > Duration::from_secs(40) && stopped_within(done.vmid(), Duration::from_millis(100))
+    {
+        done.report.trouble = None;
+        start(run, done);
+    }
+}
+
+/// Whether, within this time, no process of the VM is left anywhere.
+pub(crate) fn stopped_within(vmid: proto::Vmid, within: Duration) -> bool {
+    let until = Instant::now() + within;
+    loop {
+        if observe(vmid, deadline::OBSERVE).certainly_stopped() {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn stop(run: &mut Run, done: &mut Mutated) {
+    call_qm(run, done, StepName::QmStop, qm::Call::Stop);
+}
+
+fn start(run: &mut Run, done: &mut Mutated) {
+    call_qm(run, done, StepName::QmStart, qm::Call::Start);
+}
+
+/// Our own lock on the VM's sockets, as a mutation.
+pub(crate) fn door(run: &Run, vmid: proto::Vmid) -> Result<Door, InUse> {
+    Door::take(vmid, &Purpose::Mutation(run.id().to_string()), deadline::QMP_DOOR)
+}
+
+/// Calls `qm` with our QMP lock held, so that no `status` of ours occupies the socket and turns `quit` into SIGTERM.
+fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
+    let program = run.host.config.host.qm.path().to_owned();
+    let most = run.time_left();
+    let began = run.step_started(step);
+    let door = door(run, done.vmid());
+    let report = qm::call(call, done.vmid(), &program, most, &done.preserved);
+    drop(door);
+    let good = matches!(report.ended, qm::Ended::Exit(Some(0)));
+    let outcome = match report.ended {
+        qm::Ended::Exit(Some(0)) => StepOutcome::Done,
+        qm::Ended::Abandoned | qm::Ended::AfterTerm(_) => StepOutcome::TimedOut,
+        _ => StepOutcome::Failed,
+    };
+    let detail = report.detail(call);
+    run.step_ended(step, began, outcome, Some(detail.clone()));
+    if !good {
+        done.report.trouble = Some(detail);
+    }
+}
+
+/// SIGKILL to the proved process. For `stop` then `qm stop`, which finds a stopped VM and only cleans up after it; for `cycle`
+/// `qm start` cleans up by itself.
+fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
+    let began = run.step_started(StepName::Kill);
+    let killed = kill::kill(proved, done.vmid(), &done.preserved);
+    let (outcome, detail) = match &killed {
+        Killed::Gone => (StepOutcome::Done, format!("QEMU {} is gone; it was {}", proved.qemu.pid, proved.why)),
+        Killed::Survives => (StepOutcome::Failed, format!("QEMU {} has SIGKILL pending and does not die", proved.qemu.pid)),
+        Killed::NotIt(why) => (StepOutcome::Failed, format!("nothing was killed: {why}")),
+    };
+    run.step_ended(StepName::Kill, began, outcome, Some(detail.clone()));
+    match killed {
+        Killed::Gone if done.verb() == Verb::Stop && !matches!(done.preserved.seen().before.config, Config::Unreadable(_)) => {
+            stop(run, done)
+        }
+        Killed::Gone => {}
+        Killed::Survives => done.report.trouble = Some(detail),
+        // It came back to life or was replaced between the proof and now: then `qm stop` is right for it.
+        Killed::NotIt(_) => stop(run, done),
+    }
+}
+
+fn resume(run: &mut Run, done: &mut Mutated) {
+    let began = run.step_started(StepName::Resume);
+    let said = door(run, done.vmid()).map_err(|e| format!("the QMP socket is in use by {}", e.by)).and_then(|door| {
+        let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| e.to_string())?;
+        qmp.change(Change::Cont, &done.preserved, deadline::QMP_ASK).map_err(|e| e.to_string())
+    });
+    match said {
+        Ok(_) => run.step_ended(StepName::Resume, began, StepOutcome::Done, None),
+        Err(e) => {
+            done.report.trouble = Some(format!("cont over QMP: {e}"));
+            run.step_ended(StepName::Resume, began, StepOutcome::Failed, Some(e.to_string()));
+        }
+    }
+}
+
+impl Run {
+    /// Makes the intent durable: from here on a crash is told as `interrupted`, and the id never runs again.
+    fn declare_intent(&mut self, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
+        let authorised = preserved.authorised();
+        let facts = json!({
+            "bundle": preserved.name(),
+            "plan": plan.sentence(authorised.verb()),
+            "state_before": preserved.seen().state,
+        });
+        self.record_intent(facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
+        self.count_mutation(authorised);
+        self.set_operation(authorised).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
+    }
+}

@@ -1,0 +1,57 @@
+//! The way of a request. Each line of [`work`] is a stage, made by the file of that name and consumed by the next:
+//!
+//! ```text
+//! SSH_ORIGINAL_COMMAND ─parse→ Parsed ─authorise→ Authorised ─acquire→ Locked ─capture→ Captured
+//!     ─preserve→ Preserved ─apply→ Mutated ─confirm→ Verified ─finish→ receipt ─→ caller
+//! ```
+//!
+//! A read ends after its evidence. A mutating request is handed to a worker after `authorise`, and the worker begins again at
+//! `parse`: it believes nobody. Any stage may end the request with a [`Stop`]: a refusal, sealed and recorded like every other end.
+
+use proto::Verb;
+
+use crate::answer::{Answer, Form};
+use crate::door::{self, Arrival};
+use crate::policy::{self, Authorised};
+use crate::run::{Run, Stop};
+use crate::verify::{self, Verified};
+use crate::{bundle, capture, front, lock, mutate};
+
+/// Serves one request from its bytes to its receipt; gives the exit status.
+pub fn serve(arrival: Arrival) -> u8 {
+    let id = arrival.fresh_id.clone();
+    // Until it is parsed we can't know that the caller wants JSON, so a rejection is text; the grammar's users see it as well.
+    let mut run = Run::begin(&arrival, Answer::to_caller(id, Form::Text));
+    let parsed = match door::parse(arrival) {
+        Ok(parsed) => parsed,
+        Err(rejection) => return run.reject(&rejection.0, rejection.1),
+    };
+    run.understood(&parsed);
+    match policy::authorise(parsed) {
+        Err(stop) => run.finish(Err(stop)),
+        Ok(authorised) if authorised.verb().mutates() => front::serve(run, authorised),
+        Ok(authorised) => {
+            let end = work(&mut run, authorised);
+            run.finish(end)
+        }
+    }
+}
+
+/// The stages from the lock to the verdict.
+///
+/// # Errors
+/// The refusal of whichever stage refused.
+pub fn work(run: &mut Run, authorised: Authorised) -> Result<Verified, Stop> {
+    run.accepted(&authorised);
+    let locked = lock::acquire(run, authorised)?;
+    let captured = capture::capture(run, locked)?;
+    if captured.verb() == Verb::Status {
+        return Ok(verify::status(captured));
+    }
+    let preserved = bundle::preserve(run, captured)?;
+    if preserved.verb() == Verb::Forensics {
+        return Ok(verify::forensics(preserved));
+    }
+    let mutated = mutate::apply(run, preserved)?;
+    Ok(verify::confirm(run, mutated))
+}

@@ -1,0 +1,56 @@
+//! One capture: both helpers and the tools at the same time, until everything planned is answered or the deadline has come.
+//! Guarantees one answer to every question of the plan, whatever the helpers do. Judges nothing and writes nothing.
+
+use super::{Answer, NOT_RUNNING, Set, plan, tools};
+use crate::helper::{Helper, Job, Kind};
+use proto::ProbeOutcome;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Captures, calling `each` with every answer as it comes. Comes back at `until` at the latest.
+pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) {
+    let started = Instant::now();
+    let mut helpers = [Helper::start(Kind::Guest, job), Helper::start(Kind::Host, job)];
+    let tools = (job.set == Set::Full).then(|| {
+        let (to, from) = mpsc::channel();
+        let thread = std::thread::Builder::new().spawn(move || drop(to.send(tools::run_tools(until))));
+        (from, thread)
+    });
+    if job.qemu.is_none() {
+        for p in plan(job.set, job.vmid).iter().filter(|p| p.needs_vm) {
+            each(Answer::without(&p.name, ProbeOutcome::Unavailable, 0, NOT_RUNNING));
+        }
+    }
+    while Instant::now() < until && !helpers.iter().all(done) {
+        for helper in &mut helpers {
+            while let Some(answer) = helper.next(Instant::now()) {
+                each(answer);
+            }
+        }
+        wait(&helpers, until);
+    }
+    for helper in helpers {
+        helper.abandon(started).into_iter().for_each(&mut *each);
+    }
+    if let Some((from, _)) = tools {
+        // The tools keep their own deadlines; the little more is for the threads' hand-over.
+        let grace = until.saturating_duration_since(Instant::now()) + Duration::from_millis(50);
+        let answers = from.recv_timeout(grace).unwrap_or_else(|_| tools::unanswered());
+        answers.into_iter().for_each(each);
+    }
+}
+
+fn done(helper: &Helper) -> bool {
+    helper.finished() || helper.fault().is_some()
+}
+
+fn wait(helpers: &[Helper], until: Instant) {
+    let mut fds: Vec<_> = helpers.iter().filter(|h| !done(h)).filter_map(Helper::pipe).map(|p| PollFd::new(p, PollFlags::IN)).collect();
+    if fds.is_empty() {
+        return;
+    }
+    let left = until.saturating_duration_since(Instant::now());
+    let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(left.subsec_nanos()) };
+    let _ = poll(&mut fds, Some(&left));
+}

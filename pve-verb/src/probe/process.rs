@@ -1,0 +1,115 @@
+//! The process and cgroup groups: QEMU as the kernel sees it. The one witness that a hung QEMU can't withhold.
+
+use super::Planned;
+use super::host::{MOST, answer, file, sampled};
+use crate::helper::Job;
+use crate::helper::run::Task;
+use crate::host::qemu_server;
+use crate::procfs::{self, Peers, Pidfile, read_capped, scope_dirs};
+use crate::pve::redact_cmdline;
+use proto::{ProbeOutcome, QemuProcess, Vmid};
+use serde_json::json;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Files of `/proc/PID` that are taken as they are.
+const FILES: [&str; 5] = ["stat", "status", "io", "limits", "smaps_rollup"];
+
+/// The questions to the process and to its scope.
+pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
+    let mut tasks: Vec<Task> = planned.iter().filter_map(|p| p.name.strip_prefix("cgroup/")).map(|f| cgroup(job.vmid, f)).collect();
+    let (Some(qemu), vmid) = (job.qemu, job.vmid) else { return tasks };
+    let wanted = |name: &str| planned.iter().any(|p| p.name == name);
+    for name in FILES.map(|f| (f, format!("process/{f}"))).iter().filter(|(_, n)| wanted(n)) {
+        tasks.push(own_file(qemu, name.0, &name.1));
+    }
+    if wanted("process/identity") {
+        tasks.push(Task::new(&["process/identity"], move |out| {
+            let since = Instant::now();
+            match procfs::by_pidfile(vmid) {
+                Ok(Pidfile::Runs(identity)) if identity.process() == qemu => {
+                    let value = json!(identity);
+                    out.facts("process/identity", since, serde_json::to_vec_pretty(&value).ok(), value);
+                }
+                Ok(other) => {
+                    out.without("process/identity", since, ProbeOutcome::Failed, &format!("the process changed meanwhile: {other:?}"))
+                }
+                Err(e) => answer(out, "process/identity", since, Err(e)),
+            }
+        }));
+    }
+    if wanted("process/threads.1") {
+        tasks.push(sampled(["process/threads.1", "process/threads.2"], wanted("process/threads.2"), move || threads(qemu)));
+    }
+    if wanted("process/peers") {
+        tasks.push(Task::new(&["process/peers"], move |out| peers(vmid, out)));
+    }
+    if wanted("process/cmdline") {
+        tasks.push(Task::new(&["process/cmdline"], move |out| {
+            let since = Instant::now();
+            let text = check(qemu)
+                .and_then(|()| read_capped(format!("/proc/{}/cmdline", qemu.pid), MOST))
+                .map(|b| redact_cmdline(&b).into_bytes());
+            answer(out, "process/cmdline", since, text);
+        }));
+    }
+    if wanted("process/fds") {
+        tasks.push(Task::new(&["process/fds"], move |out| {
+            let since = Instant::now();
+            answer(out, "process/fds", since, check(qemu).and_then(|()| fds(qemu.pid)));
+        }));
+    }
+    tasks
+}
+
+/// A pid may have been given to another process since it was observed.
+fn check(qemu: QemuProcess) -> io::Result<()> {
+    if procfs::is_still(qemu) { Ok(()) } else { Err(io::Error::new(io::ErrorKind::NotFound, format!("process {} is gone", qemu.pid))) }
+}
+
+fn own_file(qemu: QemuProcess, of: &'static str, name: &str) -> Task {
+    let owned = name.to_owned();
+    Task::new(&[name], move |out| {
+        let since = Instant::now();
+        answer(out, &owned, since, check(qemu).and_then(|()| read_capped(format!("/proc/{}/{of}", qemu.pid), MOST)));
+    })
+}
+
+fn threads(qemu: QemuProcess) -> io::Result<Vec<u8>> {
+    check(qemu)?;
+    let at_ms = u64::try_from(crate::host::boottime().as_millis()).unwrap_or(u64::MAX);
+    let threads = procfs::threads(qemu.pid);
+    Ok(serde_json::to_vec_pretty(
+        &json!({"pid": qemu.pid, "started": qemu.started, "at_ms": at_ms, "ticks_per_second": 100, "threads": threads}),
+    )?)
+}
+
+fn fds(pid: u32) -> io::Result<Vec<u8>> {
+    let mut all: Vec<(u32, String)> = std::fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|e| {
+            let e = e.ok()?;
+            let target = std::fs::read_link(e.path()).map_or_else(|e| format!("? ({e})"), |t| t.to_string_lossy().into_owned());
+            Some((e.file_name().to_str()?.parse().ok()?, target))
+        })
+        .take(8_192)
+        .collect();
+    all.sort_unstable();
+    Ok(all.into_iter().map(|(fd, target)| format!("{fd} {}\n", proto::escape(target.as_bytes()))).collect::<String>().into_bytes())
+}
+
+/// Who else is on the sockets that take one client each.
+fn peers(vmid: Vmid, out: &crate::helper::run::Outbox) {
+    let since = Instant::now();
+    let all = ["qmp", "qga", "serial0"].map(|s| (s, procfs::peer_of(&qemu_server(vmid, s), Duration::from_millis(400))));
+    let value: serde_json::Map<_, _> = all.iter().map(|(s, p)| ((*s).to_owned(), json!({"peers": p, "text": Peers::text(p)}))).collect();
+    let value = serde_json::Value::Object(value);
+    out.facts("process/peers", since, serde_json::to_vec_pretty(&value).ok(), value);
+}
+
+/// A file of the scope: `procs` is the kernel's `cgroup.procs`.
+fn cgroup(vmid: Vmid, of: &str) -> Task {
+    let kernel = if of == "procs" { "cgroup.procs" } else { of };
+    let [first, second] = scope_dirs(vmid).map(|dir| format!("{dir}/{kernel}"));
+    let here = if std::fs::symlink_metadata(&second).is_ok() { second } else { first };
+    file(&format!("cgroup/{of}"), here)
+}

@@ -1,0 +1,96 @@
+//! The external tools of the pve and host groups, all at the same time. They are started by the worker, since a sandboxed helper may
+//! start nothing, and each can hang by itself: `pvesm` on a dead NFS, `lvs` on a suspended device, `df` on either.
+
+use super::{Answer, Asker, Planned, Set, plan};
+use crate::spawn::{ToolOutcome, tool};
+use proto::{ProbeOutcome, Vmid};
+use std::time::{Duration, Instant};
+
+/// The most of one tool's output.
+const MOST: usize = 4 * 1024 * 1024;
+
+struct Tool {
+    name: &'static str,
+    program: &'static str,
+    args: &'static [&'static str],
+}
+
+const TOOLS: [Tool; 5] = [
+    Tool { name: "host/df", program: "/usr/bin/df", args: &["-P", "-k", "-T"] },
+    Tool { name: "host/lvs", program: "/usr/sbin/lvs", args: &["--readonly", "-a", "-o", "+data_percent,metadata_percent"] },
+    Tool { name: "host/zpool", program: "/usr/sbin/zpool", args: &["status", "-x"] },
+    Tool {
+        name: "host/journal",
+        program: "/usr/bin/journalctl",
+        args: &["-b", "-n", "1000", "-o", "short-iso-precise", "--no-pager", "--utc"],
+    },
+    Tool { name: "pve/storage", program: "/usr/sbin/pvesm", args: &["status"] },
+];
+
+/// The tools' part of the plan; it is the same for every VM.
+fn planned() -> Vec<Planned> {
+    plan(Set::Full, Vmid::DEVVM).into_iter().filter(|p| p.asker == Asker::Tool).collect()
+}
+
+/// Runs them all, each within its own deadline, and none beyond `until`.
+pub fn run_tools(until: Instant) -> Vec<Answer> {
+    let left = until.saturating_duration_since(Instant::now());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = planned().into_iter().map(|p| (p.name.clone(), scope.spawn(move || run(&p, p.deadline.min(left))))).collect();
+        let ended = |(name, thread): (String, std::thread::ScopedJoinHandle<'_, Answer>)| {
+            thread.join().unwrap_or_else(|_| Answer::without(&name, ProbeOutcome::Failed, 0, "the probe panicked"))
+        };
+        threads.into_iter().map(ended).collect()
+    })
+}
+
+/// The answers where not even that came back.
+pub(crate) fn unanswered() -> Vec<Answer> {
+    planned().iter().map(|p| Answer::without(&p.name, ProbeOutcome::TimedOut, 0, "no answer by the deadline; abandoned")).collect()
+}
+
+fn run(p: &Planned, within: Duration) -> Answer {
+    let Some(which) = TOOLS.iter().find(|t| t.name == p.name) else {
+        return Answer::without(&p.name, ProbeOutcome::Failed, 0, "no tool answers this");
+    };
+    let since = Instant::now();
+    let ended = tool(which.program, which.args, within, MOST);
+    let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match ended {
+        ToolOutcome::Finished { status: Some(0), output, cut, .. } => Answer::captured(p, ms, output).noting(cut.then_some("cut at 4 MiB")),
+        ToolOutcome::Finished { status, errors, .. } => {
+            let status = status.map_or_else(|| "a signal".to_owned(), |s| format!("exit status {s}"));
+            let said = String::from_utf8_lossy(errors.as_bytes().get(..300).unwrap_or(errors.as_bytes())).trim().to_owned();
+            Answer::without(&p.name, ProbeOutcome::Failed, ms, &format!("{} ended with {status}: {said}", which.program))
+        }
+        ToolOutcome::TimedOut { .. } => Answer::without(
+            &p.name,
+            ProbeOutcome::TimedOut,
+            ms,
+            &format!("{} did not end within {} ms; abandoned", which.program, within.as_millis()),
+        ),
+        ToolOutcome::Unavailable(why) => Answer::without(&p.name, ProbeOutcome::Unavailable, ms, &why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_planned_tool_has_a_command_and_the_reverse() {
+        let mut planned: Vec<_> = planned().into_iter().map(|p| p.name).collect();
+        let mut commands: Vec<_> = TOOLS.iter().map(|t| t.name.to_owned()).collect();
+        planned.sort();
+        commands.sort();
+        assert_eq!(planned, commands);
+    }
+
+    #[test]
+    fn all_of_them_together_are_done_in_time() {
+        let started = Instant::now();
+        let answers = run_tools(started + Duration::from_secs(5));
+        assert_eq!(answers.len(), TOOLS.len());
+        assert!(started.elapsed() < Duration::from_secs(4));
+    }
+}

@@ -1,0 +1,116 @@
+//! How often a key may mutate, and capture: counts in /run, on CLOCK_BOOTTIME, so that neither a clock jump nor a reboot's
+//! wall clock opens or shuts the door. Pure but for reading and writing its one small file, under the mutation lock.
+//!
+//! A model's key that runs wild uses up its own allowance, never a person's: counts are for each key.
+
+use crate::config::Limits;
+use proto::KeyName;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const FILE: &str = "/run/pve-verb/rates.json";
+const HOUR_MS: u64 = 3_600_000;
+const MINUTE_MS: u64 = 60_000;
+
+/// Milliseconds of CLOCK_BOOTTIME at which each key mutated, and captured.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Rates {
+    #[serde(default)]
+    mutations: BTreeMap<KeyName, Vec<u64>>,
+    #[serde(default)]
+    forensics: BTreeMap<KeyName, Vec<u64>>,
+}
+
+impl Rates {
+    /// What is known; a damaged file counts as nothing known, for a count must never lock anyone out.
+    pub fn load() -> Self {
+        std::fs::read(FILE).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Stores it.
+    pub fn store(&self) -> std::io::Result<()> {
+        let hidden = format!("{FILE}.{}", std::process::id());
+        std::fs::write(&hidden, serde_json::to_vec(self)?)?;
+        std::fs::rename(&hidden, FILE)
+    }
+
+    /// Whether this key may mutate now; else how long until it may.
+    pub fn mutation_wait(&self, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
+        let past = self.mutations.get(key).map_or(&[][..], Vec::as_slice);
+        let by_interval = past.iter().max().map(|last| last + u64::from(limits.min_interval_s) * 1000);
+        wait(past, limits.mutations_per_hour, HOUR_MS, now_ms)
+            .max(by_interval.and_then(|at| at.checked_sub(now_ms)).filter(|ms| *ms > 0).map(Duration::from_millis))
+    }
+
+    /// Whether this key may capture now; else how long until it may.
+    pub fn forensics_wait(&self, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
+        wait(self.forensics.get(key).map_or(&[][..], Vec::as_slice), limits.forensics_per_minute, MINUTE_MS, now_ms)
+    }
+
+    /// Counts a mutation that reached intent.
+    pub fn count_mutation(&mut self, key: &KeyName, now_ms: u64) {
+        count(self.mutations.entry(key.clone()).or_default(), HOUR_MS, now_ms);
+    }
+
+    /// Counts a capture.
+    pub fn count_forensics(&mut self, key: &KeyName, now_ms: u64) {
+        count(self.forensics.entry(key.clone()).or_default(), MINUTE_MS, now_ms);
+    }
+}
+
+/// The wait until fewer than `most` of `past` lie within the window.
+fn wait(past: &[u64], most: u32, window: u64, now: u64) -> Option<Duration> {
+    let mut recent: Vec<u64> = past.iter().copied().filter(|at| at + window > now).collect();
+    recent.sort_unstable();
+    let over = recent.len().checked_sub(usize::try_from(most).unwrap_or(usize::MAX))?;
+    // Where the limit is 0 nothing ever frees a place; say the whole window.
+    let frees = recent.get(over).copied().unwrap_or(now);
+    Some(Duration::from_millis(frees + window - now))
+}
+
+fn count(past: &mut Vec<u64>, window: u64, now: u64) {
+    past.retain(|at| at + window > now);
+    past.push(now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { mutations_per_hour: 3, min_interval_s: 10, forensics_per_minute: 2 };
+
+    fn key(name: &str) -> KeyName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_key_is_held_by_its_own_count_alone() {
+        let mut rates = Rates::default();
+        for at in [0, 20_000, 40_000] {
+            assert_eq!(rates.mutation_wait(&key("model"), &LIMITS, at), None);
+            rates.count_mutation(&key("model"), at);
+        }
+        assert_eq!(rates.mutation_wait(&key("model"), &LIMITS, 60_000), Some(Duration::from_millis(HOUR_MS - 60_000)));
+        assert_eq!(rates.mutation_wait(&key("person"), &LIMITS, 60_000), None);
+        assert_eq!(rates.mutation_wait(&key("model"), &LIMITS, HOUR_MS), None);
+    }
+
+    #[test]
+    fn two_mutations_keep_their_distance() {
+        let mut rates = Rates::default();
+        rates.count_mutation(&key("a"), 1_000);
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 4_000), Some(Duration::from_millis(7_000)));
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 11_000), None);
+    }
+
+    #[test]
+    fn captures_have_a_count_of_their_own() {
+        let mut rates = Rates::default();
+        rates.count_forensics(&key("a"), 0);
+        rates.count_forensics(&key("a"), 1);
+        assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, 2), Some(Duration::from_millis(MINUTE_MS - 2)));
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 2), None);
+        assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, MINUTE_MS), None);
+    }
+}

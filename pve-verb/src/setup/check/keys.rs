@@ -1,0 +1,141 @@
+//! The lines of `authorized_keys`: is every one a forced command of ours, and nothing more?
+
+use std::fs;
+
+use super::super::public_key::PublicKey;
+use super::{Check, Site, bounded};
+use crate::host::path;
+use crate::trusted;
+
+/// Where sshd looks for keys of breakglass, in the recommended set-up.
+const OURS: &str = "/etc/pve-verb/authorized_keys";
+/// On PVE a link into pmxcfs.
+const ROOTS: &str = "/root/.ssh/authorized_keys";
+const NAME: &str = "authorized keys";
+
+/// The checks of our own file's lines, and whether root's file is the only one with keys of ours.
+pub(super) fn authorized(site: &Site) -> Vec<Check> {
+    let ours = trusted::read(&site.path(OURS), site.owner, trusted::NOT_WRITABLE, 1 << 20);
+    let mut all = Vec::new();
+    let mut keys = 0;
+    match ours {
+        Ok(bytes) => {
+            let found = lines(OURS, &String::from_utf8_lossy(&bytes), true);
+            keys = found.len();
+            all.extend(found);
+        }
+        Err(trusted::Untrusted::Absent) => {}
+        Err(trusted::Untrusted::Bad(why)) => {
+            all.push(Check::bad(NAME, format!("{OURS} {why}."), "Give it to root with mode 0600; sshd ignores it as it is."))
+        }
+    }
+    let roots = site.path(ROOTS);
+    let in_pmxcfs = fs::read_link(&roots).is_ok_and(|to| to.starts_with(path::PVE));
+    match bounded(move || fs::read_to_string(roots)) {
+        None => all.push(Check::weak(
+            NAME,
+            format!("{ROOTS} did not answer within three seconds."),
+            "Keep breakglass keys in /etc/pve-verb/authorized_keys, which does not hang with /etc/pve.",
+        )),
+        Some(Ok(text)) => {
+            let found = lines(ROOTS, &text, false);
+            if keys == 0 && !found.is_empty() && in_pmxcfs {
+                all.push(Check::weak(
+                    NAME,
+                    "The only breakglass keys are in pmxcfs: they count on every node, and are gone when /etc/pve is.",
+                    format!("Put them into {OURS}, for the account breakglass."),
+                ));
+            }
+            keys += found.len();
+            all.extend(found);
+        }
+        Some(Err(_)) => {}
+    }
+    if keys == 0 {
+        all.push(Check::bad(
+            NAME,
+            "No key may break the glass.",
+            format!("Print a line with pve-verb authorize, and append it to {OURS}."),
+        ));
+    }
+    all
+}
+
+/// One check for each line. `all_ours`: every line should be one of ours; else other people's are passed over.
+fn lines(file: &str, text: &str, all_ours: bool) -> Vec<Check> {
+    text.lines()
+        .enumerate()
+        .map(|(n, line)| (n + 1, line.trim()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#') && (all_ours || line.contains("pve-verb")))
+        .map(|(n, line)| judge(&format!("{file} line {n}"), line))
+        .collect()
+}
+
+fn judge(place: &str, line: &str) -> Check {
+    let again = "Print the line anew with pve-verb authorize.";
+    let bad = |why: &str| Check::bad(NAME, format!("{place} {why}."), again);
+    let Some((options, key)) = options(line) else { return bad("could not be read") };
+    let value = |name: &str| options.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_deref());
+    let key = match PublicKey::read(key) {
+        Ok(key) => key,
+        Err(why) => return bad(&format!("has a key that should not be used: {why}")),
+    };
+    let Some(Some(command)) = value("command") else { return bad("forces no command, so its key gets a shell") };
+    let mut words = command.split(' ');
+    if (words.next(), words.next()) != (Some("/usr/sbin/pve-verb"), Some("forced")) {
+        return bad("forces another command than /usr/sbin/pve-verb forced");
+    }
+    if value("restrict").is_none() {
+        return bad("does not say restrict, so its key may forward ports and agents");
+    }
+    if let Some((granted, _)) = options.iter().find(|(n, _)| {
+        matches!(
+            n.to_ascii_lowercase().as_str(),
+            "pty" | "agent-forwarding" | "port-forwarding" | "x11-forwarding" | "user-rc" | "environment" | "cert-authority"
+        )
+    }) {
+        return bad(&format!("gives back what restrict took: {granted}"));
+    }
+    let said = command.split(' ').skip_while(|w| *w != "--key-fp").nth(1);
+    if said.is_some_and(|fp| fp != key.fingerprint()) {
+        return bad("names the fingerprint of another key");
+    }
+    if value("from").is_none() {
+        return Check::weak(
+            NAME,
+            format!("{place} accepts its key from every address."),
+            "Add from=\"…\" with the addresses that it comes from.",
+        );
+    }
+    Check::ok(NAME, format!("{place} forces pve-verb and nothing else."))
+}
+
+type Options = Vec<(String, Option<String>)>;
+
+/// The options of a line, and the rest of it, read as sshd does: commas between them, quotes around values, `\"` inside.
+fn options(line: &str) -> Option<(Options, &str)> {
+    if PublicKey::read(line).is_ok() {
+        return Some((Vec::new(), line));
+    }
+    let (mut all, mut word, mut value) = (Vec::new(), String::new(), None::<String>);
+    let mut chars = line.char_indices().peekable();
+    let mut quoted = false;
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' if quoted && chars.peek().is_some_and(|(_, c)| *c == '"') => {
+                chars.next();
+                value.get_or_insert_default().push('"');
+            }
+            '"' => quoted = !quoted,
+            '=' if !quoted && value.is_none() => value = Some(String::new()),
+            ',' | ' ' | '\t' if !quoted => {
+                all.push((std::mem::take(&mut word), value.take()));
+                if c != ',' {
+                    return Some((all, line.get(at..)?.trim()));
+                }
+            }
+            c => value.as_mut().unwrap_or(&mut word).push(c),
+        }
+    }
+    None
+}

@@ -1,0 +1,156 @@
+use super::*;
+use crate::host::path;
+use std::fs::{Permissions, create_dir_all, set_permissions, write};
+use std::os::unix::fs::PermissionsExt;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINdamAGCsQq31Uv+08lkBzoO4XLz2qYjJa8CGmj3B1Ea";
+
+struct Host {
+    _folder: tempfile::TempDir,
+    site: Site,
+}
+
+/// A host on which everything is well.
+fn good() -> Host {
+    let folder = tempfile::tempdir().unwrap();
+    let site = Site { root: folder.path().to_owned(), owner: rustix::process::getuid().as_raw() };
+    let host = Host { site, _folder: folder };
+    for f in ["/etc/ssh/sshd_config.d", "/usr/sbin", "/usr/bin", "/root/.ssh"] {
+        create_dir_all(host.site.path(f)).unwrap();
+    }
+    for f in [path::ETC, path::VAR, path::LOG] {
+        create_dir_all(host.site.path(f)).unwrap();
+        host.mode(f, 0o700);
+    }
+    let key = ssh_key::PrivateKey::from(ssh_key::private::Ed25519Keypair::from_seed(&[6; 32]));
+    host.has(path::SIGNING_KEY, &key.to_openssh(ssh_key::LineEnding::LF).unwrap(), 0o600);
+    host.has(path::SIGNING_PUB, &key.public_key().to_openssh().unwrap(), 0o644);
+    host.has("/usr/sbin/pve-verb", "", 0o755);
+    host.has("/usr/sbin/qm", "", 0o755);
+    host.has("/usr/bin/gdb", "", 0o755);
+    host.has("/etc/passwd", "root:x:0:0::/root:/bin/bash\nbreakglass:x:0:0::/root:/bin/dash\n", 0o644);
+    host.has("/etc/shadow", "breakglass:!:20000::::::\n", 0o600);
+    host.has(
+        "/etc/ssh/sshd_config.d/breakglass.conf",
+        "Match User breakglass\n  AuthorizedKeysFile /etc/pve-verb/authorized_keys\n",
+        0o644,
+    );
+    host.has("/etc/pve-verb/authorized_keys", &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-name a"), 0o600);
+    host
+}
+
+fn line(options: &str, command: &str) -> String {
+    format!("{options},command=\"{command}\" {KEY} a\n")
+}
+
+impl Host {
+    fn has(&self, file: &str, text: &str, mode: u32) {
+        write(self.site.path(file), text).unwrap();
+        self.mode(file, mode);
+    }
+    fn mode(&self, file: &str, mode: u32) {
+        set_permissions(self.site.path(file), Permissions::from_mode(mode)).unwrap();
+    }
+    /// What is not ok, apart from what a folder for tests can't have.
+    fn complaints(&self) -> Vec<(&'static str, Level, String)> {
+        let not_ours = |c: &&Check| c.level != Level::Ok && !(c.name == "root" || c.name == "disk" && c.level == Level::Weak);
+        all(&self.site).iter().filter(not_ours).map(|c| (c.name, c.level, c.message.to_string())).collect()
+    }
+    fn one(&self, name: &str, level: Level, word: &str) {
+        let all = self.complaints();
+        assert!(all.iter().any(|(n, l, m)| *n == name && *l == level && m.contains(word)), "{name} {level:?} {word}: {all:?}");
+    }
+}
+
+#[test]
+fn a_host_that_is_set_up_well_has_no_complaints() {
+    assert_eq!(good().complaints(), []);
+}
+
+#[test]
+fn each_fault_is_named() {
+    use Level::{Bad, Weak};
+    type Fault<'a> = (&'a dyn Fn(&Host), &'a str, Level, &'a str);
+    let ours = "/etc/pve-verb/authorized_keys";
+    let forced = "/usr/sbin/pve-verb forced --key-name a";
+    let faults: &[Fault<'_>] = &[
+        (&|h| h.mode(path::ETC, 0o750), "folder /etc/pve-verb", Bad, "init"),
+        (&|h| h.mode("/etc", 0o777), "folder /etc/pve-verb", Bad, "everybody"),
+        (&|h| h.mode("/var/log", 0o775), "folder /var/log/pve-verb", Weak, "group"),
+        (&|h| std::fs::remove_dir(h.site.path(path::LOG)).unwrap(), "folder /var/log/pve-verb", Bad, "does not exist"),
+        (&|h| h.mode("/usr/sbin/pve-verb", 0o775), "binary", Bad, "0755"),
+        (&|h| h.mode(path::SIGNING_KEY, 0o644), "signing key", Bad, "mode 0644"),
+        (&|h| h.has(path::SIGNING_PUB, KEY, 0o644), "signing key", Bad, "public half"),
+        (&|h| h.has(path::CONFIG, "[limit]", 0o600), "configuration", Bad, "limit"),
+        (&|h| std::fs::remove_dir_all(h.site.path(path::VAR)).unwrap(), "disk", Bad, "does not take"),
+        (&|h| std::fs::remove_file(h.site.path(ours)).unwrap(), "authorized keys", Bad, "No key"),
+        (&|h| h.mode(ours, 0o660), "authorized keys", Bad, "mode"),
+        (&|h| h.has(ours, KEY, 0o600), "authorized keys", Bad, "shell"),
+        (&|h| h.has(ours, &line("from=\"192.0.2.1\"", forced), 0o600), "authorized keys", Bad, "restrict"),
+        (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\",pty", forced), 0o600), "authorized keys", Bad, "pty"),
+        (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/bin/sh"), 0o600), "authorized keys", Bad, "another command"),
+        (
+            &|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-fp SHA256:x"), 0o600),
+            "authorized keys",
+            Bad,
+            "fingerprint",
+        ),
+        (&|h| h.has(ours, &line("restrict,no-pty=\"command=\\\"\"", forced), 0o600), "authorized keys", Weak, "every address"),
+        (&|h| h.has("/etc/passwd", "root:x:0:0::/root:/bin/bash\n", 0o644), "account", Weak, "no account"),
+        (&|h| h.has("/etc/passwd", "breakglass:x:1000:0::/root:/bin/dash\n", 0o644), "account", Bad, "1000"),
+        (&|h| h.has("/etc/passwd", "breakglass:x:0:0::/root:/bin/bash\n", 0o644), "account", Weak, "start-up files"),
+        (&|h| h.has("/etc/passwd", "breakglass:x:0:0::/root:/usr/sbin/nologin\n", 0o644), "account", Bad, "no command"),
+        (&|h| h.has("/etc/shadow", "breakglass::20000::::::\n", 0o600), "account", Bad, "password"),
+        (
+            &|h| {
+                h.has(
+                    "/etc/ssh/sshd_config.d/breakglass.conf",
+                    "Match User other\nAuthorizedKeysFile /etc/pve-verb/authorized_keys\n",
+                    0o644,
+                )
+            },
+            "sshd",
+            Weak,
+            "not told",
+        ),
+        (&|h| std::fs::remove_file(h.site.path("/usr/sbin/qm")).unwrap(), "qm", Bad, "does not exist"),
+        (&|h| std::fs::remove_file(h.site.path("/usr/bin/gdb")).unwrap(), "gdb", Weak, "no gdb"),
+    ];
+    for (break_it, name, level, word) in faults {
+        let host = good();
+        break_it(&host);
+        host.one(name, *level, word);
+    }
+}
+
+#[test]
+fn keys_only_in_pmxcfs_are_weak_and_other_peoples_keys_are_passed_over() {
+    let host = good();
+    std::fs::remove_file(host.site.path("/etc/pve-verb/authorized_keys")).unwrap();
+    host.has(
+        "/root/.ssh/authorized_keys",
+        &format!("{KEY} somebody\n{}", line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-name a")),
+        0o600,
+    );
+    assert_eq!(host.complaints(), []);
+    host.has("/root/.ssh/authorized_keys", &format!("{KEY} somebody\n"), 0o600);
+    host.one("authorized keys", Level::Bad, "No key");
+}
+
+#[test]
+fn what_authorize_prints_is_well() {
+    let host = good();
+    let policy = super::super::Policy {
+        key_name: "agent".parse().unwrap(),
+        vmid: Some(proto::Vmid::DEVVM),
+        allow: None,
+        require_grant: Some("stop,cycle".parse().unwrap()),
+        from: Some("192.0.2.0/24".to_owned()),
+    };
+    let file = host.site.path("/key.pub");
+    write(&file, KEY).unwrap();
+    let mut out = Vec::new();
+    super::super::authorize(&file, &policy, &mut out, &mut Vec::new()).unwrap();
+    host.has("/etc/pve-verb/authorized_keys", std::str::from_utf8(&out).unwrap(), 0o600);
+    assert_eq!(host.complaints(), []);
+}

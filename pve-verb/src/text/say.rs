@@ -1,0 +1,261 @@
+//! Every message of the contract in one place: two sentences, what happened and what to do about it.
+//!
+//! Constructors only: nothing here decides which message is due. `tests/say.txt` shows all of them, for a person to review. Words
+//! that came from elsewhere are escaped here. Each is one sentence, so causes are given without their own full stop.
+
+use proto::{Message, Rejected, RequestId, Timestamp, Verb, VerbSet, Vmid};
+
+mod after;
+mod precondition;
+
+pub use after::*;
+pub use precondition::*;
+
+const SIX: &str = "status, forensics, reset, stop, start, cycle";
+
+/// Foreign words, fit to stand in a sentence: one line, at most 160 bytes of it, without a full stop of their own.
+fn show(text: &str) -> String {
+    proto::escape_cut(text.trim().trim_end_matches('.').as_bytes(), 160)
+}
+
+// ---- 2, refused-request
+
+/// Not in the grammar.
+pub fn rejected(why: &Rejected) -> Message {
+    Message::new(
+        format!("The request was refused at byte {}: {why}.", why.position),
+        format!("Say exactly one of {SIX}, then options with one space before each."),
+    )
+}
+
+/// The id is bound to another key, verb, VM or dry run.
+pub fn id_of_another_request(id: &RequestId) -> Message {
+    Message::new(
+        format!("The request id {id} belongs to another request (another key, verb, VM or --dry-run)."),
+        "Use a fresh id, or leave --request-id out and the host makes one.",
+    )
+}
+
+/// `--bundle` names none that is here.
+pub fn no_such_bundle(bundle: &proto::BundleName) -> Message {
+    Message::new(
+        format!("There is no bundle {bundle} on this host."),
+        "Run `pve-verb bundle list` on the host, or capture a new one with forensics.",
+    )
+}
+
+// ---- 3, refused-policy
+
+/// The key's `--allow` lacks the verb.
+pub fn not_allowed(verb: Verb, allowed: VerbSet) -> Message {
+    Message::new(
+        format!("This key may not say {verb}; it may say {allowed}."),
+        "Use another key, or have the PVE admin change --allow in /etc/pve-verb/authorized_keys.",
+    )
+}
+
+/// More mutations in the hour than allowed.
+pub fn too_many(limit: u32, again_at: Timestamp) -> Message {
+    Message::new(
+        format!("This key has used its {limit} mutations of this hour."),
+        format!("Try again at {again_at}, or act on the host's console, which has no limit."),
+    )
+}
+
+/// Too soon after the last mutation.
+pub fn too_soon(interval_s: u64, again_at: Timestamp) -> Message {
+    Message::new(
+        format!("This key's last mutation began less than {interval_s} s ago."),
+        format!("Look at status first, and try again at {again_at}."),
+    )
+}
+
+/// Too many forensics in the minute.
+pub fn too_many_forensics(limit: u32, again_at: Timestamp) -> Message {
+    Message::new(
+        format!("This key has captured {limit} bundles within a minute."),
+        format!("Read the newest with `forensics --bundle=NAME`, or try again at {again_at}."),
+    )
+}
+
+/// Why a grant is no good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BadGrant {
+    /// There is none.
+    Missing,
+    /// It ended then.
+    Expired(Timestamp),
+    /// It begins then.
+    NotYet(Timestamp),
+    /// It was used by this request, where that is known.
+    Spent(Option<RequestId>),
+    /// It is for that VM.
+    OtherVm(Vmid),
+    /// It is for that node.
+    OtherNode(String),
+    /// It is for these verbs.
+    OtherVerb(String),
+    /// It is for that key.
+    OtherKey(String),
+    /// Its validity is longer than 24 h.
+    TooLong,
+    /// The signature is not over these bytes, or not by a key that is known.
+    BadSignature,
+    /// A sound signature of nobody in `allowed_signers`.
+    UnknownSigner,
+    /// Not `base64url(JSON).base64url(SSHSIG)`, or not the members of a grant.
+    Malformed(String),
+    /// That it is spent could not be made durable.
+    NotRecorded(String),
+}
+
+/// A verb that needs a grant did not get a good one.
+pub fn grant(verb: Verb, why: &BadGrant) -> Message {
+    let fresh = "Have a signer of /etc/pve-verb/allowed_signers make a new one";
+    let (what, next) = match why {
+        BadGrant::Missing => {
+            (format!("This key needs a grant for {verb} and the request has none."), format!("{fresh} and send it with --grant."))
+        }
+        BadGrant::Expired(at) => (format!("The grant for {verb} expired at {at}."), format!("{fresh}.")),
+        BadGrant::NotYet(at) => (
+            format!("The grant for {verb} is not valid before {at}."),
+            "Wait until then, and compare the clocks of host and signer.".to_owned(),
+        ),
+        BadGrant::Spent(Some(id)) => (
+            format!("The grant for {verb} was spent by request {id}."),
+            format!("A grant serves one mutation: see what that one did with --attach, or {}.", lower(fresh)),
+        ),
+        BadGrant::Spent(None) => {
+            (format!("The grant for {verb} is already spent."), format!("A grant serves one mutation: {}.", lower(fresh)))
+        }
+        BadGrant::OtherVm(vmid) => (format!("The grant is for VM {vmid}, not for this key's VM."), format!("{fresh} for this VM.")),
+        BadGrant::OtherNode(node) => {
+            (format!("The grant is for node {}, not for this one.", show(node)), format!("{fresh} for this node."))
+        }
+        BadGrant::OtherVerb(verbs) => (format!("The grant is for {}, not for {verb}.", show(verbs)), format!("{fresh} for {verb}.")),
+        BadGrant::OtherKey(key) => (format!("The grant is for key {}, not for this one.", show(key)), format!("{fresh} for this key.")),
+        BadGrant::TooLong => ("The grant is valid for more than 24 h, which no grant may be.".to_owned(), format!("{fresh}.")),
+        BadGrant::BadSignature => {
+            ("The grant's signature is not good.".to_owned(), format!("{fresh} with `ssh-keygen -Y sign -n pve-verb-grant`."))
+        }
+        BadGrant::UnknownSigner => (
+            "The grant is signed by a key that is not in /etc/pve-verb/allowed_signers.".to_owned(),
+            "Use a signer that is, or have the PVE admin add this one.".to_owned(),
+        ),
+        BadGrant::Malformed(how) => {
+            (format!("The grant can't be read: {}.", show(how)), format!("{fresh}: base64url(JSON), a dot, base64url(signature)."))
+        }
+        BadGrant::NotRecorded(how) => (
+            format!("That the grant is spent could not be made durable: {}.", show(how)),
+            "Act on the host's console, which needs no grant, or repair the host's disk.".to_owned(),
+        ),
+    };
+    Message::new(what, next)
+}
+
+fn lower(sentence: &str) -> String {
+    let mut chars = sentence.chars();
+    chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}
+
+// ---- 4, refused-busy
+
+/// Another mutation is in progress.
+pub fn busy(verb: Verb, id: &RequestId, key: &str, since: Timestamp) -> Message {
+    Message::new(
+        format!("A {verb} by key {} is in progress since {since}.", show(key)),
+        format!("Wait for its end, or watch it with the same key: `{verb} --attach --request-id={id}`."),
+    )
+}
+
+/// The mutation lock is taken and its owner could not be read.
+pub fn busy_unknown(how: &str) -> Message {
+    Message::new(
+        format!("Another mutation holds the lock, and whose it is could not be read: {}.", show(how)),
+        "Try again in a minute; past its deadline the lock is taken over.",
+    )
+}
+
+/// PVE's lock, owned by a live task.
+pub fn locked_by_task(word: &str, task: &str) -> Message {
+    Message::new(
+        format!("PVE holds the lock \"{}\" on the VM for a task that still runs: {}.", show(word), show(task)),
+        "Wait for that task's end or stop it in PVE, then try again.",
+    )
+}
+
+/// PVE's lock, left behind.
+pub fn locked_by_nobody(vmid: Vmid, word: &str) -> Message {
+    Message::new(
+        format!("PVE holds the lock \"{}\" on VM {vmid}, and no live task owns it.", show(word)),
+        format!("On the host run `qm unlock {vmid}`, then try again."),
+    )
+}
+
+/// PVE's lock, and whether a task owns it could not be told.
+pub fn locked_by_unknown(vmid: Vmid, word: &str) -> Message {
+    Message::new(
+        format!("PVE holds the lock \"{}\" on VM {vmid}, and whether a live task owns it could not be told.", show(word)),
+        format!("Look at the host's task list, and only where no task works on the VM run `qm unlock {vmid}`."),
+    )
+}
+
+/// PVE's flock on the configuration is held by another process.
+pub fn config_busy(vmid: Vmid, by: Option<&str>) -> Message {
+    let by = by.map(|by| format!(" ({})", show(by))).unwrap_or_default();
+    Message::new(
+        format!("Another process of PVE's{by} works on VM {vmid}'s configuration and holds its file lock."),
+        "Try again in a minute; `qm unlock` does not release this lock.",
+    )
+}
+
+// ---- 5, refused-evidence
+
+/// Neither tmpfs nor disk took the evidence, and the caller can't.
+pub fn evidence_nowhere(how: &str) -> Message {
+    Message::new(
+        format!("The evidence could not be made durable anywhere: {}.", show(how)),
+        "Make room in /run or /var/lib/pve-verb, or take the evidence yourself: ask again with --json --inline and acknowledge it.",
+    )
+}
+
+/// The caller was sent the evidence and did not acknowledge it.
+pub fn not_acknowledged() -> Message {
+    Message::new(
+        "Only the caller could keep the evidence, and did not acknowledge it within 10 s.",
+        "Ask again with a client that answers `ack MANIFEST_SHA256`, or make room in /run on the host.",
+    )
+}
+
+/// The `intent` record could not be written anywhere.
+pub fn intent_nowhere(how: &str) -> Message {
+    Message::new(
+        format!("That this is about to be done could not be recorded durably: {}.", show(how)),
+        "Make room in /run and /var/log/pve-verb on the host, then try again.",
+    )
+}
+
+// ---- 7, refused-host
+
+/// Not root.
+pub fn not_root() -> Message {
+    Message::new("pve-verb does not run as root here.", "Use the account `breakglass` with uid 0, or root.")
+}
+
+/// `/etc/pve-verb` is missing.
+pub fn not_set_up() -> Message {
+    Message::new("This host is not set up: /etc/pve-verb is missing.", "On the host run `pve-verb init`, then `pve-verb check`.")
+}
+
+/// The argument list in `authorized_keys` is bad.
+pub fn bad_forced_arguments(how: &str) -> Message {
+    Message::new(
+        format!("This key's arguments in authorized_keys are bad: {}.", show(how)),
+        "Have the PVE admin print a good line with `pve-verb authorize KEY.pub --key-name NAME`.",
+    )
+}
+
+/// Something else of the host's own that is not as it must be.
+pub fn host_unfit(how: &str) -> Message {
+    Message::new(format!("This host is not fit to act: {}.", show(how)), "On the host run `pve-verb check`, which says what to repair.")
+}

@@ -1,0 +1,141 @@
+//! Mutated → Verified: looks at the VM until it is as wanted, or the time is up. The verdict comes from what is seen, never from
+//! an exit code: `qm stop` says 0 for a process that holds the disk, and a lost connection says nothing at all.
+
+use proto::{Message, Outcome, QemuProcess, RunState, StepName, StepOutcome, Verb, VmState};
+use std::time::{Duration, Instant};
+
+use crate::bundle::Preserved;
+use crate::capture::Captured;
+use crate::mutate::{Mutated, door};
+use crate::probe::observe::observe;
+use crate::qmp::{Query, Session};
+use crate::run::Run;
+use crate::text::say;
+use crate::{deadline, facts};
+
+/// The end of a request that was not refused. Made by this file only.
+#[derive(Debug)]
+pub struct Verified {
+    /// The verdict.
+    pub outcome: Outcome,
+    /// What happened and what to do.
+    pub message: Message,
+    /// Whether nothing had to be done.
+    pub already: bool,
+    /// The VM as it is now.
+    pub state: VmState,
+    /// Its process.
+    pub qemu: Option<QemuProcess>,
+    /// Whether something was sent to the VM.
+    pub touched: bool,
+}
+
+/// The end of `status`: what is seen is the answer.
+pub fn status(captured: Captured) -> Verified {
+    let message = say::status(&captured.seen().assessment.sentence, &captured.seen().assessment.recommend.why);
+    Verified {
+        outcome: Outcome::Done,
+        message,
+        already: false,
+        state: captured.seen().state,
+        qemu: facts::qemu(&captured.seen().before),
+        touched: false,
+    }
+}
+
+/// The end of `forensics`: the bundle is the answer.
+pub fn forensics(preserved: Preserved) -> Verified {
+    let message = {
+        let all = &preserved.seen().answers;
+        let got = all.iter().filter(|a| a.outcome == proto::ProbeOutcome::Captured).count();
+        say::captured(preserved.authorised().vmid(), got, all.len() - got)
+    };
+    Verified {
+        outcome: Outcome::Done,
+        message,
+        already: false,
+        state: preserved.seen().state,
+        qemu: facts::qemu(&preserved.seen().before),
+        touched: false,
+    }
+}
+
+/// What is seen.
+struct Seen {
+    state: VmState,
+    qemu: Option<QemuProcess>,
+}
+
+/// Looks until the wanted state is there.
+pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
+    if !done.report().touched {
+        let state = done.preserved().seen().state;
+        let verb = done.verb();
+        let qemu = facts::qemu(&done.preserved().seen().before);
+        let message =
+            if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
+        return Verified { outcome: Outcome::Done, message, already: done.report().already, state, qemu, touched: false };
+    }
+    let began = run.step_started(StepName::Observe);
+    let until = Instant::now() + deadline::OBSERVE_AFTER;
+    let mut seen = look(run, &done);
+    while !wanted(&done, &seen) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+        seen = look(run, &done);
+    }
+    let good = wanted(&done, &seen);
+    let step = if good { StepOutcome::Done } else { StepOutcome::Failed };
+    run.step_ended(StepName::Observe, began, step, Some(format!("the VM is {}", seen.state)));
+    let outcome = match (good, seen.state) {
+        (true, _) => Outcome::Done,
+        (false, VmState::Unknown) => Outcome::Unknown,
+        (false, _) => Outcome::Failed,
+    };
+    let message = message(run, &done, outcome, &seen);
+    Verified { outcome, message, already: false, state: seen.state, qemu: seen.qemu, touched: true }
+}
+
+/// The two sentences for what came of it.
+fn message(run: &Run, done: &Mutated, outcome: Outcome, seen: &Seen) -> Message {
+    let (verb, vmid) = (done.verb(), done.vmid());
+    let why = done.report().trouble.as_deref().unwrap_or("no step reported a failure");
+    match (outcome, verb, seen.state) {
+        (Outcome::Done, ..) => say::done(verb, vmid, seen.qemu, run.elapsed_ms()),
+        (Outcome::Unknown, ..) => say::not_observed(verb, vmid, why),
+        (_, Verb::Cycle, VmState::Stopped) => say::stopped_but_not_started(vmid, why),
+        (_, Verb::Stop | Verb::Cycle, _) => say::still_there(vmid, why),
+        (_, Verb::Start, VmState::Stopped) => say::did_not_start(vmid, why),
+        (_, Verb::Start, state @ VmState::Qmp(_)) => say::did_not_resume(vmid, state),
+        (_, Verb::Reset, state) => say::did_not_reset(vmid, state, why),
+        (_, _, state) => say::failed(verb, vmid, state, why),
+    }
+}
+
+/// Whether what is seen is what the verb means (PROTOCOL.md, section 8).
+fn wanted(done: &Mutated, seen: &Seen) -> bool {
+    let before = facts::qemu(&done.preserved().seen().before);
+    match done.verb() {
+        Verb::Status | Verb::Forensics => true,
+        Verb::Reset => done.report().reset_seen && seen.state == VmState::Running && seen.qemu == before,
+        Verb::Stop => seen.state == VmState::Stopped,
+        Verb::Start => seen.state == VmState::Running,
+        Verb::Cycle => seen.state == VmState::Running && seen.qemu.is_some() && seen.qemu != before,
+    }
+}
+
+/// One look: the process table, and QEMU's own word where there is a process.
+fn look(run: &Run, done: &Mutated) -> Seen {
+    let now = observe(done.vmid(), deadline::OBSERVE);
+    let state = match facts::state_without_qmp(&now) {
+        VmState::Unknown => ask(run, done).map_or(VmState::Unknown, VmState::Qmp),
+        host => host,
+    };
+    Seen { state, qemu: facts::qemu(&now) }
+}
+
+fn ask(run: &Run, done: &Mutated) -> Option<RunState> {
+    let door = door(run, done.vmid()).ok()?;
+    let mut qmp = Session::open(&door, deadline::QMP_ASK).ok()?;
+    let status = qmp.ask(&Query::Status, deadline::QMP_ASK).ok()?;
+    RunState::from_qmp(status.get("status")?.as_str()?)
+}

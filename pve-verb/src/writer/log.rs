@@ -1,0 +1,240 @@
+//! The audit log's files as the writer sees them: segments of lines. What the lines mean is `audit`'s; here they have a number, a hash
+//! and a kind.
+
+use proto::Sha256Hex;
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{Reply, Root, durable};
+use crate::host::path;
+
+/// The longest file that is read as one: a segment and one batch beyond its limit.
+const MOST: u64 = 64 << 20;
+/// How far back reviews are looked for.
+const LOOK_BACK: u64 = 32 << 20;
+/// How much of a torn line a repair record can show.
+pub(crate) const TORN_SHOWN: usize = 512;
+
+/// Where the log ends on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tail {
+    /// The newest segment that holds anything: the seq of its first record.
+    pub segment: u64,
+    /// Where its last whole line ends, in bytes.
+    pub length: u64,
+    /// How many bytes of a torn line follow.
+    pub torn: u64,
+    /// The first of those bytes, escaped.
+    pub torn_text: String,
+    /// The last whole line's number; 0 where there is none.
+    pub seq: u64,
+    /// Its hash; zeros where there is none.
+    pub hash: Sha256Hex,
+    /// What is wrong with the last lines, where something is.
+    pub damaged: Option<String>,
+    /// Mutating uses since the last review; none where that lies too far back.
+    pub unreviewed: Option<u64>,
+}
+
+/// The oldest segment, which goes next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Oldest {
+    /// The seq of its first record.
+    pub segment: u64,
+    /// The number of its last record.
+    pub last_seq: u64,
+    /// The hash of its last record.
+    pub last_hash: Sha256Hex,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// The hash of a line without its newline.
+pub(crate) fn hash(line: &[u8]) -> Sha256Hex {
+    Sha256Hex::from_bytes(Sha256::digest(line).into())
+}
+
+/// A record's number and kind.
+fn record(line: &[u8]) -> Option<(u64, String)> {
+    #[derive(Deserialize)]
+    struct Record {
+        seq: u64,
+        kind: String,
+    }
+    serde_json::from_slice::<Record>(line).ok().map(|r| (r.seq, r.kind))
+}
+
+/// The whole lines of some bytes, and what follows the last of them.
+fn lines(bytes: &[u8]) -> (Vec<&[u8]>, &[u8]) {
+    let end = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
+    let (whole, torn) = bytes.split_at(end);
+    (whole.split_inclusive(|b| *b == b'\n').map(|l| l.strip_suffix(b"\n").unwrap_or(l)).collect(), torn)
+}
+
+/// Number and hash of the last line, and what is wrong where its number had to be counted from an earlier one.
+fn last(first_seq: u64, lines: &[&[u8]]) -> Option<(u64, Sha256Hex, Option<String>)> {
+    let newest = hash(lines.last()?);
+    for (back, line) in lines.iter().rev().enumerate() {
+        if let Some((seq, _)) = record(line) {
+            let damaged = (back > 0).then(|| format!("the last {back} lines are no records"));
+            return Some((seq.saturating_add(back as u64), newest, damaged));
+        }
+    }
+    Some((first_seq.saturating_add(lines.len() as u64 - 1), newest, Some("no line of the segment is a record".to_owned())))
+}
+
+impl Root {
+    fn segment(&self, first_seq: u64) -> PathBuf {
+        self.path(path::LOG).join(format!("audit-{first_seq:020}.jsonl"))
+    }
+
+    /// Every segment with its length, oldest first.
+    fn segments(&self) -> io::Result<Vec<(u64, u64)>> {
+        let entries = match std::fs::read_dir(self.path(path::LOG)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|n| n.strip_prefix("audit-")?.strip_suffix(".jsonl")).filter(|n| n.len() == 20);
+            if let Some(first_seq) = number.and_then(|n| n.parse().ok()) {
+                all.push((first_seq, entry.metadata()?.len()));
+            }
+        }
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    fn read_segment(&self, first_seq: u64) -> io::Result<Vec<u8>> {
+        durable::read(&self.segment(first_seq), MOST)?.ok_or_else(|| io::Error::other("a segment of the log vanished"))
+    }
+
+    pub(super) fn log_tail(&self) -> io::Result<Reply> {
+        let head = durable::read(&self.head_path(), 1 << 20)?.map(|h| String::from_utf8_lossy(&h).into_owned());
+        let segments = self.segments()?;
+        // An empty segment is what a crash between creating and writing leaves; the next append uses its name or another.
+        let mut filled = segments.iter().rev().filter(|(_, length)| *length > 0);
+        let Some(&(segment, _)) = filled.next() else { return Ok(Reply::Tail { tail: None, head }) };
+        let bytes = self.read_segment(segment)?;
+        let (whole, torn) = lines(&bytes);
+        let mut end = last(segment, &whole);
+        if end.is_none()
+            && let Some(&(before, _)) = filled.next()
+        {
+            end = last(before, &lines(&self.read_segment(before)?).0);
+        }
+        let (seq, hash, damaged) = end.unwrap_or((0, Sha256Hex::zero(), None));
+        let tail = Tail {
+            segment,
+            length: (bytes.len() - torn.len()) as u64,
+            torn: torn.len() as u64,
+            torn_text: proto::escape_cut(torn, TORN_SHOWN),
+            seq,
+            hash,
+            damaged,
+            unreviewed: self.unreviewed(&segments)?,
+        };
+        Ok(Reply::Tail { tail: Some(tail), head })
+    }
+
+    /// Intents since the newest review; none where neither that nor the log's beginning is within reach.
+    fn unreviewed(&self, segments: &[(u64, u64)]) -> io::Result<Option<u64>> {
+        let (mut uses, mut read) = (0, 0);
+        for (segment, length) in segments.iter().rev() {
+            read += length;
+            if read > LOOK_BACK + MOST {
+                return Ok(None);
+            }
+            let bytes = self.read_segment(*segment)?;
+            for line in lines(&bytes).0.into_iter().rev() {
+                // Parsing every line would take seconds; within a string the quotes would be escaped.
+                let may = |kind: &[u8]| line.windows(kind.len()).any(|w| w == kind);
+                if !may(br#""kind":"intent""#) && !may(br#""kind":"review""#) {
+                    continue;
+                }
+                match record(line) {
+                    Some((_, kind)) if kind == "review" => return Ok(Some(uses)),
+                    Some((_, kind)) if kind == "intent" => uses += 1,
+                    _ => {}
+                }
+            }
+            if read > LOOK_BACK {
+                return Ok(None);
+            }
+        }
+        // A log whose beginning was pruned may have had more.
+        Ok(segments.first().is_none_or(|(first, _)| *first == 1).then_some(uses))
+    }
+
+    pub(super) fn log_append(&self, segment: u64, at: u64, torn: u64, head: &str, payload: &[u8]) -> io::Result<Reply> {
+        if payload.last() != Some(&b'\n') {
+            return Err(io::Error::other("only whole lines are appended"));
+        }
+        let path = self.segment(segment);
+        durable::folder(&self.path(path::LOG))?;
+        let file = durable::file(&path, OFlags::WRONLY | OFlags::CREATE)?;
+        let length = file.metadata()?.len();
+        if length != at + torn {
+            return Ok(Reply::Mismatch { length });
+        }
+        if torn > 0 {
+            file.set_len(at)?;
+        }
+        write_at(&file, payload, at)?;
+        file.sync_data()?;
+        // Also makes the segment's own name durable, if it is new: same folder.
+        durable::replace(&self.head_path(), head.as_bytes())?;
+        Ok(Reply::Done {})
+    }
+
+    pub(super) fn log_contains(&self, seq: u64, wanted: &Sha256Hex) -> io::Result<Reply> {
+        let segments = self.segments()?;
+        let Some((segment, _)) = segments.iter().rev().find(|(first, length)| *first <= seq && *length > 0) else {
+            return Ok(Reply::Contains { found: if segments.is_empty() { Some(false) } else { None } });
+        };
+        let bytes = self.read_segment(*segment)?;
+        let mark = format!("{{\"seq\":{seq},");
+        let found = lines(&bytes).0.into_iter().any(|l| l.starts_with(mark.as_bytes()) && hash(l) == *wanted);
+        Ok(Reply::Contains { found: Some(found) })
+    }
+
+    pub(super) fn log_oldest(&self, keep_bytes: u64) -> io::Result<Reply> {
+        let segments = self.segments()?;
+        let total: u64 = segments.iter().map(|(_, length)| length).sum();
+        let oldest = match segments.first() {
+            Some(&(segment, bytes)) if total > keep_bytes && segments.len() > 1 => {
+                let all = self.read_segment(segment)?;
+                let (last_seq, last_hash, _) = last(segment, &lines(&all).0).unwrap_or((segment, Sha256Hex::zero(), None));
+                Some(Oldest { segment, last_seq, last_hash, bytes })
+            }
+            _ => None,
+        };
+        Ok(Reply::Oldest { oldest })
+    }
+
+    pub(super) fn log_drop(&self, segment: u64) -> io::Result<Reply> {
+        let newest = self.segments()?.last().map(|(first, _)| *first);
+        if newest.is_none_or(|n| n <= segment) {
+            return Err(io::Error::other("the newest segment is never dropped"));
+        }
+        durable::remove(&self.segment(segment))?;
+        Ok(Reply::Done {})
+    }
+
+    fn head_path(&self) -> PathBuf {
+        Path::new(&self.path(path::LOG)).join("head.json")
+    }
+}
+
+/// At its place, not at the end: if a write that was abandoned completes after all, it writes the same bytes where they already are.
+fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    file.write_all_at(bytes, at)
+}

@@ -1,0 +1,79 @@
+//! The small state on disk: the operation in progress, finished receipts, spent grants.
+
+use proto::RequestId;
+use rustix::fs::OFlags;
+use std::io;
+use std::time::SystemTime;
+
+use super::{Nonce, Reply, Root, durable};
+use crate::host::path;
+
+/// The longest of these files.
+const MOST: u64 = 4 << 20;
+
+impl Root {
+    pub(super) fn operation_set(&self, payload: &[u8]) -> io::Result<Reply> {
+        durable::replace(&self.path(path::OPERATION), payload)?;
+        Ok(Reply::Done {})
+    }
+
+    pub(super) fn operation_clear(&self) -> io::Result<Reply> {
+        durable::remove(&self.path(path::OPERATION))?;
+        Ok(Reply::Done {})
+    }
+
+    pub(super) fn operation_get(&self) -> io::Result<Reply> {
+        Ok(bytes(durable::read(&self.path(path::OPERATION), MOST)?))
+    }
+
+    pub(super) fn request_store(&self, id: &RequestId, payload: &[u8]) -> io::Result<Reply> {
+        durable::replace(&self.path(path::REQUESTS).join(format!("{id}.json")), payload)?;
+        Ok(Reply::Done {})
+    }
+
+    pub(super) fn request_load(&self, id: &RequestId) -> io::Result<Reply> {
+        Ok(bytes(durable::read(&self.path(path::REQUESTS).join(format!("{id}.json")), MOST)?))
+    }
+
+    /// By the time of writing, as these files have no seq in their name. What is lost by a wrong clock is a replay, not a record.
+    pub(super) fn requests_prune(&self, keep: u32) -> io::Result<Reply> {
+        let folder = self.path(path::REQUESTS);
+        let mut all: Vec<(SystemTime, std::path::PathBuf)> = Vec::new();
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Reply::Done {}),
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let ours = name.to_str().and_then(|n| n.strip_suffix(".json")).is_some_and(|id| id.parse::<RequestId>().is_ok());
+            if ours {
+                all.push((entry.metadata()?.modified()?, entry.path()));
+            }
+        }
+        all.sort_unstable();
+        let gone = all.len().saturating_sub(keep as usize);
+        for (_, file) in all.into_iter().take(gone) {
+            std::fs::remove_file(file)?;
+        }
+        Ok(Reply::Done {})
+    }
+
+    pub(super) fn grant_spend(&self, nonce: &Nonce) -> io::Result<Reply> {
+        let folder = self.path(path::VAR).join("grants");
+        durable::folder(&folder)?;
+        // EXCL is the spending: of two callers with one grant, one gets the file.
+        match durable::file(&folder.join(nonce.as_str()), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
+            Ok(file) => file.sync_all()?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(Reply::Spent {}),
+            Err(e) => return Err(e),
+        }
+        durable::sync_folder(&folder)?;
+        Ok(Reply::Done {})
+    }
+}
+
+pub(super) fn bytes(found: Option<Vec<u8>>) -> Reply {
+    found.map_or(Reply::Absent {}, |bytes| Reply::Bytes { bytes })
+}

@@ -1,0 +1,205 @@
+use super::*;
+use crate::host::path;
+use std::os::unix::fs::PermissionsExt;
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+    fn root(&self) -> Root {
+        Root::at(self.folder.path().to_owned())
+    }
+    fn path(&self, constant: &str) -> PathBuf {
+        self.root().path(constant)
+    }
+    fn does(&self, op: Op, payload: &[u8]) -> Reply {
+        self.root().perform(op, payload)
+    }
+    fn append(&self, segment: u64, at: u64, torn: u64, payload: &[u8]) -> Reply {
+        self.does(Op::LogAppend { segment, at, torn, head: "{}".to_owned() }, payload)
+    }
+    fn tail(&self) -> Tail {
+        match self.does(Op::LogTail {}, &[]) {
+            Reply::Tail { tail: Some(tail), .. } => tail,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+const VMID: Vmid = Vmid::DEVVM;
+
+fn bundle() -> BundleName {
+    "20261121T003000.123Z-cycle-1f0c9a2e".parse().unwrap()
+}
+
+fn failed(reply: &Reply, word: &str) -> bool {
+    matches!(reply, Reply::Failed { why } if why.contains(word))
+}
+
+#[test]
+fn a_late_writer_cannot_write_a_line_twice() {
+    let place = Place::new();
+    let line = b"{\"seq\":1,\"kind\":\"read\"}\n";
+    assert_eq!(place.append(1, 0, 0, line), Reply::Done {});
+    assert_eq!(place.append(1, 0, 0, line), Reply::Mismatch { length: line.len() as u64 });
+    assert_eq!(std::fs::read(place.path(path::LOG).join("audit-00000000000000000001.jsonl")).unwrap(), line);
+}
+
+#[test]
+fn the_tail_is_the_last_whole_line_and_the_torn_bytes_behind_it_are_replaced() {
+    let place = Place::new();
+    assert_eq!(place.does(Op::LogTail {}, &[]), Reply::Tail { tail: None, head: None });
+    place.append(1, 0, 0, b"{\"seq\":1,\"kind\":\"intent\"}\n{\"seq\":2,\"kind\":\"intent\"}\n");
+    let file = place.path(path::LOG).join("audit-00000000000000000001.jsonl");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [whole.as_slice(), b"{\"seq\":3,\"ki"].concat()).unwrap();
+    let tail = place.tail();
+    assert_eq!((tail.segment, tail.length, tail.torn, tail.seq, tail.unreviewed), (1, whole.len() as u64, 12, 2, Some(2)));
+    assert_eq!((tail.hash, tail.torn_text.as_str()), (log::hash(b"{\"seq\":2,\"kind\":\"intent\"}"), "{\"seq\":3,\"ki"));
+    assert_eq!(place.append(1, tail.length, 12, b"{\"seq\":3,\"kind\":\"review\"}\n"), Reply::Done {});
+    assert_eq!((place.tail().seq, place.tail().torn, place.tail().unreviewed), (3, 0, Some(0)));
+}
+
+#[test]
+fn a_segment_with_nothing_but_a_torn_line_continues_the_one_before() {
+    let place = Place::new();
+    place.append(1, 0, 0, b"{\"seq\":1,\"kind\":\"read\"}\n");
+    std::fs::write(place.path(path::LOG).join("audit-00000000000000000002.jsonl"), "{\"se").unwrap();
+    std::fs::write(place.path(path::LOG).join("audit-00000000000000000003.jsonl"), "").unwrap();
+    let tail = place.tail();
+    assert_eq!((tail.segment, tail.length, tail.torn, tail.seq), (2, 0, 4, 1));
+    assert_eq!(tail.hash, log::hash(b"{\"seq\":1,\"kind\":\"read\"}"));
+}
+
+#[test]
+fn lines_that_are_no_records_do_not_stop_the_log() {
+    let place = Place::new();
+    place.append(1, 0, 0, b"{\"seq\":7,\"kind\":\"read\"}\nrubbish\n");
+    let tail = place.tail();
+    assert_eq!((tail.seq, tail.hash), (8, log::hash(b"rubbish")));
+    assert!(tail.damaged.is_some());
+}
+
+#[test]
+fn a_witness_is_looked_up_by_number_and_hash() {
+    let place = Place::new();
+    let line = b"{\"seq\":5,\"kind\":\"read\"}";
+    place.append(5, 0, 0, &[line.as_slice(), b"\n"].concat());
+    let asks = |seq, hash| place.does(Op::LogContains { seq, hash }, &[]);
+    assert_eq!(asks(5, log::hash(line)), Reply::Contains { found: Some(true) });
+    assert_eq!(asks(5, log::hash(b"other")), Reply::Contains { found: Some(false) });
+    assert_eq!(asks(6, log::hash(line)), Reply::Contains { found: Some(false) });
+    assert_eq!(asks(4, log::hash(line)), Reply::Contains { found: None }, "pruned");
+}
+
+#[test]
+fn the_oldest_segment_goes_and_the_newest_never() {
+    let place = Place::new();
+    place.append(1, 0, 0, b"{\"seq\":1,\"kind\":\"read\"}\n");
+    place.append(2, 0, 0, b"{\"seq\":2,\"kind\":\"read\"}\n");
+    let Reply::Oldest { oldest: Some(oldest) } = place.does(Op::LogOldest { keep_bytes: 30 }, &[]) else { panic!() };
+    assert_eq!((oldest.segment, oldest.last_seq), (1, 1));
+    assert_eq!(place.does(Op::LogOldest { keep_bytes: 3000 }, &[]), Reply::Oldest { oldest: None });
+    assert_eq!(place.does(Op::LogDrop { segment: 1 }, &[]), Reply::Done {});
+    assert!(failed(&place.does(Op::LogDrop { segment: 2 }, &[]), "newest"));
+    assert_eq!(place.does(Op::LogOldest { keep_bytes: 0 }, &[]), Reply::Oldest { oldest: None });
+}
+
+fn seal(place: &Place) -> PathBuf {
+    let from = place.path(path::RUN_EVIDENCE).join("102").join(bundle().as_str());
+    std::fs::create_dir_all(from.join("qmp")).unwrap();
+    std::fs::write(from.join("qmp/greeting.json"), "{}").unwrap();
+    std::fs::write(from.join("manifest.json"), "[]").unwrap();
+    from
+}
+
+#[test]
+fn a_bundle_is_carried_once_and_a_leftover_partial_is_replaced() {
+    let place = Place::new();
+    seal(&place);
+    let to = place.path(path::EVIDENCE).join("102").join(bundle().as_str());
+    std::fs::create_dir_all(to.with_file_name(format!("{}.partial", bundle())).join("old")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(place.does(Op::CarryBundle { vmid: VMID, name: bundle() }, &[]), Reply::Done {});
+    }
+    assert_eq!(std::fs::read_to_string(to.join("qmp/greeting.json")).unwrap(), "{}");
+    assert!(!to.join("old").exists() && !to.with_file_name(format!("{}.partial", bundle())).exists());
+    assert_eq!(std::fs::metadata(to.join("manifest.json")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(place.does(Op::BundleList { vmid: VMID }, &[]), Reply::Bundles { names: vec![bundle()] });
+    let read = |path: &str| place.does(Op::BundleRead { vmid: VMID, name: bundle(), path: path.to_owned().try_into().unwrap() }, &[]);
+    assert_eq!(read("manifest.json"), Reply::Bytes { bytes: b"[]".to_vec() });
+    assert_eq!(read("qmp/none.json"), Reply::Absent {});
+}
+
+#[test]
+fn a_link_in_a_bundle_is_not_followed() {
+    let place = Place::new();
+    let from = seal(&place);
+    std::os::unix::fs::symlink("/etc/shadow", from.join("qmp/x.json")).unwrap();
+    assert!(failed(&place.does(Op::CarryBundle { vmid: VMID, name: bundle() }, &[]), "does not belong"));
+    assert!(!place.path(path::EVIDENCE).join("102").join(bundle().as_str()).exists());
+}
+
+#[test]
+fn a_grant_is_spent_once() {
+    let place = Place::new();
+    let nonce: Nonce = "n-1".to_owned().try_into().unwrap();
+    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, &[]), Reply::Done {});
+    assert_eq!(place.does(Op::GrantSpend { nonce }, &[]), Reply::Spent {});
+}
+
+#[test]
+fn requests_and_the_operation_are_kept_replaced_and_pruned() {
+    let place = Place::new();
+    let ids: Vec<_> = (0..3).map(|n| RequestId::from_random([n; 16])).collect();
+    for id in &ids {
+        assert_eq!(place.does(Op::RequestStore { id: id.clone() }, id.as_str().as_bytes()), Reply::Done {});
+        std::thread::sleep(std::time::Duration::from_millis(15));
+    }
+    assert_eq!(place.does(Op::RequestsPrune { keep: 2 }, &[]), Reply::Done {});
+    let load = |id: &RequestId| place.does(Op::RequestLoad { id: id.clone() }, &[]);
+    assert_eq!((load(&ids[0]), load(&ids[2])), (Reply::Absent {}, Reply::Bytes { bytes: ids[2].as_str().into() }));
+    assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Absent {});
+    place.does(Op::OperationSet {}, b"one");
+    place.does(Op::OperationSet {}, b"two");
+    assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Bytes { bytes: b"two".to_vec() });
+    for _ in 0..2 {
+        assert_eq!(place.does(Op::OperationClear {}, &[]), Reply::Done {});
+    }
+    assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Absent {});
+}
+
+#[test]
+fn a_disk_that_refuses_says_so() {
+    let place = Place::new();
+    std::fs::write(place.folder.path().join("var"), "not a folder").unwrap();
+    assert!(matches!(place.does(Op::OperationSet {}, b"x"), Reply::Failed { .. }));
+    assert!(matches!(place.append(1, 0, 0, b"x\n"), Reply::Failed { .. }));
+}
+
+#[test]
+fn names_that_would_leave_their_folder_are_not_names() {
+    for bad in ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/.hidden", "a/b/c/d/e", "a b", "a\n"] {
+        assert!(ArtifactPath::try_from(bad.to_owned()).is_err(), "{bad:?}");
+        let op = format!(r#"{{"op":"bundle-read","vmid":102,"name":"{}","path":{}}}"#, bundle(), serde_json::to_string(bad).unwrap());
+        assert!(serde_json::from_str::<Op>(&op).is_err(), "{op}");
+    }
+    for bad in ["", ".", "..", "a/b", "a.b", &"x".repeat(65)] {
+        assert!(Nonce::try_from(bad.to_owned()).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn what_is_not_the_protocol_ends_the_writer() {
+    let place = Place::new();
+    for input in
+        [&[0xff; 8][..], &frame(b"{\"op\":\"shell\"}", b"").unwrap(), &frame(b"{\"op\":\"log-tail\",\"path\":\"/\"}", b"").unwrap()]
+    {
+        assert!(serve(&place.root(), &mut { input }, &mut Vec::new()).is_err());
+    }
+}

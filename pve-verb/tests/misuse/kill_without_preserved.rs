@@ -1,0 +1,8 @@
+//! So does the kill.
+use pve_verb::{capture::Unresponsive, kill};
+
+fn attempt(proved: &Unresponsive) {
+    let _ = kill::kill(proved, proto::Vmid::DEVVM, &());
+}
+
+fn main() {}
