@@ -55,6 +55,7 @@ pub type Scenario = (&'static str, fn(&Lab) -> Result<()>);
 /// `main` of a scenario file: enters a lab, prepares it, runs the scenarios one after the other on the same VM.
 ///
 /// `--list` needs no lab. A scenario that panics leaves the others a VM: each starts with [`Lab::fresh`].
+#[allow(clippy::print_stderr)] // it is the main of a test: there is nowhere else to say why there is no lab
 pub fn run_scenarios(scenarios: &[Scenario], prepare: fn(&Lab) -> Result<()>) -> ! {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let lab: &'static Mutex<Option<Lab>> = Box::leak(Box::new(Mutex::new(None)));

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::error::{Context, Error, Result};
-use crate::fuse::{Hang, Hung, hang};
+use crate::fuse::{self, Hang, Served, hang};
 use crate::host::{DISK, Host};
 use crate::namespace::tmpfs;
 use crate::process::{must, run, until};
@@ -176,12 +176,12 @@ pub fn reused_pid() -> Result<(u32, Undo)> {
 }
 
 /// `/etc/pve` hangs: whoever looks at it waits. Undone by dropping it.
-pub fn etc_pve_hung(how: Hang) -> Result<Hung> {
+pub fn etc_pve_hung(how: Hang) -> Result<Served> {
     hang("/etc/pve", how)
 }
 
 /// The folder's disk hangs, what is in it included.
-pub fn disk_hung(folder: &str) -> Result<Hung> {
+pub fn disk_hung(folder: &str) -> Result<Served> {
     fs::create_dir_all(folder).context(format!("create {folder}"))?;
     hang(folder, Hang::Uninterruptible)
 }
@@ -227,66 +227,72 @@ pub fn qmp_held() -> Result<UnixStream> {
     UnixStream::connect(QMP).context("connect to 102.qmp")
 }
 
-/// A storage daemon in front of VM 102's disk, so that the disk can stop answering under QEMU. The VM must be stopped.
+/// A backend in front of VM 102's disk that can stop answering under QEMU. The VM must be stopped to put it there.
 #[derive(Debug)]
-pub struct Backend {
-    daemon: std::process::Child,
+pub enum Backend {
+    /// A file system, at PVE's own path: QEMU's I/O threads hang in state D, deaf to SIGKILL.
+    File(Served),
+    /// An NBD server that `scsi0:` names (which no PVE configuration would): QEMU waits in user space.
+    Nbd(Child),
 }
 
-/// How the backend shows the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Export {
-    /// As the file at PVE's path, through FUSE: QEMU's threads hang in state D when it stops.
-    File,
-    /// As an NBD server that `scsi0:` names (which no PVE configuration would): QEMU waits in user space.
-    Nbd,
-}
+const BACKEND: &str = "/var/lib/vz/lab/backend.raw";
 
-/// Puts a backend in front of the disk and points `scsi0:` at it. Boot afterwards.
-pub fn backend(host: &Host, export: Export) -> Result<Backend> {
-    let (image, socket) = ("/var/lib/vz/lab/backend.qcow2", "/run/lab/nbd.sock");
+/// Shows the disk through a file system of the lab's. Boot afterwards.
+pub fn file_backend(host: &Host) -> Result<Backend> {
     let raw = "/var/lib/vz/images/102/vm-102-disk-0.raw";
-    let _absent = fs::remove_file(socket);
-    fs::copy(DISK, image).context("copy the guest's disk")?;
+    must("qemu-img", ["convert", "-O", "raw", DISK, BACKEND])?;
     File::create(raw).context("create the disk's place")?;
-    let mut command = Command::new("qemu-storage-daemon");
-    command.args(["--blockdev", &format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={image}")]);
-    match export {
-        Export::File => command.args(["--export", &format!("type=fuse,id=disk,node-name=disk,mountpoint={raw},writable=on")]),
-        Export::Nbd => {
-            command.args(["--nbd-server", &format!("addr.type=unix,addr.path={socket}")]);
-            command.args(["--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on"])
-        }
-    };
-    let daemon = command.spawn().context("start qemu-storage-daemon")?;
-    let ready = || match export {
-        Export::File => fs::metadata(raw).is_ok_and(|meta| meta.len() > 0),
-        Export::Nbd => Path::new(socket).exists(),
-    };
-    until("the storage daemon's start", Duration::from_secs(10), || ready().then_some(()))?;
-    let scsi0 = match export {
-        // FUSE has no O_DIRECT here.
-        Export::File => "local:102/vm-102-disk-0.raw,iothread=1,cache=writeback,size=64M".to_owned(),
-        Export::Nbd => format!("nbd+unix:///disk?socket={socket},iothread=1,aio=threads,size=64M"),
-    };
-    host.set_conf(|conf| conf.current.set("scsi0", &scsi0))?;
-    Ok(Backend { daemon })
+    let content = File::options().read(true).write(true).open(BACKEND).context("open the disk")?;
+    let served = fuse::disk(raw, content)?;
+    // Not io_uring, PVE's default: on FUSE it does not hand a read to a worker but blocks in the I/O thread, and QMP with it.
+    host.set_conf(|conf| conf.current.set("scsi0", "local:102/vm-102-disk-0.raw,iothread=1,aio=threads,size=64M"))?;
+    Ok(Backend::File(served))
+}
+
+/// Serves the disk over NBD. Boot afterwards.
+pub fn nbd_backend(host: &Host) -> Result<Backend> {
+    let socket = "/run/lab/nbd.sock";
+    let _absent = fs::remove_file(socket);
+    must("qemu-img", ["convert", "-O", "raw", DISK, BACKEND])?;
+    let arguments = ["--persistent", "--shared=8", "--format=raw", "--export-name=disk", "--socket", socket, BACKEND];
+    let server = Command::new("qemu-nbd").args(arguments).spawn().context("start qemu-nbd")?;
+    until("the NBD server's start", Duration::from_secs(10), || Path::new(socket).exists().then_some(()))?;
+    let disk = format!("nbd+unix:///disk?socket={socket},iothread=1,aio=threads,size=64M");
+    host.set_conf(|conf| conf.current.set("scsi0", &disk))?;
+    Ok(Backend::Nbd(server))
 }
 
 impl Backend {
-    /// It stops answering; undone by letting it go on.
-    pub fn stop(&self) -> Result<Undo> {
-        let pid = self.daemon.id();
-        send(pid, Signal::STOP)?;
-        Ok(Undo::by(move || drop(send(pid, Signal::CONT))))
+    /// It stops answering, until [`Backend::go_on`].
+    pub fn stop(&self) -> Result<()> {
+        match self {
+            Self::File(served) => {
+                served.stop();
+                Ok(())
+            }
+            Self::Nbd(server) => send(server.id(), Signal::STOP),
+        }
+    }
+
+    /// It answers again.
+    pub fn go_on(&self) -> Result<()> {
+        match self {
+            Self::File(served) => {
+                served.go_on();
+                Ok(())
+            }
+            Self::Nbd(server) => send(server.id(), Signal::CONT),
+        }
     }
 }
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        let _gone = self.daemon.kill();
-        let _reaped = self.daemon.wait();
-        let _not_mounted = unmount("/var/lib/vz/images/102/vm-102-disk-0.raw", UnmountFlags::DETACH);
+        if let Self::Nbd(server) = self {
+            let _gone = server.kill();
+            let _reaped = server.wait();
+        }
     }
 }
 
