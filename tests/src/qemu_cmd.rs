@@ -1,11 +1,12 @@
 //! The command line with which PVE starts a VM's QEMU, from its configuration.
 //!
 //! The lab and the stand-in `qm` both start VM 102 through [`command_line`], so there is one place that says what
-//! stands on it. It starts nothing. Against PVE 8.4 it differs in three ways, each for a reason:
+//! stands on it. It starts nothing. Against PVE 8.4 it differs in four ways, each for a reason:
 //! - no `-id 102` and no `+pve0` machine type: PVE patches both into its QEMU, Debian's refuses them;
 //! - `-accel tcg` always: a `/dev/kvm` may exist on which no guest boots;
 //! - a second monitor at [`LAB_MONITOR`] in the place of qmeventd's, so that tests inject faults and observe without
-//!   occupying `102.qmp`, which takes a single client.
+//!   occupying `102.qmp`, which takes a single client;
+//! - what the serial console says is also written to [`SERIAL_LOG`], for whoever asks why a guest did not boot.
 //!
 //! Kernel, initrd and network come from the `args:` key, which real PVE has too.
 
@@ -29,6 +30,8 @@ pub const VNC: &str = "/var/run/qemu-server/102.vnc";
 pub const SERIAL: &str = "/var/run/qemu-server/102.serial0";
 /// The lab's own monitor. No PVE host has it; the shipped binary must never look at it.
 pub const LAB_MONITOR: &str = "/run/lab/102.mon";
+/// What the serial console said since QEMU's start. The lab's own too.
+pub const SERIAL_LOG: &str = "/run/lab/serial.log";
 /// The cgroup of the VM's scope, below `/sys/fs/cgroup`.
 pub const SCOPE: &str = "/sys/fs/cgroup/qemu.slice/102.scope";
 /// The configuration.
@@ -86,7 +89,7 @@ impl Line {
 
     fn display(&mut self, conf: &VmConf) {
         if conf.serial_socket() {
-            self.option("-chardev", format!("socket,id=serial0,path={SERIAL},server=on,wait=off"));
+            self.option("-chardev", format!("socket,id=serial0,path={SERIAL},server=on,wait=off,logfile={SERIAL_LOG}"));
             self.option("-device", "isa-serial,chardev=serial0");
         }
         match conf.current.get("vga") {

@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 use crate::guest::Image;
 use crate::namespace::qemu_in_scope;
 use crate::process::{run, until};
-use crate::qemu_cmd::{LAB_MONITOR, PID_FILE, QGA, QMP, SCOPE, SERIAL, VNC};
+use crate::qemu_cmd::{LAB_MONITOR, PID_FILE, QGA, QMP, SCOPE, SERIAL, SERIAL_LOG, VNC};
 use crate::qmp::Qmp;
 
 /// From `qm start` to a login in the guest. Measured: 4 to 9 s; other work on the machine may triple it.
@@ -68,8 +68,16 @@ impl Vm {
         Ok(started.elapsed())
     }
 
-    /// Waits until the guest lets root in.
+    /// Waits until the guest lets root in; if it does not, the error has the end of its console.
     pub fn wait_for_ssh(&self, deadline: Duration) -> Result<()> {
+        self.logged_in(deadline).map_err(|error| {
+            let log = fs::read(SERIAL_LOG).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log[log.len().saturating_sub(800)..]).into_owned();
+            Error::new(format!("{error} The guest's console ended with: {}", log.trim()), "Boot it by hand with `lab host -- qm start 102`")
+        })
+    }
+
+    fn logged_in(&self, deadline: Duration) -> Result<()> {
         let started = Instant::now();
         // A connection that is forwarded too early is not refused but left hanging, so ask for the banner first, briefly.
         until("the guest's sshd", deadline, || banner().then_some(()))?;

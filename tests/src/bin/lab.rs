@@ -10,6 +10,7 @@ const USAGE: &str = "lab: a laboratory for Breakglass. It is not a Proxmox VE ho
   lab image                 build the guest's image and say where it is
   lab up                    boot VM 102 and give a shell on the laboratory's host
   lab exec -- CMD [ARG...]  boot VM 102, run one command on the host, take everything down
+  lab host -- CMD [ARG...]  the same with VM 102 stopped
 
 Inside: `ssh-guest` logs into VM 102; `breakglass VERB` asks the forced command over the host's sshd.";
 
@@ -22,8 +23,9 @@ fn main() -> ExitCode {
             println!("{}", image.folder.display());
             ExitCode::SUCCESS
         }),
-        ["up"] => inside(&["/bin/bash"]),
-        ["exec", "--", ref command @ ..] if !command.is_empty() => inside(command),
+        ["up"] => inside(&["/bin/bash"], true),
+        ["exec", "--", ref command @ ..] if !command.is_empty() => inside(command, true),
+        ["host", "--", ref command @ ..] if !command.is_empty() => inside(command, false),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn inside(command: &[&str]) -> Result<ExitCode> {
+fn inside(command: &[&str], boot: bool) -> Result<ExitCode> {
     let lab = Lab::new(enter()?)?;
     eprintln!("lab: this is a laboratory on host `pve`; `qm` here is a stand-in, VM 102 is a real QEMU.");
     match (built("pve-verb"), built("qm")) {
@@ -44,8 +46,10 @@ fn inside(command: &[&str]) -> Result<ExitCode> {
     }
     lab.host.authorize("agent", "")?;
     shortcuts(&lab)?;
-    let took = lab.vm.boot()?;
-    eprintln!("lab: VM 102 took {:.1} s to its login.", took.as_secs_f32());
+    if boot {
+        let took = lab.vm.boot()?;
+        eprintln!("lab: VM 102 took {:.1} s to its login.", took.as_secs_f32());
+    }
     let status = Command::new(command[0]).args(&command[1..]).env("PS1", "lab(pve)# ").env_remove("BREAKGLASS_LAB_STAGE").status();
     let status = status.map_err(|error| lab::Error::new(format!("{} could not be run: {error}", command[0]), "Check its name"))?;
     lab.vm.kill()?;
