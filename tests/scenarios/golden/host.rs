@@ -1,5 +1,8 @@
 //! A disposable Proxmox-like host for one case: namespaces of its own, PVE's paths on tmpfs, the stand-in as `/usr/sbin/qm`.
 //!
+//! The laboratory's own namespace is not used: it brings a guest's image and an sshd and serves a group of scenarios, while each
+//! case here wants a fresh host that is there in a tenth of a second, several at a time.
+//!
 //! Everything in it ends with its first process. Nothing is booted and no sshd runs here. The machine's own `/etc`, `/run`, `/tmp`
 //! and `/usr/sbin` are covered, never written.
 

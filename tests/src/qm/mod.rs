@@ -1,8 +1,8 @@
 //! A stand-in for Proxmox VE's `qm`: it drives the real QEMU of a VM at the real paths, says what the real one says and is as slow as it.
 //!
 //! What it is held to are the recordings in `tests/golden`. It is no Proxmox: storage, migration, snapshots, backups, clones and
-//! cloud-init are absent, and there is no qmeventd behind it. It says that it is a stand-in in `qm help` and in every task log,
-//! never in what the recordings pin.
+//! cloud-init are absent, and there is no qmeventd behind it, so a guest that powers off stays as `status: shutdown` until somebody
+//! stops it. It says that it is a stand-in in `qm help` and in every task log, never in what the recordings pin.
 
 pub mod agent;
 pub mod cli;
