@@ -58,7 +58,7 @@ pub struct Run {
     facts: Facts,
     plan: String,
     intent: bool,
-    inline_left: usize,
+    inline_left: Option<usize>,
 }
 
 impl Run {
@@ -113,7 +113,7 @@ impl Run {
             facts,
             plan: String::new(),
             intent: false,
-            inline_left: 0,
+            inline_left: None,
         };
         if let Err(why) = &run.signer {
             run.degrade(format!("receipts and evidence are not signed: {why}"));
@@ -131,7 +131,7 @@ impl Run {
         self.facts.actor.clone_from(&options.actor);
         self.facts.reason.clone_from(&options.reason);
         self.answer.understood(parsed.id(), options.json);
-        self.inline_left = if options.inline { MOST_INLINE } else { 0 };
+        self.inline_left = options.inline.then_some(MOST_INLINE);
         self.binding = Some(parsed.binding());
         if let Some(record) = &mut self.record {
             record.request(parsed.request(), parsed.id(), self.facts.vmid);
@@ -225,8 +225,10 @@ impl Run {
     /// A probe was tried.
     pub fn probed(&mut self, answer: &probe::Answer) {
         let mut said = crate::capture::event(answer);
-        if let Some(artifact) = answer.artifact.as_ref().filter(|a| a.bytes.as_bytes().len() <= self.inline_left) {
-            self.inline_left -= artifact.bytes.as_bytes().len();
+        if let (Some(left), Some(artifact)) = (&mut self.inline_left, &answer.artifact)
+            && let Some(rest) = left.checked_sub(artifact.bytes.as_bytes().len())
+        {
+            *left = rest;
             said.data = Some(Base64::encode_string(artifact.bytes.as_bytes()));
         }
         self.answer.say(Body::Probe(said));
