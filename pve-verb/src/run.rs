@@ -230,6 +230,11 @@ impl Run {
         &self.facts.request_id
     }
 
+    /// The VM of its key.
+    pub const fn vmid(&self) -> proto::Vmid {
+        self.facts.vmid
+    }
+
     /// When it came.
     pub fn started(&self) -> Timestamp {
         self.record.as_ref().map_or_else(host::now, Record::started)
@@ -370,14 +375,17 @@ impl Run {
     }
 
     /// A mutation was killed half-way, and nobody told of it yet.
-    pub fn note_interrupted(&mut self, operation: &Operation) {
+    ///
+    /// # Errors
+    /// Where no rung takes the record.
+    pub fn note_interrupted(&mut self, operation: &Operation) -> Result<(), String> {
         self.degrade(format!(
             "{} of request {} was killed half-way at an unknown step; its evidence is {}",
             operation.verb,
             operation.request_id,
             operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)
         ));
-        let _ = self.append(Kind::Interrupted, json!({ "operation": operation }));
+        self.append(Kind::Interrupted, json!({ "operation": operation }))
     }
 
     /// A step begins: said, and recorded before it does anything.
@@ -424,7 +432,13 @@ impl Run {
         if arrival.line.is_empty() {
             self.answer.aside(crate::text::usage());
         }
-        self.finish(Err(Stop::request(say::rejected(&rejected))))
+        self.refuse(Stop::request(say::rejected(&rejected)))
+    }
+
+    /// The end of a request before anything was started for it: and nothing is started for its record either.
+    pub fn refuse(self, stop: Stop) -> u8 {
+        self.disk.without_child();
+        self.finish(Err(stop))
     }
 
     /// The front leaves the request, and the record of it, to its worker.
@@ -458,11 +472,12 @@ impl Run {
     }
 
     /// A request that was killed half-way, told by a later call.
-    pub(crate) fn tell_interrupted(mut self, state: VmState, bundle: Option<proto::BundleName>, message: Message) -> u8 {
+    pub(crate) fn tell_interrupted(mut self, now: crate::look::Seen, bundle: Option<proto::BundleName>, message: Message) -> u8 {
         self.facts.interrupted = true;
         self.facts.assessment = Some(Code::Interrupted);
         self.facts.bundle = bundle;
-        self.facts.state_after = state;
+        self.facts.state_after = now.state;
+        self.facts.qemu_after = now.qemu;
         self.facts.message = message;
         // Its binding was spent by the one that was killed; storing this answer would hide a late outcome.
         self.binding = None;
@@ -507,9 +522,14 @@ impl Run {
             Err(why) => return self.broken(&why),
         };
         if let (Closing::Outcome, Some(binding)) = (how, self.binding.clone()) {
-            operation::finish(&self, &Finished { binding, receipt: receipt.clone() }, self.intent);
+            let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone() };
+            operation::finish(&self, &finished, self.intent);
         }
         self.answer.last(&body.request_id, receipt);
+        if how != Closing::Refused && self.facts.bundle.is_some() {
+            // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now.
+            operation::tidy(&self);
+        }
         body.exit_code
     }
 
