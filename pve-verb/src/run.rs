@@ -137,15 +137,15 @@ impl Run {
             record.request(parsed.request(), parsed.id(), self.facts.vmid);
             record.fact("origin", json!(parsed.origin()));
         }
-        if let Some(given) = &options.witness {
-            let ok = self.log.contains(given, deadline::WITNESS);
-            self.facts.witness = Some(proto::WitnessAnswer { given: given.clone(), ok });
-            self.fact("witness_ok", json!(ok));
-        }
     }
 
     /// The key may: says so.
     pub fn accepted(&mut self, authorised: &Authorised) {
+        if let Some(given) = &authorised.parsed().request().options().witness {
+            let ok = self.log.contains(given, deadline::WITNESS);
+            self.facts.witness = Some(proto::WitnessAnswer { given: given.clone(), ok });
+            self.fact("witness_ok", json!(ok));
+        }
         let caller = authorised.caller();
         let said = Accepted {
             verb: authorised.verb(),

@@ -12,12 +12,14 @@
 //! demo::run()      all of it, as a person sees it                      demo.rs readme.rs
 //! ```
 
+pub mod chain;
 pub mod client;
 pub mod demo;
 pub mod error;
 pub mod fuse;
 pub mod guest;
 pub mod host;
+pub mod installed;
 pub mod lab;
 pub mod namespace;
 pub mod process;
@@ -25,6 +27,7 @@ pub mod qemu_cmd;
 pub mod qm;
 pub mod qmp;
 pub mod readme;
+pub mod station;
 pub mod vm;
 pub mod vm_conf;
 pub mod wedge;
