@@ -63,8 +63,11 @@ impl Host {
             fs::write(list, others).context(format!("write {list}"))?;
         }
         host.start_sshd()?;
+        // sshd takes its pidfile away before it reads its configuration anew, and writes it when it listens again.
         let reload = "#!/bin/sh\n# Of the laboratory, which has no systemd: it knows `reload ssh`.\n\
-            [ \"$*\" = 'reload ssh' ] && exec kill -HUP \"$(cat /run/lab/sshd.pid)\"\necho \"stand-in systemctl: only reload ssh\" >&2\nexit 1\n";
+            [ \"$*\" = 'reload ssh' ] || { echo 'stand-in systemctl: only reload ssh' >&2; exit 1; }\n\
+            pid=$(cat /run/lab/sshd.pid) && rm /run/lab/sshd.pid && kill -HUP \"$pid\" || exit\n\
+            n=0; until [ -s /run/lab/sshd.pid ]; do n=$((n + 1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done\n";
         write("/usr/bin/systemctl.lab", reload, 0o755)?;
         fs::rename("/usr/bin/systemctl.lab", "/usr/bin/systemctl").context("put systemctl in place")?;
         Ok(host)
