@@ -7,13 +7,13 @@ use proto::{Assessment, Body, QemuProcess, RunState, Sha256Hex, Verb, VmState};
 use sha2::{Digest, Sha256};
 use std::time::Instant;
 
-use crate::assess;
+use crate::assess::{self, Sample};
 use crate::helper::Job;
 use crate::lock::Locked;
 use crate::probe::observe::{Observation, observe};
 use crate::probe::{self, Answer, Set};
 use crate::run::{Run, Stop};
-use crate::{deadline, facts, operation, preflight, screens};
+use crate::{deadline, facts, host, operation, preflight, sample, screens};
 
 /// Proof that QEMU does not answer and will not (PROTOCOL.md, section 8). Made by [`capture`] only.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
     let answers = ask(run, vmid, set, &before);
     let proved = facts::prove_unresponsive(vmid, &before, || observe(vmid, deadline::OBSERVE), &answers);
     let unresponsive = proved.map(|(qemu, why)| Unresponsive { qemu, why });
-    let assessment = judge(run, vmid, &before, &answers, unresponsive.as_ref());
+    let assessment = judge(run, vmid, set, &before, &answers, unresponsive.as_ref());
     let state = state_of(&before, &answers, unresponsive.as_ref());
     run.judged(state, &assessment);
     run.answer.say(Body::Assessment(assessment.clone()));
@@ -81,10 +81,30 @@ fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<
     answers
 }
 
-fn judge(run: &Run, vmid: proto::Vmid, before: &Observation, answers: &[Answer], unresponsive: Option<&Unresponsive>) -> Assessment {
+fn judge(
+    run: &Run,
+    vmid: proto::Vmid,
+    set: Set,
+    before: &Observation,
+    answers: &[Answer],
+    unresponsive: Option<&Unresponsive>,
+) -> Assessment {
     let artifact = |path: &str| answers.iter().filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes());
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
-    let facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), operation::interrupted(&run.disk));
+    let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), operation::interrupted(&run.disk));
+    if set == Set::Status {
+        let previous = sample::last(vmid);
+        facts.window_ms = previous.as_ref().map(|(_, ago)| *ago);
+        facts.previous = previous.map(|(sample, _)| sample);
+        if let Some(mut now) = Sample::take(&artifact, 1) {
+            now.qemu = facts.qemu;
+            now.at_ms = Some(host::boot_ms());
+            // A sample that is too near to compare with stays: polls that come too often would else never compare at all.
+            if facts.previous.is_some() || !sample::is_fresh(vmid, &now) {
+                sample::leave(vmid, &now);
+            }
+        }
+    }
     assess::assess(&assess::Evidence { artifact: &artifact, outcome: &outcome, facts })
 }
 

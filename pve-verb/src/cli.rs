@@ -39,6 +39,14 @@ pub enum Command {
     Authorize(Authorize),
     /// Is this host set up well?
     Check,
+    /// Say that a person has looked at what was done since the last review
+    Review {
+        /// What you looked at, and what you found
+        #[arg(long)]
+        note: String,
+    },
+    /// Record what was interrupted; run at boot
+    Recover,
     /// The audit log
     #[command(subcommand)]
     Log(LogCommand),

@@ -6,6 +6,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -76,6 +77,17 @@ impl Writer {
         }
     }
 
+    /// The same protocol, spoken with a thread.
+    fn in_thread() -> io::Result<Self> {
+        let (theirs, to) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (from, back) = pipe_with(PipeFlags::CLOEXEC)?;
+        std::thread::Builder::new().spawn(move || {
+            // It ends when our ends close; an error means that they did.
+            let _ = writer::serve_here(&mut File::from(theirs), &mut File::from(back));
+        })?;
+        Self::new(to, from, None)
+    }
+
     fn ask(&mut self, message: &[u8], until: Instant) -> Result<Reply, Broken> {
         send(&self.to, message, until)?;
         let mut prefix = [0; 8];
@@ -109,6 +121,16 @@ impl Disk {
     /// The disk of this host. No process is started yet.
     pub fn spawn() -> Self {
         Self::with(Box::new(Writer::start))
+    }
+
+    /// From here on without a child process: a thread of ours does the writing. For refusals, which must start no process
+    /// (PROTOCOL.md, section 2). A disk that hangs then keeps this process from ending, though not from answering; a refusal can
+    /// afford that, for nothing waits for it.
+    pub fn without_child(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.writer.is_none() {
+            state.start = Box::new(Writer::in_thread);
+        }
     }
 
     pub(crate) fn with(start: Starter) -> Self {

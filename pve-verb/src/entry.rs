@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::door::{Arrival, Caller};
 use crate::sign::Signer;
 use crate::text::say;
-use crate::{helper, host, pipeline, setup, spawn, text, worker, writer};
+use crate::{helper, host, pipeline, recover, review, setup, spawn, text, worker, writer};
 
 /// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
 const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
@@ -45,6 +45,8 @@ pub fn run() -> u8 {
             admin(|out| setup::authorize(&args.key, &policy, out, &mut std::io::stderr()))
         }
         Command::Check => check(),
+        Command::Review { note } => admin(|out| review::review(&note, out)),
+        Command::Recover => admin(recover::recover),
         Command::Log(LogCommand::Head) => admin(log_head),
         Command::Worker => quiet(worker::main()),
         Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),

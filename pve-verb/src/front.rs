@@ -10,7 +10,7 @@ use crate::answer::{Answer, Form};
 use crate::operation::{self, Finished};
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
-use crate::spool::{Follower, Next};
+use crate::spool::{Binding, Follower, Next};
 use crate::text::say;
 use crate::{replay, worker};
 
@@ -21,7 +21,7 @@ const APPEARS: Duration = Duration::from_secs(5);
 enum Found {
     Running(Follower),
     Ended(Box<Finished>),
-    Killed,
+    Killed(Option<Binding>),
     Nobody,
 }
 
@@ -37,8 +37,11 @@ pub fn serve(run: Run, authorised: Authorised) -> u8 {
     match found {
         Found::Running(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
         Found::Running(follower) => relay(run, follower, form, true, &authorised),
-        Found::Ended(stored) => replay::finished(run, *stored, &wanted),
-        Found::Killed => replay::interrupted(run, &authorised),
+        Found::Ended(stored) => replay::finished(run, *stored, &authorised),
+        Found::Killed(binding) if binding.as_ref().is_some_and(|b| *b != wanted) => {
+            run.finish(Err(Stop::request(say::id_of_another_request(&id))))
+        }
+        Found::Killed(_) => replay::interrupted(run, &authorised, None),
         Found::Nobody if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
         Found::Nobody => {
             if let Err(e) = worker::start(parsed.arrival()) {
@@ -70,11 +73,13 @@ fn look_up(run: &Run, id: &RequestId) -> Found {
                 follower.discard(id);
                 Found::Nobody
             } else {
-                Found::Killed
+                Found::Killed(Some(follower.binding))
             }
         }
-        None if replay::was_begun(run, id) => Found::Killed,
-        None => Found::Nobody,
+        None => match replay::begun(run, id) {
+            Some(o) => Found::Killed(Some(Binding { key_name: o.key_name, verb: o.verb, vmid: o.vmid, dry_run: false })),
+            None => Found::Nobody,
+        },
     }
 }
 
@@ -98,7 +103,7 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
                 }
             }
             Next::Nothing if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-            Next::Nothing | Next::WorkerGone => return replay::interrupted(run, authorised),
+            Next::Nothing | Next::WorkerGone => return replay::interrupted(run, authorised, None),
         }
     }
 }

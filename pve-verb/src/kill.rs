@@ -22,6 +22,7 @@ pub enum Killed {
 }
 
 /// Kills it.
+#[allow(clippy::disallowed_methods, reason = "this file is the door: what the pidfd means is checked above")]
 pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Killed {
     let Some(pid) = i32::try_from(proved.qemu.pid).ok().and_then(Pid::from_raw) else {
         return Killed::NotIt("its pid is no pid".to_owned());

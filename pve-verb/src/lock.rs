@@ -66,8 +66,7 @@ pub fn acquire(run: &mut Run, authorised: Authorised) -> Result<Locked, Stop> {
         return Ok(Locked { authorised, _lock: None });
     }
     for _ in 0..3 {
-        let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(LOCK);
-        let file = file.map_err(|e| unfit(&e))?;
+        let file = open().map_err(|e| unfit(&e))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             if !is_still_the_lock(&file) {
                 continue; // somebody took the old file's place between our open and our flock
@@ -86,6 +85,16 @@ pub fn acquire(run: &mut Run, authorised: Authorised) -> Result<Locked, Stop> {
 
 fn unfit(e: &std::io::Error) -> Stop {
     Stop::host(say::host_unfit(&format!("{LOCK}: {e}")))
+}
+
+/// The lock for work that is no request (recover.rs); none where a mutation is in progress.
+pub fn only() -> Option<File> {
+    let file = open().ok()?;
+    (flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still_the_lock(&file) && file.set_len(0).is_ok()).then_some(file)
+}
+
+fn open() -> std::io::Result<File> {
+    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(LOCK)
 }
 
 /// The mutation in progress, if there is one: for `status`, and for who wants to attach.
@@ -132,6 +141,7 @@ fn read_holder(file: &File) -> Option<Holder> {
 }
 
 /// Kills a holder past its deadline and frees the lock's name.
+#[allow(clippy::disallowed_methods, reason = "the holder is past its deadline, and the pidfd is checked to be it")]
 fn take_over(run: &mut Run, holder: &Holder) -> Result<(), Stop> {
     let killed = i32::try_from(holder.pid).ok().and_then(Pid::from_raw).and_then(|pid| {
         let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;

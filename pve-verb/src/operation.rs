@@ -3,14 +3,15 @@
 //! Both are on disk and on tmpfs: the disk may hang, and tmpfs does not survive the host's power. operation.json stands from the
 //! intent to the stored end; found without a living worker it is the trace of a mutation that was killed.
 
-use proto::{KeyName, RequestId, Timestamp, Verb, Vmid};
+use proto::{BundleName, KeyName, RequestId, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
 use crate::host::path;
+use crate::lock::{self, Locked};
 use crate::run::Run;
 use crate::writer::{Op, Reply};
-use crate::{deadline, lock, spool::Binding};
+use crate::{deadline, spool::Binding};
 
 /// What operation.json says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub struct Operation {
     /// When its intent was durable.
     pub at: Timestamp,
     /// Its evidence.
-    pub bundle: Option<proto::BundleName>,
+    pub bundle: Option<BundleName>,
     /// CLOCK_BOOTTIME at which it is past its deadline.
     pub deadline_boot_ms: u64,
 }
@@ -42,10 +43,14 @@ pub struct Operation {
 pub struct Finished {
     /// What its id is bound to.
     pub binding: Binding,
-    /// The receipt that its first caller got, or should have got.
-    pub receipt: proto::Receipt,
+    /// The receipt that its first caller got, or should have got; null where its worker was killed and nobody saw its end.
+    pub receipt: Option<proto::Receipt>,
+    /// Its evidence.
+    pub bundle: Option<BundleName>,
 }
 
+/// How many finished requests can be replayed.
+const KEPT_REQUESTS: u32 = 1_000;
 const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
 
 fn run_request(id: &RequestId) -> String {
@@ -73,14 +78,17 @@ pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
 
 /// Stores the end of a mutating request, and then takes operation.json away.
 pub fn finish(run: &Run, finished: &Finished, acted: bool) {
-    let id = &run.id().clone();
-    let Ok(bytes) = serde_json::to_vec(finished) else { return };
-    // The spool keeps the answer as well, and the log the outcome: what fails here costs the replay after a reboot, nothing else.
-    if run.disk.call(&Op::RequestStore { id: id.clone() }, &bytes, deadline::WRITE).is_err() {
-        let _ = std::fs::create_dir_all(format!("{}/requests", path::RUN)).and_then(|()| replace(&run_request(id), &bytes));
-    }
+    store(&run.disk, run.id(), finished);
     if acted {
         clear(&run.disk);
+    }
+}
+
+/// What fails here costs the replay after a reboot, nothing else: the log has the outcome, and the spool the answer.
+fn store(disk: &Disk, id: &RequestId, finished: &Finished) {
+    let Ok(bytes) = serde_json::to_vec(finished) else { return };
+    if disk.call(&Op::RequestStore { id: id.clone() }, &bytes, deadline::WRITE).is_err() {
+        let _ = std::fs::create_dir_all(format!("{}/requests", path::RUN)).and_then(|()| replace(&run_request(id), &bytes));
     }
 }
 
@@ -106,7 +114,7 @@ fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
 }
 
 /// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
-fn standing(disk: &Disk) -> Option<Operation> {
+pub(crate) fn standing(disk: &Disk) -> Option<Operation> {
     let bytes = match std::fs::read(RUN_OPERATION) {
         Ok(bytes) => bytes,
         Err(_) => bytes_of(disk, &Op::OperationGet {})?,
@@ -120,10 +128,49 @@ pub fn interrupted(disk: &Disk) -> Option<Operation> {
     lock::holder().is_none().then_some(operation)
 }
 
-/// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may.
-pub fn settle(run: &mut Run) {
-    if let Some(operation) = standing(&run.disk) {
-        run.note_interrupted(&operation);
-        clear(&run.disk);
+/// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may: then nobody can be at it.
+pub fn settle(run: &mut Run, locked: &Locked) {
+    if !locked.authorised().verb().mutates() {
+        return;
     }
+    if let Some(operation) = standing(&run.disk) {
+        // Where even the record fails it keeps standing, and the next call tells of it.
+        if run.note_interrupted(&operation).is_ok() {
+            lay_to_rest(&run.disk, &operation);
+        }
+    }
+}
+
+/// From now on its id answers `interrupted`, also after a reboot, and never runs again.
+pub(crate) fn lay_to_rest(disk: &Disk, operation: &Operation) {
+    let binding = Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
+    store(disk, &operation.request_id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+    clear(disk);
+}
+
+/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests and spools go away. After the answer, and
+/// all of it may fail: the next call tries again.
+pub fn tidy(run: &Run) {
+    if run.disk.is_late() {
+        return;
+    }
+    let vmid = run.vmid();
+    let shelf = format!("{}/{vmid}", path::RUN_EVIDENCE);
+    for entry in std::fs::read_dir(&shelf).into_iter().flatten().flatten() {
+        let Some(name) = entry.file_name().to_str().and_then(|n| n.parse::<BundleName>().ok()) else { continue };
+        if run.disk.call(&Op::CarryBundle { vmid, name: name.clone() }, &[], deadline::CARRY).is_err() {
+            return;
+        }
+        let _ = std::fs::remove_dir_all(format!("{shelf}/{name}"));
+    }
+    for entry in std::fs::read_dir(format!("{}/requests", path::RUN)).into_iter().flatten().flatten() {
+        let id = entry.file_name().to_str().and_then(|n| n.strip_suffix(".json")?.parse::<RequestId>().ok());
+        let (Some(id), Ok(bytes)) = (id, std::fs::read(entry.path())) else { continue };
+        if run.disk.call(&Op::RequestStore { id }, &bytes, deadline::WRITE).is_err() {
+            return;
+        }
+        let _ = std::fs::remove_file(entry.path());
+    }
+    let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
+    crate::spool::prune();
 }

@@ -15,7 +15,7 @@ use crate::door::{self, Arrival};
 use crate::policy::{self, Authorised};
 use crate::run::{Run, Stop};
 use crate::verify::{self, Verified};
-use crate::{bundle, capture, front, lock, mutate};
+use crate::{bundle, capture, front, lock, mutate, operation};
 
 /// Serves one request from its bytes to its receipt; gives the exit status.
 pub fn serve(arrival: Arrival) -> u8 {
@@ -28,7 +28,7 @@ pub fn serve(arrival: Arrival) -> u8 {
     };
     run.understood(&parsed);
     match policy::authorise(parsed) {
-        Err(stop) => run.finish(Err(stop)),
+        Err(stop) => run.refuse(stop),
         Ok(authorised) if authorised.verb().mutates() => front::serve(run, authorised),
         Ok(authorised) => {
             let end = work(&mut run, authorised);
@@ -44,6 +44,7 @@ pub fn serve(arrival: Arrival) -> u8 {
 pub fn work(run: &mut Run, authorised: Authorised) -> Result<Verified, Stop> {
     run.accepted(&authorised);
     let locked = lock::acquire(run, authorised)?;
+    operation::settle(run, &locked);
     let captured = capture::capture(run, locked)?;
     if captured.verb() == Verb::Status {
         return Ok(verify::status(captured));

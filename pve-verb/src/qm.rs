@@ -101,6 +101,7 @@ pub fn call(call: Call, vmid: Vmid, program: &std::path::Path, most: Duration, _
     Report { ended, said: read_all(&output), took: began.elapsed() }
 }
 
+#[allow(clippy::disallowed_methods, reason = "our own child, not yet reaped")]
 fn wait(child: &mut Child, within: Duration) -> Ended {
     if let Some(code) = exit_within(child, within) {
         return Ended::Exit(code);

@@ -67,6 +67,23 @@ impl Spool {
     }
 }
 
+/// How many spools of ended workers are kept on tmpfs.
+const KEPT: usize = 100;
+
+/// Takes the oldest spools of ended workers away. The finished requests and the log have what they said.
+pub fn prune() {
+    let Ok(entries) = std::fs::read_dir(path::SPOOL) else { return };
+    let mut all: Vec<_> = entries.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+    all.sort_unstable();
+    let gone = all.len().saturating_sub(KEPT);
+    for (_, file) in all.into_iter().take(gone) {
+        let ended = File::open(&file).is_ok_and(|f| flock(&f, FlockOperation::NonBlockingLockShared).is_ok());
+        if ended {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
 /// The reading end.
 #[derive(Debug)]
 pub struct Follower {

@@ -1,14 +1,14 @@
 //! Mutated → Verified: looks at the VM until it is as wanted, or the time is up. The verdict comes from what is seen, never from
 //! an exit code: `qm stop` says 0 for a process that holds the disk, and a lost connection says nothing at all.
 
-use proto::{Message, Outcome, QemuProcess, RunState, StepName, StepOutcome, Verb, VmState};
+use proto::{Message, Outcome, QemuProcess, StepName, StepOutcome, Verb, VmState};
 use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
 use crate::capture::Captured;
-use crate::mutate::{Mutated, door};
-use crate::probe::observe::observe;
-use crate::qmp::{Query, Session};
+use crate::look::{Seen, look};
+use crate::mutate::Mutated;
+use crate::qmp::Purpose;
 use crate::run::Run;
 use crate::text::say;
 use crate::{deadline, facts};
@@ -60,12 +60,6 @@ pub fn forensics(preserved: Preserved) -> Verified {
     }
 }
 
-/// What is seen.
-struct Seen {
-    state: VmState,
-    qemu: Option<QemuProcess>,
-}
-
 /// Looks until the wanted state is there.
 pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
     if !done.report().touched {
@@ -76,12 +70,13 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
             if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
         return Verified { outcome: Outcome::Done, message, already: done.report().already, state, qemu, touched: false };
     }
+    let purpose = Purpose::Mutation(run.id().to_string());
     let began = run.step_started(StepName::Observe);
     let until = Instant::now() + deadline::OBSERVE_AFTER;
-    let mut seen = look(run, &done);
+    let mut seen = look(done.vmid(), &purpose);
     while !wanted(&done, &seen) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
-        seen = look(run, &done);
+        seen = look(done.vmid(), &purpose);
     }
     let good = wanted(&done, &seen);
     let step = if good { StepOutcome::Done } else { StepOutcome::Failed };
@@ -121,21 +116,4 @@ fn wanted(done: &Mutated, seen: &Seen) -> bool {
         Verb::Start => seen.state == VmState::Running,
         Verb::Cycle => seen.state == VmState::Running && seen.qemu.is_some() && seen.qemu != before,
     }
-}
-
-/// One look: the process table, and QEMU's own word where there is a process.
-fn look(run: &Run, done: &Mutated) -> Seen {
-    let now = observe(done.vmid(), deadline::OBSERVE);
-    let state = match facts::state_without_qmp(&now) {
-        VmState::Unknown => ask(run, done).map_or(VmState::Unknown, VmState::Qmp),
-        host => host,
-    };
-    Seen { state, qemu: facts::qemu(&now) }
-}
-
-fn ask(run: &Run, done: &Mutated) -> Option<RunState> {
-    let door = door(run, done.vmid()).ok()?;
-    let mut qmp = Session::open(&door, deadline::QMP_ASK).ok()?;
-    let status = qmp.ask(&Query::Status, deadline::QMP_ASK).ok()?;
-    RunState::from_qmp(status.get("status")?.as_str()?)
 }

@@ -209,6 +209,11 @@ pub fn run() -> io::Result<()> {
     serve(&Root::at(PathBuf::from("/")), &mut io::stdin().lock(), &mut io::stdout().lock())
 }
 
+/// The same for a thread of the parent: on this host, between these two ends.
+pub(crate) fn serve_here(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    serve(&Root::at(PathBuf::from("/")), from, to)
+}
+
 pub(crate) fn serve(root: &Root, from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     while let Some((header, payload)) = read_frame(from)? {
         let op: Op = serde_json::from_slice(&header)?;

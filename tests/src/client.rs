@@ -72,8 +72,7 @@ impl Answer {
     /// The receipt event, if the answer ends with one, its body decoded into `decoded`.
     pub fn receipt(&self) -> Option<Value> {
         let mut receipt = self.events().pop().filter(|event| event["event"] == "receipt")?;
-        let body = base64(receipt["body"].as_str()?)?;
-        receipt["decoded"] = serde_json::from_slice(&body).ok()?;
+        receipt["decoded"] = decoded(receipt["body"].as_str()?)?;
         Some(receipt)
     }
 
@@ -81,6 +80,11 @@ impl Answer {
     pub fn receipt_body(&self) -> Option<Value> {
         self.receipt().map(|mut receipt| receipt["decoded"].take())
     }
+}
+
+/// A receipt's body: JSON in base64.
+pub fn decoded(body: &str) -> Option<Value> {
+    serde_json::from_slice(&base64(body)?).ok()
 }
 
 /// Base64 as the contract has it: standard, padded; anything else is none.

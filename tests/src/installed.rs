@@ -132,7 +132,8 @@ impl Stamp {
 
 /// Every line of the audit log, in order.
 pub fn log_lines() -> Result<Vec<Vec<u8>>> {
-    let mut segments: Vec<_> = fs::read_dir("/var/log/pve-verb").context("read the log's folder")?.flatten().map(|entry| entry.path()).collect();
+    let mut segments: Vec<_> =
+        fs::read_dir("/var/log/pve-verb").context("read the log's folder")?.flatten().map(|entry| entry.path()).collect();
     segments.retain(|path| path.extension().is_some_and(|ending| ending == "jsonl"));
     segments.sort();
     let mut lines = Vec::new();

@@ -11,6 +11,7 @@
 //! Lab::fresh()     all of it, shared by the scenarios of a file       lab.rs
 //! ```
 
+pub mod chain;
 pub mod client;
 pub mod error;
 pub mod fuse;
@@ -23,6 +24,7 @@ pub mod process;
 pub mod qemu_cmd;
 pub mod qm;
 pub mod qmp;
+pub mod station;
 pub mod vm;
 pub mod vm_conf;
 pub mod wedge;

@@ -50,12 +50,8 @@ fn reads_change_nothing(lab: &Lab) -> Result<()> {
 fn dry_run(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let mut before = Stamp::of(vm);
-    for (verb, plan) in [
-        ("reset", "system_reset over QMP"),
-        ("stop", "qm stop"),
-        ("start", "already"),
-        ("cycle", "qm stop, then qm start"),
-    ] {
+    for (verb, plan) in [("reset", "system_reset over QMP"), ("stop", "qm stop"), ("start", "already"), ("cycle", "qm stop, then qm start")]
+    {
         let told = ask(&agent(lab)?, &format!("{verb} --dry-run"))?.done();
         before = before.untouched(vm, verb);
         assert_eq!((&told.body["dry_run"], told.steps().len()), (&json!(true), 0), "{verb}");
@@ -239,7 +235,8 @@ fn qm_exits_255(lab: &Lab) -> Result<()> {
 fn cycle_retries(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let old = vm.pid();
-    let once = "[ \"$1\" = start ] && [ ! -e /run/lab/failed-once ] && { touch /run/lab/failed-once; echo 'start failed: no luck'; exit 255; }\n";
+    let once =
+        "[ \"$1\" = start ] && [ ! -e /run/lab/failed-once ] && { touch /run/lab/failed-once; echo 'start failed: no luck'; exit 255; }\n";
     let flaky = qm_script(lab, &format!("{once}exec /usr/sbin/qm.real \"$@\""))?;
     let told = ask(&agent(lab)?, "cycle")?.done();
     drop(flaky);

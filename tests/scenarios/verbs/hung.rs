@@ -120,7 +120,11 @@ fn cycle_of_a_hung_qemu(lab: &Lab) -> Result<()> {
     assert_eq!(told.steps(), ["kill", "qm-start", "observe"], "{took:?}");
     assert!(neighbour.0.try_wait().unwrap().is_none(), "VM 1020 was killed");
     assert_eq!(told.body["state_before"], "unresponsive");
-    assert!(told.answer.events_of("assessment")[0]["sentence"].as_str().unwrap().contains("stopped"), "{:#?}", told.answer.events_of("assessment"));
+    assert!(
+        told.answer.events_of("assessment")[0]["sentence"].as_str().unwrap().contains("stopped"),
+        "{:#?}",
+        told.answer.events_of("assessment")
+    );
     vm.wait_for_ssh(BOOT)
 }
 

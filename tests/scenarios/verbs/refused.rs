@@ -48,7 +48,10 @@ fn grammar(lab: &Lab) -> Result<()> {
     for line in ["status;reboot", "cycle --force", "STOP", "stop  --json", "qm stop 102"] {
         let answer = agent(lab)?.call(line)?;
         let lines = answer.lines();
-        assert!(answer.status == 2 && lines.last().unwrap().starts_with("receipt ") && lines.last().unwrap().ends_with(" refused-request"), "{answer:?}");
+        assert!(
+            answer.status == 2 && lines.last().unwrap().starts_with("receipt ") && lines.last().unwrap().ends_with(" refused-request"),
+            "{answer:?}"
+        );
         assert!(answer.flat().contains("status, forensics, reset, stop, start, cycle"), "{answer:?}");
     }
     before.untouched(vm, "lines outside the grammar");
@@ -221,11 +224,17 @@ fn not_set_up(lab: &Lab) -> Result<()> {
 fn bad_arguments(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let before = Stamp::of(vm);
-    for (n, bad) in ["--allow reboot", "--vmid 99", "--key-fp MD5:aa", "--allow stop --allow all", "extra", "--require-grant all,x"].iter().enumerate() {
+    for (n, bad) in
+        ["--allow reboot", "--vmid 99", "--key-fp MD5:aa", "--allow stop --allow all", "extra", "--require-grant all,x"].iter().enumerate()
+    {
         let ssh = lab.host.authorize(&format!("bad{n}"), bad)?;
         let answer = ssh.call("stop")?;
         assert_eq!(answer.status, 7, "{bad}: {answer:?}");
-        assert!(answer.flat().contains("arguments in authorized_keys are bad") && answer.flat().contains("`pve-verb authorize KEY.pub"), "{}", answer.text());
+        assert!(
+            answer.flat().contains("arguments in authorized_keys are bad") && answer.flat().contains("`pve-verb authorize KEY.pub"),
+            "{}",
+            answer.text()
+        );
     }
     before.untouched(vm, "bad forced arguments");
     Ok(())
