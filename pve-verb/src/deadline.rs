@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn reset_fits() {
         let reset = CONFIG_LOCK + QMP_DOOR + 2 * QMP_ASK + QMP_RESET;
-        let resume = QMP_DOOR + 3 * QMP_ASK;
+        let resume = 2 * QMP_ASK;
         let all = evidence() + reset + resume + end();
         assert!(all < published(Verb::Reset), "{all:?}");
     }

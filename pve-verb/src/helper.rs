@@ -1,6 +1,8 @@
 //! The probe helpers: this binary re-executed, once to talk with QEMU and the guest, once to read the host.
 //!
-//!     worker ──job (one JSON line, stdin)──▶ helper ──frames (stdout)──▶ worker
+//! ```text
+//! worker ──job (one JSON line, stdin)──▶ helper ──frames (stdout)──▶ worker
+//! ```
 //!
 //! A helper may hang in the kernel for ever, and may have been taken over by what it parsed. So the worker waits for it only until
 //! a deadline, never for its exit, and believes nothing but what the plan allows: planned names, each once, a bounded total.

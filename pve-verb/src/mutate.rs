@@ -51,11 +51,14 @@ pub fn apply(run: &mut Run, preserved: Preserved) -> Result<Mutated, Stop> {
         return Ok(done);
     }
     preflight::again(&done.preserved)?;
-    run.declare_intent(&done.preserved, &plan)?;
+    if matches!(plan, Plan::Reset) {
+        reset::reset(run, &mut done, &plan)?;
+        return Ok(done);
+    }
+    declare_intent(run, &done.preserved, &plan)?;
     done.report.touched = true;
     match plan {
-        Plan::Already => {}
-        Plan::Reset => reset::reset(run, &mut done),
+        Plan::Already | Plan::Reset => {}
         Plan::Resume => resume(run, &mut done),
         Plan::Start => start(run, &mut done),
         Plan::Stop => stop(run, &mut done),
@@ -200,17 +203,15 @@ fn resume(run: &mut Run, done: &mut Mutated) {
     }
 }
 
-impl Run {
-    /// Makes the intent durable: from here on a crash is told as `interrupted`, and the id never runs again.
-    fn declare_intent(&mut self, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
-        let authorised = preserved.authorised();
-        let facts = json!({
-            "bundle": preserved.name(),
-            "plan": plan.sentence(authorised.verb()),
-            "state_before": preserved.seen().state,
-        });
-        self.record_intent(facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
-        self.count_mutation(authorised);
-        self.set_operation(authorised).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
-    }
+/// Makes the intent durable: from here on a crash is told as `interrupted`, and the id never runs again.
+pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
+    let authorised = preserved.authorised();
+    let facts = json!({
+        "bundle": preserved.name(),
+        "plan": plan.sentence(authorised.verb()),
+        "state_before": preserved.seen().state,
+    });
+    run.record_intent(facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
+    run.count_mutation(authorised);
+    run.set_operation(authorised).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
 }

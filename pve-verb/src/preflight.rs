@@ -91,6 +91,13 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
             Some(false) => return precondition(say::no_quorum(verb)),
             None => run.degrade("whether the cluster has quorum could not be told".to_owned()),
         }
+        match seen.volumes_missing.as_deref() {
+            Some([]) => {}
+            // A running VM that is to be started is `already`: what it would need is not asked.
+            Some(missing) if verb == Verb::Cycle || stopped => return precondition(say::volumes_missing(vmid, verb, missing)),
+            Some(_) => {}
+            None => run.degrade("whether the VM's volumes are there could not be told".to_owned()),
+        }
     }
     // A running VM that is to be started is `already`, and that wins over a lock; whether it runs, QMP says later.
     match &seen.lock {

@@ -4,8 +4,10 @@
 //! PVE program is asked: `qm` hangs where this only times out.
 
 mod redact;
+mod storage;
 
 pub use redact::{redact_cmdline, redact_config};
+pub use storage::missing;
 
 use crate::host::{self, path::PVE};
 use crate::procfs::{parse_stat, read_text};

@@ -9,46 +9,43 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use crate::deadline;
-use crate::mutate::{Mutated, door};
+use crate::mutate::{Mutated, declare_intent, door};
+use crate::preflight::Plan;
 use crate::qmp::{Change, Query, Session};
-use crate::run::Run;
+use crate::run::{Run, Stop};
+use crate::text::say;
 
 /// Resets the guest; what came of it is in `done`.
-pub(crate) fn reset(run: &mut Run, done: &mut Mutated) {
-    let began = run.step_started(StepName::SystemReset);
-    let said = locked_reset(run, done);
-    match said {
-        Ok(detail) => run.step_ended(StepName::SystemReset, began, StepOutcome::Done, Some(detail)),
-        Err((outcome, why)) => {
-            run.step_ended(StepName::SystemReset, began, outcome, Some(why.clone()));
-            done.parts().1.trouble = Some(why);
-            return;
-        }
-    }
-    resume_if_left_prelaunch(run, done);
-}
-
-fn locked_reset(run: &mut Run, done: &mut Mutated) -> Result<String, (StepOutcome, String)> {
-    let vmid = done.vmid();
-    let failed = |why: String| (StepOutcome::Failed, why);
+///
+/// # Errors
+/// Where PVE holds the configuration's lock, or QEMU can't be spoken to: then nothing was sent.
+pub(crate) fn reset(run: &mut Run, done: &mut Mutated, plan: &Plan) -> Result<(), Stop> {
+    let (vmid, state) = (done.vmid(), done.preserved().seen().state);
+    let no_qmp = |by: String| Stop::precondition(say::reset_without_qmp(vmid, &by), state);
     // `qm` must not start, stop or migrate the VM under our hands.
-    let _config = config_lock(vmid).map_err(failed)?;
-    let door = door(run, vmid).map_err(|e| failed(format!("the QMP socket is in use by {}", e.by)))?;
-    let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| failed(e.to_string()))?;
-    qmp.change(Change::SystemReset, done.preserved(), deadline::QMP_ASK).map_err(|e| failed(e.to_string()))?;
-    if qmp.await_event("RESET", deadline::QMP_RESET).is_some() {
+    let _config = config_lock(vmid).map_err(|by| Stop::busy_pve(say::config_busy(vmid, by.as_deref()), state))?;
+    let door = door(run, vmid).map_err(|e| no_qmp(format!("its socket is in use by {}", e.by)))?;
+    let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| no_qmp(e.to_string()))?;
+    declare_intent(run, done.preserved(), plan)?;
+    done.parts().1.touched = true;
+    let began = run.step_started(StepName::SystemReset);
+    let (outcome, said) = match qmp.change(Change::SystemReset, done.preserved(), deadline::QMP_ASK) {
+        Err(e) => (StepOutcome::Failed, e.to_string()),
+        Ok(_) if qmp.await_event("RESET", deadline::QMP_RESET).is_some() => (StepOutcome::Done, "QEMU said RESET".to_owned()),
+        Ok(_) => (StepOutcome::TimedOut, "system_reset was taken, but QEMU did not say RESET".to_owned()),
+    };
+    run.step_ended(StepName::SystemReset, began, outcome, Some(said.clone()));
+    if outcome == StepOutcome::Done {
         done.parts().1.reset_seen = true;
-        Ok("QEMU said RESET".to_owned())
+        resume_if_left_prelaunch(run, done, &mut qmp);
     } else {
-        Err((StepOutcome::TimedOut, "system_reset was taken, but QEMU did not say RESET".to_owned()))
+        done.parts().1.trouble = Some(said);
     }
+    Ok(())
 }
 
 /// A VM that did not run before is `prelaunch` after the reset, and would stay so.
-fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated) {
-    let vmid = done.vmid();
-    let Ok(door) = door(run, vmid) else { return };
-    let Ok(mut qmp) = Session::open(&door, deadline::QMP_ASK) else { return };
+fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated, qmp: &mut Session<'_>) {
     let status = qmp.ask(&Query::Status, deadline::QMP_ASK).ok();
     let state = status.as_ref().and_then(|s| s.get("status")?.as_str());
     if state.and_then(RunState::from_qmp) != Some(RunState::Prelaunch) {
@@ -64,18 +61,18 @@ fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated) {
     }
 }
 
-/// PVE's own flock on the VM's configuration; freed on drop.
-fn config_lock(vmid: Vmid) -> Result<File, String> {
+/// PVE's own flock on the VM's configuration; freed on drop. The error says who or what is in the way, where that is known.
+fn config_lock(vmid: Vmid) -> Result<File, Option<String>> {
     let path = format!("/run/lock/qemu-server/lock-{vmid}.conf");
-    let file =
-        std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path).map_err(|e| format!("{path}: {e}"))?;
+    let open = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path);
+    let file = open.map_err(|e| Some(format!("{path}: {e}")))?;
     let until = Instant::now() + deadline::CONFIG_LOCK;
     loop {
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return Ok(file);
         }
         if Instant::now() >= until {
-            return Err("another PVE task holds the lock on the VM's configuration".to_owned());
+            return Err(None);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -92,6 +92,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("survivor", say::survivor(vm, "pid 4711 is a zombie, its thread 4801 is in D at percpu_rwsem_wait")),
                 ("pve_hung, cycle", say::pve_hung(Verb::Cycle, "no answer in 1 s")),
                 ("pve_hung, start", say::pve_hung(Verb::Start, "no answer in 1 s")),
+                ("volumes_missing", say::volumes_missing(vm, Verb::Cycle, &["scsi0 (local:102/vm-102-disk-0.qcow2)".to_owned()])),
                 ("reset_of_stopped", say::reset_of_stopped(vm)),
                 ("reset_of_block_stalled", say::reset_of_block_stalled(vm)),
                 ("reset_of_io_error", say::reset_of_io_error(vm)),

@@ -47,6 +47,29 @@ impl Host {
         Ok(host)
     }
 
+    /// The same before anybody installed anything of ours: no account, no drop-in, none of our folders. `systemctl` is a stand-in.
+    pub fn bare(inside: Inside) -> Result<Self> {
+        let mut host = Self { inside, sshd: None };
+        host.lay_out_pve()?;
+        host.lay_out_images()?;
+        // The machine around the lab may have them, for whoever tries this where it is installed.
+        for folder in ["/etc/pve-verb", "/var/lib/pve-verb", "/var/log/pve-verb"] {
+            let _absent = fs::remove_dir_all(folder);
+        }
+        let _absent = fs::remove_file("/etc/ssh/sshd_config.d/breakglass.conf");
+        for list in ["/etc/passwd", "/etc/shadow"] {
+            let text = fs::read_to_string(list).context(format!("read {list}"))?;
+            let others: String = text.split_inclusive('\n').filter(|line| !line.starts_with("breakglass:")).collect();
+            fs::write(list, others).context(format!("write {list}"))?;
+        }
+        host.start_sshd()?;
+        let reload = "#!/bin/sh\n# Of the laboratory, which has no systemd: it knows `reload ssh`.\n\
+            [ \"$*\" = 'reload ssh' ] && exec kill -HUP \"$(cat /run/lab/sshd.pid)\"\necho \"stand-in systemctl: only reload ssh\" >&2\nexit 1\n";
+        write("/usr/bin/systemctl.lab", reload, 0o755)?;
+        fs::rename("/usr/bin/systemctl.lab", "/usr/bin/systemctl").context("put systemctl in place")?;
+        Ok(host)
+    }
+
     /// The configuration of VM 102 that a lab starts with: that of `facts/golden`, and how the guest boots.
     ///
     /// A second `-cpu` overrules the first: with `rdrand` the guest's random numbers, and so its sshd, are ready 2 s earlier.

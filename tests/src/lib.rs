@@ -17,6 +17,7 @@ pub mod error;
 pub mod fuse;
 pub mod guest;
 pub mod host;
+pub mod installed;
 pub mod lab;
 pub mod namespace;
 pub mod process;

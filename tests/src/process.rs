@@ -100,9 +100,19 @@ impl Running {
     }
 
     /// Waits for its end, at most until `deadline` from its start; then kills it.
-    pub fn finish(mut self, deadline: Duration) -> Result<Finished> {
+    pub fn finish(self, deadline: Duration) -> Result<Finished> {
+        self.finish_showing(deadline, |_| ())
+    }
+
+    /// The same; what it writes to standard output is shown as it comes.
+    pub fn finish_showing(mut self, deadline: Duration, mut show: impl FnMut(&[u8])) -> Result<Finished> {
         let mut timed_out = false;
+        let mut shown = 0;
         let status = loop {
+            let so_far = locked(&self.stdout.bytes);
+            show(&so_far[shown..]);
+            shown = so_far.len();
+            drop(so_far);
             if let Some(status) = self.child.try_wait().context("wait for a program")? {
                 break status;
             }
@@ -115,10 +125,12 @@ impl Running {
         };
         let wall = self.started.elapsed();
         let patience = Instant::now() + Duration::from_millis(300);
+        let stdout = self.stdout.take(patience);
+        show(&stdout[shown..]);
         Ok(Finished {
             status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             timed_out,
-            stdout: self.stdout.take(patience),
+            stdout,
             stderr: self.stderr.take(patience),
             wall,
         })

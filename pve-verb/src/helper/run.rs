@@ -167,6 +167,7 @@ mod tests {
                 ("observe/pve", ProbeOutcome::Failed),
                 ("observe/scan", ProbeOutcome::TimedOut),
                 ("observe/tasks", ProbeOutcome::Captured),
+                ("observe/volumes", ProbeOutcome::TimedOut),
             ]
         );
     }

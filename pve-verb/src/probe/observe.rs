@@ -67,6 +67,8 @@ pub struct Observation {
     pub survivor: Option<String>,
     /// Whether the search for survivors came to its end; if not, none is not proved.
     pub survivor_searched: bool,
+    /// The volumes that are proved to be missing; none where that could not be looked at.
+    pub volumes_missing: Option<Vec<String>>,
     /// Threads in state D: `name (tid) in wchan`.
     pub threads_d: Vec<String>,
     /// The main thread, for [`procfs::unresponsive_proof`].
@@ -105,6 +107,7 @@ fn assemble(answers: &[Answer]) -> Observation {
     let process = part::<ProcessPart>(answers, "observe/process");
     let pve = part::<PvePart>(answers, "observe/pve");
     let tasks = part::<Vec<String>>(answers, "observe/tasks");
+    let volumes = part::<Vec<String>>(answers, "observe/volumes");
     let survivor = part::<Option<String>>(answers, "observe/scan");
     let process = process.unwrap_or_else(|why| ProcessPart {
         process: Process::Unknown(why),
@@ -124,6 +127,7 @@ fn assemble(answers: &[Answer]) -> Observation {
         process: process.process,
         pidfile_stale: process.pidfile_stale,
         scope: process.scope,
+        volumes_missing: volumes.ok(),
         survivor_searched: survivor.is_ok(),
         survivor: survivor.ok().flatten(),
         threads_d: process.threads_d,
@@ -160,6 +164,13 @@ pub(crate) fn tasks(vmid: Vmid, planned: &[Planned]) -> Vec<Thread> {
         Thread::new(&["observe/pve"], move |out| {
             let since = Instant::now();
             out.facts("observe/pve", since, None, json!(pve_part(vmid)));
+        }),
+        Thread::new(&["observe/volumes"], move |out| {
+            let since = Instant::now();
+            match pve::missing(vmid) {
+                Ok(missing) => out.facts("observe/volumes", since, None, json!(missing)),
+                Err(e) => out.without("observe/volumes", since, ProbeOutcome::Failed, &e.to_string()),
+            }
         }),
         Thread::new(&["observe/tasks"], move |out| {
             let since = Instant::now();

@@ -1,6 +1,8 @@
 //! The qmp group, with the screens, over one connection; and the dispatch of everything that the helper `probe-guest` asks.
 //!
-//!     greeting, status, block samples 1, the quick queries, screen 1 … at least 1 s … block samples 2, screen 2, registers, events
+//! ```text
+//! greeting, status, block samples 1, the quick queries, screen 1 … at least 1 s … block samples 2, screen 2, registers, events
+//! ```
 //!
 //! One command that does not come back ends the group: QEMU serves one at a time, so that the next would only wait behind it.
 

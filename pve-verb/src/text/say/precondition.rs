@@ -92,6 +92,15 @@ pub fn reset_without_qmp(vmid: Vmid, by: &str) -> Message {
     )
 }
 
+/// A volume that a start needs is proved missing.
+pub fn volumes_missing(vmid: Vmid, verb: Verb, missing: &[String]) -> Message {
+    let stays = if verb == Verb::Cycle { "; the VM was left as it is" } else { "" };
+    Message::new(
+        format!("VM {vmid} could not be started, because its volume is not there: {}{stays}.", show(&missing.join(", "))),
+        "Bring the volume or its storage back, then ask again.",
+    )
+}
+
 /// `start` on a process that can't be resumed.
 pub fn start_of(vmid: Vmid, state: RunState) -> Message {
     let cause = match state {

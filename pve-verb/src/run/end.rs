@@ -1,0 +1,134 @@
+//! The end of a request: the record is closed, the receipt made of it, and said. Every way out leads through here.
+
+use proto::{Code, Message, Outcome, ReceiptBody, Rejected, Verb};
+use serde_json::{Map, Value, json};
+
+use super::{Run, Stop};
+use crate::audit::Closing;
+use crate::bundle::Preserved;
+use crate::door::Arrival;
+use crate::look::Seen;
+use crate::operation::{self, Finished};
+use crate::receipt;
+use crate::text::say;
+use crate::verify::Verified;
+
+impl Run {
+    /// The end of a request outside the grammar.
+    pub fn reject(mut self, arrival: &Arrival, rejected: Rejected) -> u8 {
+        if let Some(record) = &mut self.record {
+            record.rejected(&arrival.line, rejected.position, &rejected.to_string());
+        }
+        if arrival.line.is_empty() {
+            self.answer.aside(crate::text::usage());
+        }
+        self.refuse(Stop::request(say::rejected(&rejected)))
+    }
+
+    /// The end of a request before anything was started for it: and nothing is started for its record either.
+    pub fn refuse(self, stop: Stop) -> u8 {
+        self.disk.without_child();
+        self.finish(Err(stop))
+    }
+
+    /// The front leaves the request, and the record of it, to its worker.
+    pub fn hand_over(mut self) {
+        if let Some(record) = self.record.take() {
+            record.hand_over();
+        }
+    }
+
+    /// Closes the record, signs the receipt, says it, and gives the exit status.
+    pub fn finish(mut self, end: Result<Verified, Stop>) -> u8 {
+        let (how, outcome, held) = match end {
+            Ok(verified) => {
+                self.facts.message = verified.message;
+                self.facts.already = verified.already;
+                self.facts.state_after = verified.state;
+                self.facts.qemu_after = verified.qemu;
+                let changes = self.facts.verb.is_some_and(Verb::mutates);
+                (if changes { Closing::Outcome } else { Closing::Read }, verified.outcome, verified.held)
+            }
+            Err(stop) => {
+                self.facts.message = stop.message;
+                if let Some(state) = stop.state {
+                    self.facts.state_before = state;
+                    self.facts.state_after = state;
+                }
+                (Closing::Refused, stop.outcome, None)
+            }
+        };
+        self.seal(how, outcome, held)
+    }
+
+    /// A request that was killed half-way, told by a later call.
+    pub(crate) fn tell_interrupted(mut self, now: Seen, bundle: Option<proto::BundleName>, message: Message) -> u8 {
+        self.facts.interrupted = true;
+        self.facts.assessment = Some(Code::Interrupted);
+        self.facts.bundle = bundle;
+        self.facts.state_after = now.state;
+        self.facts.qemu_after = now.qemu;
+        self.facts.message = message;
+        // Its binding was spent by the one that was killed; storing this answer would hide a late outcome.
+        self.binding = None;
+        self.seal(Closing::Read, Outcome::Unknown, None)
+    }
+
+    /// Says an earlier answer again: recorded as a read, signed anew, everything else as it was.
+    pub(crate) fn replay(mut self, earlier: ReceiptBody) -> u8 {
+        self.fact("replayed", json!(true));
+        let Some(record) = self.record.take() else { return Outcome::Internal.exit_code() };
+        let closed = record.close(&mut self.log, Closing::Read, earlier.outcome, Map::new());
+        match receipt::replay(closed, earlier, self.signer.as_ref().map_err(String::as_str)) {
+            Ok((receipt, body)) => {
+                self.answer.last(&body.request_id, receipt);
+                body.exit_code
+            }
+            Err(why) => self.broken(&why),
+        }
+    }
+
+    fn seal(mut self, how: Closing, outcome: Outcome, held: Option<Preserved>) -> u8 {
+        let facts = json!({
+            "already": self.facts.already,
+            "interrupted": self.facts.interrupted,
+            "state_before": self.facts.state_before,
+            "state_after": self.facts.state_after,
+            "qemu_before": self.facts.qemu_before,
+            "qemu_after": self.facts.qemu_after,
+            "assessment": self.facts.assessment,
+            "bundle": self.facts.bundle,
+            "preserved_where": self.facts.preserved_where,
+            "manifest_sha256": self.facts.manifest_sha256,
+            "degraded": self.facts.degraded,
+            "message": self.facts.message,
+        });
+        let Value::Object(facts) = facts else { return Outcome::Internal.exit_code() };
+        let Some(record) = self.record.take() else { return Outcome::Internal.exit_code() };
+        let closed = record.close(&mut self.log, how, outcome, facts);
+        let made = receipt::make(closed, self.facts.clone(), self.signer.as_ref().map_err(String::as_str));
+        let (receipt, body) = match made {
+            Ok(made) => made,
+            Err(why) => return self.broken(&why),
+        };
+        if let (Closing::Outcome, Some(binding)) = (how, self.binding.clone()) {
+            let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone() };
+            operation::finish(&self, &finished, self.intent);
+        }
+        // Not before the end is stored (the next mutation would record it as killed), and not after the receipt: whoever reads that
+        // may ask for the next one at once.
+        drop(held);
+        self.answer.last(&body.request_id, receipt);
+        if how != Closing::Refused && self.facts.bundle.is_some() {
+            // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now.
+            operation::tidy(&self);
+        }
+        body.exit_code
+    }
+
+    /// A receipt that can't be written as JSON: a bug. The caller gets no receipt, which every client takes as unknown.
+    fn broken(&mut self, why: &str) -> u8 {
+        self.answer.aside(&say::internal(Some(self.intent), why).to_string());
+        Outcome::Internal.exit_code()
+    }
+}

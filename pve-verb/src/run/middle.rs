@@ -1,0 +1,115 @@
+//! What is recorded between the lock and the verdict: takeover, interrupted, intent, operation, steps. Each is durable on its rung
+//! when the call returns, before the next thing is done.
+
+use proto::{Body, Step, StepName, StepOutcome, Verb};
+use serde_json::{Map, Value, json};
+use std::time::Instant;
+
+use super::Run;
+use crate::audit::Kind;
+use crate::operation::{self, Operation};
+use crate::policy::Authorised;
+use crate::rate::Rates;
+use crate::{host, lock};
+
+impl Run {
+    /// A holder past its deadline lost the lock to us.
+    pub fn note_takeover(&mut self, holder: &lock::Holder, killed: bool) {
+        let facts = json!({ "holder": holder, "killed": killed });
+        self.degrade(format!("the lock was taken over from request {}, which was past its deadline", holder.request_id));
+        let _ = self.append(Kind::Takeover, facts);
+    }
+
+    /// The `intent` record.
+    ///
+    /// # Errors
+    /// Where no rung takes it.
+    pub fn record_intent(&mut self, facts: Value) -> Result<(), String> {
+        self.append(Kind::Intent, facts)?;
+        self.intent = true;
+        Ok(())
+    }
+
+    /// Counts a mutation against its key's allowance. `start` and the console are exempt.
+    pub fn count_mutation(&mut self, authorised: &Authorised) {
+        if authorised.caller().is_console() || authorised.verb() == Verb::Start {
+            return;
+        }
+        let mut rates = Rates::load();
+        rates.count_mutation(&authorised.caller().key_name, host::boot_ms());
+        if let Err(e) = rates.store() {
+            self.degrade(format!("the mutation could not be counted: {e}"));
+        }
+    }
+
+    /// operation.json, which tells a later call of a mutation that was killed.
+    ///
+    /// # Errors
+    /// Where no rung takes it.
+    pub fn set_operation(&mut self, authorised: &Authorised) -> Result<(), String> {
+        let pid = std::process::id();
+        let operation = Operation {
+            request_id: self.facts.request_id.clone(),
+            verb: authorised.verb(),
+            vmid: authorised.vmid(),
+            key_name: authorised.caller().key_name.clone(),
+            boot_id: self.host.boot_id.clone(),
+            pid,
+            started: crate::procfs::start_time(pid),
+            at: host::now(),
+            bundle: self.facts.bundle.clone(),
+            deadline_boot_ms: host::boot_ms().saturating_add(authorised.verb().deadline_ms()),
+        };
+        operation::set(self, &operation)
+    }
+
+    /// A mutation was killed half-way, and nobody told of it yet.
+    ///
+    /// # Errors
+    /// Where no rung takes the record.
+    pub fn note_interrupted(&mut self, operation: &Operation) -> Result<(), String> {
+        self.degrade(format!(
+            "{} of request {} was killed half-way at an unknown step; its evidence is {}",
+            operation.verb,
+            operation.request_id,
+            operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)
+        ));
+        self.append(Kind::Interrupted, json!({ "operation": operation }))
+    }
+
+    /// A step begins: said, and recorded before it does anything.
+    pub fn step_started(&mut self, name: StepName) -> Instant {
+        let began = Instant::now();
+        self.step(name, StepOutcome::Started, 0, None);
+        began
+    }
+
+    /// A step ended.
+    pub fn step_ended(&mut self, name: StepName, began: Instant, outcome: StepOutcome, detail: Option<String>) {
+        self.step(name, outcome, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), detail);
+    }
+
+    fn step(&mut self, name: StepName, outcome: StepOutcome, ms: u64, detail: Option<String>) {
+        let step = Step { name, outcome, ms, detail };
+        if let Err(why) = self.append(Kind::Step, json!(step)) {
+            self.degrade(format!("a step could not be recorded: {why}"));
+        }
+        self.answer.say(Body::Step(step));
+    }
+
+    /// A record in the middle of the request, durable when this returns.
+    fn append(&mut self, kind: Kind, facts: Value) -> Result<(), String> {
+        let mut map = Map::new();
+        map.insert("request_id".to_owned(), json!(self.facts.request_id));
+        map.insert("verb".to_owned(), json!(self.facts.verb));
+        map.insert("key_name".to_owned(), json!(self.facts.key_name));
+        if let Value::Object(facts) = facts {
+            map.extend(facts);
+        }
+        let position = self.log.append(kind, map)?;
+        if let Some(sentence) = position.degraded {
+            self.degrade(sentence);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! A request that ends before it is done: the refusals, by what they refuse for.
+
+use proto::{Message, Outcome, VmState};
+
+/// A request that ends before it is done: a refusal, or a bug.
+#[derive(Debug)]
+pub struct Stop {
+    pub(super) outcome: Outcome,
+    pub(super) message: Message,
+    pub(super) state: Option<VmState>,
+}
+
+impl Stop {
+    const fn new(outcome: Outcome, message: Message) -> Self {
+        Self { outcome, message, state: None }
+    }
+
+    /// Not in the grammar, or an id that belongs to another request.
+    pub const fn request(message: Message) -> Self {
+        Self::new(Outcome::RefusedRequest, message)
+    }
+
+    /// The key may not.
+    pub const fn policy(message: Message) -> Self {
+        Self::new(Outcome::RefusedPolicy, message)
+    }
+
+    /// Another mutation of ours is in progress.
+    pub const fn busy(message: Message) -> Self {
+        Self::new(Outcome::RefusedBusy, message)
+    }
+
+    /// PVE holds a lock.
+    pub const fn busy_pve(message: Message, state: VmState) -> Self {
+        Self { outcome: Outcome::RefusedBusy, message, state: Some(state) }
+    }
+
+    /// Evidence or intent could not be made durable.
+    pub const fn evidence(message: Message) -> Self {
+        Self::new(Outcome::RefusedEvidence, message)
+    }
+
+    /// The host is not fit.
+    pub const fn host(message: Message) -> Self {
+        Self::new(Outcome::RefusedHost, message)
+    }
+
+    /// Proved impossible or harmful.
+    pub const fn precondition(message: Message, state: VmState) -> Self {
+        Self { outcome: Outcome::RefusedPrecondition, message, state: Some(state) }
+    }
+
+    /// `--attach` to an id that nobody knows.
+    pub const fn unknown_id(message: Message) -> Self {
+        Self::new(Outcome::RefusedPrecondition, message)
+    }
+
+    /// A bug, or a host on which nothing can be started.
+    pub const fn internal(message: Message) -> Self {
+        Self::new(Outcome::Internal, message)
+    }
+}

@@ -1,0 +1,105 @@
+//! A VM whose disk does not answer: what is seen of it, what a reset would do, what a cycle cures.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use lab::host::DISK;
+use lab::installed::{Stamp, agent, ask};
+use lab::lab::Scenario;
+use lab::process::until;
+use lab::vm::BOOT;
+use lab::{Lab, Observed, Result, wedge};
+use serde_json::json;
+
+use crate::refused::refused;
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    ("when_the_block_layer_stalls_then_a_ping_proves_nothing_reset_is_refused_and_cycle_cures", block_stall),
+    ("when_the_disk_is_full_then_start_and_reset_are_refused_and_cycle_cures", io_error),
+    ("when_a_worker_thread_is_in_d_then_it_is_named_and_what_survives_a_kill_is_never_stopped", d_state),
+];
+
+fn block_stall(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let old = vm.pid();
+    let stall = wedge::block_stall(vm)?;
+    let process = (vm.pid(), vm.start_ticks());
+    let told = ask(&agent(lab)?, "forensics")?.done();
+    assert_eq!(told.code(), "block-stalled", "{:#}", told.body);
+    assert_eq!(told.probe("guest/ping")["outcome"], "captured", "the agent answers all the same");
+    let reset = ask(&agent(lab)?, "reset")?;
+    assert_eq!((reset.answer.status, reset.steps().len()), (6, 0), "{:#}", reset.body);
+    assert!(reset.message().contains("block-stalled") && reset.message().contains("Use cycle"), "{}", reset.message());
+    assert_eq!((vm.observe(), (vm.pid(), vm.start_ticks())), (Observed::State("running".into()), process), "QMP must be alive still");
+    // Two polls show it as well.
+    ask(&agent(lab)?, "status")?.done();
+    std::thread::sleep(Duration::from_millis(1500));
+    let status = ask(&agent(lab)?, "status")?.done();
+    assert_eq!(status.code(), "block-stalled", "{:#}", status.body);
+    ask(&agent(lab)?, "cycle")?.done();
+    stall.forget();
+    assert_ne!(vm.pid(), old);
+    vm.wait_for_ssh(BOOT)?;
+    assert!(vm.healthy());
+    Ok(())
+}
+
+fn io_error(lab: &Lab) -> Result<()> {
+    let vm = lab.stopped()?;
+    let folder = Path::new(DISK).parent().unwrap().to_str().unwrap();
+    let disk = fs::read(DISK).unwrap();
+    lab::namespace::tmpfs(folder, &format!("size={}k", disk.len() / 1024 + 1500))?;
+    fs::write(DISK, &disk).unwrap();
+    vm.boot()?;
+    vm.guest_background("dd if=/dev/urandom of=/data/fill bs=64k oflag=direct")?;
+    until("the io-error", Duration::from_secs(30), || (vm.observe() == Observed::State("io-error".into())).then_some(()))?;
+    let mut before = Stamp::of(vm);
+    let start = refused(vm, &mut before, &agent(lab)?, "start", 6, "is in io-error: a write to the host's storage failed")?;
+    assert!(start.message().contains("Make room on the host's storage, then use cycle"), "{}", start.message());
+    refused(vm, &mut before, &agent(lab)?, "reset", 6, "is in io-error and has an iothread")?;
+    assert_eq!(ask(&agent(lab)?, "status")?.done().code(), "paused");
+    lab.host.console(&["/bin/mount", "-o", "remount,size=200m", folder], Duration::from_secs(5))?.success("make room")?;
+    ask(&agent(lab)?, "cycle")?.done();
+    vm.wait_for_ssh(BOOT)?;
+    vm.kill()?;
+    lab.host.console(&["/bin/umount", folder], Duration::from_secs(5))?.success("umount").map(drop)
+}
+
+fn d_state(lab: &Lab) -> Result<()> {
+    let vm = lab.stopped()?;
+    let backend = wedge::file_backend(&lab.host)?;
+    vm.boot()?;
+    backend.stop()?;
+    vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
+    let pid = vm.pid().unwrap();
+    let in_d = || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count()
+    };
+    until("a thread in D", Duration::from_secs(10), || (in_d() > 0).then_some(()))?;
+    let leader = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    assert!(!leader.contains(") D "), "the leader looks idle: {leader}");
+    let told = ask(&agent(lab)?, "forensics")?.done();
+    assert_eq!(told.code(), "block-stalled", "{:#}", told.body);
+    let said = told.answer.events_of("assessment")[0].to_string();
+    assert!(said.contains("iou-wrk") || said.contains("worker"), "the thread is not named: {said}");
+    let threads = fs::read_to_string(format!("{}/process/threads.1.json", told.bundle())).unwrap();
+    assert!(threads.contains("\"D\""), "{threads}");
+
+    // Hung as well: the kill is proved, and does not end it.
+    wedge::qemu_stopped(vm)?.forget();
+    let stop = ask(&agent(lab)?, "stop")?;
+    assert_eq!((stop.answer.status, &stop.body["state_after"]), (10, &json!("survivor")), "{:#}", stop.body);
+    assert!(stop.message().contains("State D") || stop.message().contains("state D"), "{}", stop.message());
+    assert!(String::from_utf8_lossy(&wedge::other_qm(&["status", "102"])?.stdout).contains("stopped"), "for qm it is stopped");
+    let mut before = Stamp::of(vm);
+    assert_eq!(ask(&agent(lab)?, "status")?.done().code(), "survivor");
+    for verb in ["start", "cycle", "stop", "reset"] {
+        refused(vm, &mut before, &agent(lab)?, verb, 6, "still holds the disk")?;
+    }
+    backend.go_on()?;
+    until("the survivor's end", Duration::from_secs(10), || (in_d() == 0 && vm.scope().is_empty()).then_some(()))?;
+    ask(&agent(lab)?, "start")?.done();
+    vm.kill()
+}
