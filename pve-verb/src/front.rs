@@ -103,7 +103,13 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
                 }
             }
             Next::Nothing if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-            Next::Nothing | Next::WorkerGone => return replay::interrupted(run, authorised, None),
+            // Its last words may be missing because /run is full; what it stored says whether it came to its end.
+            Next::Nothing | Next::WorkerGone => {
+                return match operation::finished(&run.disk, authorised.id()) {
+                    Some(stored) => replay::finished(run, stored, authorised),
+                    None => replay::interrupted(run, authorised, None),
+                };
+            }
         }
     }
 }

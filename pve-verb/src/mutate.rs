@@ -91,6 +91,11 @@ impl Mutated {
         &self.report
     }
 
+    /// What is left when all is seen: the permission, with the lock in it.
+    pub(crate) fn close(self) -> Preserved {
+        self.preserved
+    }
+
     /// The evidence and the report to write to, for the file of one step.
     pub(crate) const fn parts(&mut self) -> (&Preserved, &mut Report) {
         (&self.preserved, &mut self.report)

@@ -33,6 +33,10 @@ pub fn recover(out: &mut dyn Write) -> Result<(), Message> {
     };
     record(Kind::Start, json!({ "what": "recover", "node": config.host.node.as_str(), "binary": binary::this(), "config": trouble }))?;
     let told = match operation::standing(&disk) {
+        Some(operation) if operation::ended(&disk, &operation) => {
+            operation::clear(&disk);
+            "Nothing was interrupted.".to_owned()
+        }
         Some(operation) => {
             record(Kind::Interrupted, json!({ "operation": operation }))?;
             operation::lay_to_rest(&disk, &operation);
