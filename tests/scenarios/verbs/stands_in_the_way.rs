@@ -212,6 +212,7 @@ fn stale_pidfile(lab: &Lab) -> Result<()> {
     vm.wait_for_ssh(lab::vm::BOOT)
 }
 
+#[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
 fn config_flock(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let mut holder = std::process::Command::new("flock").args(["/run/lock/qemu-server/lock-102.conf", "sleep", "60"]).spawn().unwrap();
