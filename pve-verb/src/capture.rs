@@ -74,10 +74,11 @@ fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<
     let job =
         Job { vmid, set, qemu: facts::qemu(before), screens: screens.as_ref().map(|s| s.path().to_owned()), request: run.id().to_string() };
     let mut answers = Vec::new();
-    probe::gather(&job, Instant::now() + within, &mut |answer| {
+    let degraded = probe::gather(&job, Instant::now() + within, &mut |answer| {
         run.probed(&answer);
         answers.push(answer);
     });
+    degraded.into_iter().for_each(|sentence| run.degrade(sentence));
     answers
 }
 

@@ -46,6 +46,7 @@ pub mod reset;
 pub mod review;
 pub mod run;
 pub mod sample;
+pub mod sandbox;
 pub mod screens;
 pub mod setup;
 pub mod sign;
