@@ -54,6 +54,11 @@ impl Answer {
         self.text().lines().map(str::to_owned).collect()
     }
 
+    /// Standard output as one line: what a phone's width broke is together again.
+    pub fn flat(&self) -> String {
+        self.text().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// The events of a `--json` answer; a line that is no JSON object is left out.
     pub fn events(&self) -> Vec<Value> {
         self.text().lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()
@@ -126,24 +131,32 @@ impl Ssh {
         start(&mut self.command(request.as_ref()), &[])
     }
 
+    /// What ssh has to be told, as its configuration names it.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let mut settings = vec![
+            ("HostName", self.to.rsplit('@').next().unwrap_or_default().to_owned()),
+            ("Port", self.port.to_string()),
+            ("IdentityFile", self.key.display().to_string()),
+            ("BatchMode", "yes".into()),
+            ("IdentitiesOnly", "yes".into()),
+            ("IdentityAgent", "none".into()),
+            ("StrictHostKeyChecking", "yes".into()),
+            ("GlobalKnownHostsFile", "none".into()),
+            ("UserKnownHostsFile", self.known_hosts.display().to_string()),
+            ("ConnectTimeout", "5".into()),
+            ("LogLevel", "ERROR".into()),
+        ];
+        settings.extend(self.alias.clone().map(|alias| ("HostKeyAlias", alias)));
+        settings
+    }
+
     /// The command line, for a client with needs of its own. An empty request asks for a login, without a terminal.
     pub fn command(&self, request: &[u8]) -> Command {
         use std::os::unix::ffi::OsStrExt;
         let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-T", "-i"]).arg(&self.key).args(["-p", &self.port.to_string()]);
-        let mut options = vec![
-            "BatchMode=yes".to_owned(),
-            "IdentitiesOnly=yes".into(),
-            "IdentityAgent=none".into(),
-            "StrictHostKeyChecking=yes".into(),
-            "GlobalKnownHostsFile=none".into(),
-            format!("UserKnownHostsFile={}", self.known_hosts.display()),
-            "ConnectTimeout=5".into(),
-            "LogLevel=ERROR".into(),
-        ];
-        options.extend(self.alias.as_ref().map(|alias| format!("HostKeyAlias={alias}")));
-        for option in options {
-            ssh.args(["-o", &option]);
+        ssh.args(["-F", "none", "-T"]);
+        for (name, value) in self.settings() {
+            ssh.args(["-o", &format!("{name}={value}")]);
         }
         ssh.args(["--", &self.to]);
         if !request.is_empty() {

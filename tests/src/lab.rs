@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::error::Result;
+use crate::client::Ssh;
+use crate::error::{Context, Result};
 use crate::host::Host;
 use crate::namespace::{Inside, enter};
 use crate::vm::Vm;
@@ -24,6 +25,17 @@ impl Lab {
     pub fn new(inside: Inside) -> Result<Self> {
         let vm = Vm::new(&inside.image);
         Ok(Self { host: Host::prepare(inside)?, vm })
+    }
+
+    /// Makes `ssh breakglass@pve VERB` (the forced command, with the key `agent`) and `ssh root@devvm` work for root on the host.
+    pub fn names(&self) -> Result<()> {
+        let section = |name: &str, ssh: Ssh| {
+            let options: String = ssh.settings().iter().map(|(key, value)| format!("    {key} {value}\n")).collect();
+            format!("Host {name}\n{options}")
+        };
+        std::fs::create_dir_all("/root/.ssh").context("create root's folder for ssh")?;
+        let text = section("pve", self.host.ssh("agent")?) + &section("devvm", self.vm.ssh().clone());
+        crate::host::write("/root/.ssh/config", &text, 0o600)
     }
 
     /// The VM, healthy and with the configuration and quorum of a fresh lab: the running one if it is, else newly booted.

@@ -9,10 +9,12 @@
 //! wedge::…         faults, most with an undo                          wedge.rs fuse.rs
 //! Ssh::call()      a caller, and its answer                           client.rs
 //! Lab::fresh()     all of it, shared by the scenarios of a file       lab.rs
+//! demo::run()      all of it, as a person sees it                      demo.rs readme.rs
 //! ```
 
 pub mod chain;
 pub mod client;
+pub mod demo;
 pub mod error;
 pub mod fuse;
 pub mod guest;
@@ -24,6 +26,7 @@ pub mod process;
 pub mod qemu_cmd;
 pub mod qm;
 pub mod qmp;
+pub mod readme;
 pub mod station;
 pub mod sweep;
 pub mod vm;

@@ -19,8 +19,9 @@ impl Root {
         let to = shelf.join(name.as_str());
         durable::folder(&shelf)?;
         // One at a time: another call may be carrying the same bundle, and each would clear away the other's half. Freed when this ends,
-        // killed or not.
-        let shelf_lock = File::open(&shelf)?;
+        // killed or not. In /run like every lock: a disk that hangs must not hold one.
+        durable::folder(&self.path(path::RUN))?;
+        let shelf_lock = durable::file(&self.path(path::RUN).join("shelf.lock"), OFlags::RDWR | OFlags::CREATE)?;
         flock(&shelf_lock, FlockOperation::LockExclusive)?;
         if to.is_dir() {
             // An earlier carrier may have been killed between its rename and this.

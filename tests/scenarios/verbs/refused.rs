@@ -52,7 +52,7 @@ fn grammar(lab: &Lab) -> Result<()> {
             answer.status == 2 && lines.last().unwrap().starts_with("receipt ") && lines.last().unwrap().ends_with(" refused-request"),
             "{answer:?}"
         );
-        assert!(answer.text().contains("status, forensics, reset, stop, start, cycle"), "{answer:?}");
+        assert!(answer.flat().contains("status, forensics, reset, stop, start, cycle"), "{answer:?}");
     }
     before.untouched(vm, "lines outside the grammar");
     Ok(())
@@ -213,7 +213,7 @@ fn not_set_up(lab: &Lab) -> Result<()> {
     fs::rename("/etc/pve-verb.away", "/etc/pve-verb").unwrap();
     let answer = answer?;
     assert_eq!(answer.status, 7, "{answer:?}");
-    assert!(answer.text().contains("/etc/pve-verb is missing") && answer.text().contains("pve-verb init"), "{}", answer.text());
+    assert!(answer.flat().contains("/etc/pve-verb is missing") && answer.flat().contains("`pve-verb init`"), "{}", answer.text());
     // Root's own line works as well as the account's, set up.
     ask(&root, "status")?.done();
     fs::remove_file("/root/.ssh/authorized_keys").unwrap();
@@ -231,7 +231,7 @@ fn bad_arguments(lab: &Lab) -> Result<()> {
         let answer = ssh.call("stop")?;
         assert_eq!(answer.status, 7, "{bad}: {answer:?}");
         assert!(
-            answer.text().contains("arguments in authorized_keys are bad") && answer.text().contains("pve-verb authorize"),
+            answer.flat().contains("arguments in authorized_keys are bad") && answer.flat().contains("`pve-verb authorize KEY.pub"),
             "{}",
             answer.text()
         );

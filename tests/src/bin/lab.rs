@@ -1,4 +1,4 @@
-//! `lab up` and `lab exec -- CMD`: a laboratory with VM 102, for a person.
+//! `lab up`, `lab exec -- CMD` and `lab demo`: a laboratory with VM 102, for a person.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // it talks to a person at a terminal
 
 use std::process::{Command, ExitCode};
@@ -11,8 +11,9 @@ const USAGE: &str = "lab: a laboratory for Breakglass. It is not a Proxmox VE ho
   lab up                    boot VM 102 and give a shell on the laboratory's host
   lab exec -- CMD [ARG...]  boot VM 102, run one command on the host, take everything down
   lab host -- CMD [ARG...]  the same with VM 102 stopped
+  lab demo                  what install/demo shows
 
-Inside: `ssh-guest` logs into VM 102; `breakglass VERB` asks the forced command over the host's sshd.";
+Inside: `ssh root@devvm` logs into VM 102; `ssh breakglass@pve VERB` asks the forced command over the host's sshd.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
             println!("{}", image.folder.display());
             ExitCode::SUCCESS
         }),
+        ["demo"] => enter().and_then(lab::demo::run).map(|()| ExitCode::SUCCESS),
         ["up"] => inside(&["/bin/bash"], true),
         ["exec", "--", ref command @ ..] if !command.is_empty() => inside(command, true),
         ["host", "--", ref command @ ..] if !command.is_empty() => inside(command, false),
@@ -45,7 +47,7 @@ fn inside(command: &[&str], boot: bool) -> Result<ExitCode> {
         (Err(error), _) | (_, Err(error)) => eprintln!("lab: going on without the forced command. {error}"),
     }
     lab.host.authorize("agent", "")?;
-    shortcuts(&lab)?;
+    lab.names()?;
     if boot {
         let took = lab.vm.boot()?;
         eprintln!("lab: VM 102 took {:.1} s to its login.", took.as_secs_f32());
@@ -54,14 +56,4 @@ fn inside(command: &[&str], boot: bool) -> Result<ExitCode> {
     let status = status.map_err(|error| lab::Error::new(format!("{} could not be run: {error}", command[0]), "Check its name"))?;
     lab.vm.kill()?;
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(128)).unwrap_or(1)))
-}
-
-/// Two words for a person at the shell, each one ssh command line.
-fn shortcuts(lab: &Lab) -> Result<()> {
-    for (name, ssh) in [("ssh-guest", lab.vm.ssh().command(b"")), ("breakglass", lab.host.ssh("agent")?.command(b""))] {
-        let words: Vec<String> = ssh.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        let path = format!("/usr/bin/{name}");
-        lab::host::write(&path, &format!("#!/bin/sh\n# Of the laboratory.\nexec ssh {} \"$@\"\n", words.join(" ")), 0o755)?;
-    }
-    Ok(())
 }
