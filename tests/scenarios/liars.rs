@@ -108,7 +108,11 @@ fn garbage_start(lab: &Lab) -> Result<()> {
 
 fn failing_start(lab: &Lab) -> Result<()> {
     for verb in ["start", "cycle"] {
-        if verb == "start" { bare_stopped(lab)? } else { bare_vm(lab)? };
+        if verb == "start" {
+            bare_stopped(lab)?
+        } else {
+            bare_vm(lab)?
+        };
         let (answer, told) = under(lab, "start fail-after-acting", verb)?;
         assert_eq!((answer.status, &told["state_after"]), (0, &json!("running")), "{told}");
         assert_eq!(step(&answer, "qm-start").unwrap()["outcome"], "failed");

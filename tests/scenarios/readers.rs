@@ -51,7 +51,10 @@ fn never_reads(lab: &Lab) -> Result<()> {
     assert_eq!((ended.intents, ended.outcomes, ended.bundles.len()), (1, 1, 1));
     assert_eq!(ended.stored.unwrap()["outcome"], "done");
     assert_ne!(vm.pid(), before);
-    assert!(station::processes("worker").is_empty() || until("the worker's end", AMPLE, || station::processes("worker").is_empty().then_some(())).is_ok());
+    assert!(
+        station::processes("worker").is_empty()
+            || until("the worker's end", AMPLE, || station::processes("worker").is_empty().then_some(())).is_ok()
+    );
     // And another caller is not kept waiting by the deaf one.
     assert_eq!(anna(lab)?.call("cycle")?.status, 0);
     drop(deaf);
