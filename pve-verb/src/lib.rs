@@ -10,6 +10,7 @@
 pub mod answer;
 pub mod assess;
 pub mod audit;
+pub mod auditor;
 pub mod binary;
 pub mod bundle;
 pub mod capture;

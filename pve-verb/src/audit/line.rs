@@ -114,7 +114,7 @@ impl Line {
 }
 
 /// What a line's signature is over: a prefix, so that it is worth nothing elsewhere, and the line's bytes before `,"sig":`.
-pub(super) fn signed_part(before_sig: &[u8]) -> Vec<u8> {
+pub(crate) fn signed_part(before_sig: &[u8]) -> Vec<u8> {
     [namespace::LOG.as_bytes(), b"\n", before_sig].concat()
 }
 
@@ -133,7 +133,7 @@ pub fn signed_head(seq: u64, head: &Sha256Hex, signer: Option<&Signer>) -> Resul
 }
 
 /// What a `head.json` claims; none where it is none.
-pub(super) fn claimed_head(text: &str) -> Option<(u64, Sha256Hex)> {
+pub(crate) fn claimed_head(text: &str) -> Option<(u64, Sha256Hex)> {
     #[derive(Deserialize)]
     struct File {
         body: String,
