@@ -64,9 +64,9 @@ mod tests {
         OBSERVE + CAPTURE + PEERS + OBSERVE + SEAL + CARRY
     }
 
-    /// Until the bundle is preserved and the intent is durable.
+    /// Until the bundle is preserved, the grant is spent (the log asked for its newest record first) and the intent is durable.
     fn evidence() -> Duration {
-        preserved() + OBSERVE + RECORD + WRITE
+        preserved() + OBSERVE + RECORD + WRITE + RECORD + WRITE
     }
 
     /// From the last step to the receipt.
