@@ -134,7 +134,7 @@ impl Log {
 
     /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
     pub fn newest(&mut self) -> Option<Timestamp> {
-        let until = Instant::now() + PATIENT;
+        let until = Instant::now() + crate::deadline::WITNESS;
         if !self.chain.knows_the_disk() {
             let _ = self.learn(until);
         }
