@@ -12,7 +12,7 @@
 //!
 //! Not here: `log verify` and `log show`, which are `auditor`'s, and grants.
 
-use proto::{Sha256Hex, Witness};
+use proto::{Sha256Hex, Timestamp, Witness};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -130,6 +130,15 @@ impl Log {
     /// Mutating uses since the last review; none where the log could not be asked.
     pub fn unreviewed(&self) -> Option<u64> {
         self.chain.lock(Instant::now() + HASTY).ok()?.load().unreviewed()
+    }
+
+    /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
+    pub fn newest(&mut self) -> Option<Timestamp> {
+        let until = Instant::now() + crate::deadline::WITNESS;
+        if !self.chain.knows_the_disk() {
+            let _ = self.learn(until);
+        }
+        self.chain.lock(until).ok()?.load().newest()
     }
 
     /// What `head.json` would say now: the chain's end, signed.

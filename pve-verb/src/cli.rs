@@ -8,7 +8,7 @@ use proto::{KeyName, VerbSet, Vmid};
 
 mod log;
 
-pub use log::{LogCommand, Show, Verify};
+pub use log::{GrantCommand, LogCommand, Show, Verify};
 
 /// Six verbs on one VM, with evidence before any mutation.
 #[derive(Debug, Parser)]
@@ -54,6 +54,9 @@ pub enum Command {
     /// The audit log
     #[command(subcommand)]
     Log(LogCommand),
+    /// Grants: a second key's yes to one mutation
+    #[command(subcommand)]
+    Grant(GrantCommand),
     #[command(hide = true)]
     Worker,
     #[command(hide = true)]

@@ -22,6 +22,7 @@ pub mod door;
 pub mod entry;
 pub mod facts;
 pub mod front;
+pub mod grant;
 pub mod helper;
 pub mod host;
 pub mod kill;

@@ -1,4 +1,4 @@
-//! `log …`: what is asked of the audit log.
+//! `log …` and `grant …`: what is asked of the record, and of who may add to it.
 
 use clap::{Args, Subcommand};
 use proto::{RequestId, Timestamp, Verb};
@@ -13,6 +13,17 @@ pub enum LogCommand {
     Verify(Verify),
     /// Show records, newest last
     Show(Show),
+}
+
+/// `grant …`.
+#[derive(Debug, Subcommand)]
+pub enum GrantCommand {
+    /// What does it say, who signed it, and would it be taken now?
+    Inspect {
+        /// base64url(JSON).base64url(signature)
+        #[arg(value_name = "TEXT")]
+        text: String,
+    },
 }
 
 /// `log verify`.
