@@ -133,8 +133,8 @@ impl Log {
     }
 
     /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
-    pub fn newest(&mut self) -> Option<Timestamp> {
-        let until = Instant::now() + PATIENT;
+    pub fn newest(&mut self, within: Duration) -> Option<Timestamp> {
+        let until = Instant::now() + within;
         if !self.chain.knows_the_disk() {
             let _ = self.learn(until);
         }
