@@ -15,6 +15,10 @@ const fn ms(millis: u64) -> Duration {
 pub const OBSERVE: Duration = ms(1_100);
 /// All probes of a bundle, side by side. QEMU that says nothing for 3 s is proved silent within it.
 pub const CAPTURE: Duration = ms(4_200);
+/// gdb over QEMU, what it leaves behind put right included. Only where the other probes left that much of [`CAPTURE`].
+pub const AUTOPSY: Duration = ms(1_800);
+/// Until nobody traces QEMU any more, once gdb has ended.
+pub const SETTLE: Duration = ms(300);
 /// All probes of `status`.
 pub const CAPTURE_STATUS: Duration = ms(1_300);
 /// How long QEMU may be silent before that is a fact (PROTOCOL.md, section 8).
@@ -82,6 +86,7 @@ mod tests {
     fn evidence_fits_its_fifteen_seconds() {
         assert!(evidence() < s(15), "{:?}", evidence());
         assert!(QMP_SILENT + ms(1_000) < CAPTURE);
+        assert!(SETTLE < AUTOPSY && AUTOPSY < s(2));
         assert!(preserved() + RECORD < published(Verb::Forensics));
         assert!(OBSERVE + CAPTURE_STATUS + ms(500) < published(Verb::Status));
         assert_eq!(LOOK, OBSERVE + QMP_DOOR + 2 * QMP_ASK);

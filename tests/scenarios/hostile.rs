@@ -90,8 +90,13 @@ fn rejected_since(from: usize) -> Result<HashMap<String, Vec<Value>>> {
     let mut by_hash = HashMap::<String, Vec<Value>>::new();
     for line in log_lines()?.split_off(from) {
         // Letters of other scripts stay as they are; what moves a cursor or turns a line around does not.
-        let sound = |c: char| !c.is_control() && !('\u{200b}'..='\u{202e}').contains(&c);
-        assert!(std::str::from_utf8(&line).is_ok_and(|text| text.chars().all(sound)), "a record holds raw bytes: {line:?}");
+        let turns = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        let sound = |c: char| !c.is_control() && !turns(c);
+        assert!(
+            std::str::from_utf8(&line).is_ok_and(|text| text.chars().all(sound)),
+            "a record holds raw bytes: {}",
+            String::from_utf8_lossy(&line).escape_default()
+        );
         let record: Value = serde_json::from_slice(&line).unwrap();
         let hash = record["rejected"]["sha256"].as_str().unwrap_or_default().to_owned();
         by_hash.entry(hash).or_default().push(record);
@@ -132,6 +137,8 @@ fn hostile_lines(lab: &Lab) -> Result<()> {
     println!("{} rows took {:.1} s", carried.len(), began.elapsed().as_secs_f32());
     let records = rejected_since(from)?;
     for line in &carried {
+        // Beyond the grammar's limit and one byte more nothing is kept: length and hash are of what was.
+        let line = &line[..line.len().min(4097)];
         let found = records.get(&hex(line)).unwrap_or_else(|| panic!("no record of {:?}", String::from_utf8_lossy(line)));
         assert_eq!(found.len(), 1, "more than one record of {:?}", String::from_utf8_lossy(line));
         let rejected = &found[0]["rejected"];

@@ -51,7 +51,7 @@ pub(crate) struct Trace {
 
 fn strace(output: &str) -> Command {
     let mut command = Command::new("strace");
-    command.args(["-f", "-yy", "-v", "-s", "1500", "-e", CALLS, "-e", "signal=none", "-o", output]).current_dir("/");
+    command.args(["-f", "-I", "2", "-yy", "-v", "-s", "1500", "-e", CALLS, "-e", "signal=none", "-o", output]).current_dir("/");
     command
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn attached<T>(pid: u32, what: impl FnOnce() -> Result<T>) -> Result<
 /// strace detaches at SIGINT and leaves what it followed alone.
 fn let_go(running: Running) -> Result<Finished> {
     lab::vm::send(running.pid(), rustix::process::Signal::INT)?;
-    running.finish(Duration::from_secs(200))
+    running.finish(Duration::from_secs(130))
 }
 
 impl Trace {
@@ -155,7 +155,7 @@ impl Trace {
             }
             let (program, rest) = rest.split_once("\", [")?;
             let (argv, rest) = rest.split_once("], [")?;
-            let env = rest.rsplit_once("]) = ")?.0;
+            let env = rest.rsplit_once("])")?.0;
             Some(Exec { at, pid: line.pid, program: program.into(), argv: argv.into(), env: env.into() })
         });
         all.collect()
