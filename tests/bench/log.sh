@@ -15,9 +15,14 @@ fi
 
 mount --make-rprivate /
 place=$(mktemp -d "${BENCH_DISK:-/var/tmp}/bench-log.XXXXXX")
-trap 'rm -rf "$place"' EXIT
+trap 'for folder in $folders; do umount -l "/$folder"; umount -l "/$folder"; done 2>/dev/null; umount -l /etc /var/lib /var/log 2>/dev/null; rm -rf "$place"' EXIT
 folders="etc/pve-verb var/lib/pve-verb var/log/pve-verb"
 mount -t tmpfs -o mode=0755 bench /run
+# The mount points below are made on top of the machine's folders, not in them.
+for top in etc var/lib var/log; do
+    mkdir -p "/run/over/$top/upper" "/run/over/$top/work"
+    mount -t overlay over -o "lowerdir=/$top,upperdir=/run/over/$top/upper,workdir=/run/over/$top/work" "/$top"
+done
 for log in few many; do
     mkdir -p -m 700 "/run/$log"
     for folder in $folders; do
