@@ -10,9 +10,9 @@
 //! disk did not take stays in the one chain until the next call that finds the disk working carries it. A line is carried at the place
 //! it was meant for, and a line that is there already is skipped.
 //!
-//! Not here: `log verify`, `log show`, grants, the rotation of the signing key. They will be files beside this one's parts.
+//! Not here: `log verify` and `log show`, which are `auditor`'s, and grants.
 
-use proto::{Sha256Hex, Witness};
+use proto::{Sha256Hex, Timestamp, Witness};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ mod record;
 use carry::Carried;
 use chain::Chain;
 pub use line::{Kind, Position, signed_head};
+pub(crate) use line::{claimed_head, signed_part};
 pub use record::{Closed, Closing, Record};
 
 /// What a record that belongs to a mutation, or a refusal, may wait for locks and disk together.
@@ -46,6 +47,8 @@ pub struct Log {
     signer: Option<Signer>,
     boot_id: String,
     keep_bytes: u64,
+    /// What this process says of itself before its first record, where the log was told something else last.
+    attests: Option<Map<String, Value>>,
     /// Where the journal listens; tests have none.
     journal: Option<&'static str>,
 }
@@ -57,7 +60,12 @@ impl Log {
     }
 
     pub(crate) fn open_at(run: &Path, disk: Disk, signer: Option<Signer>, keep_bytes: u64, journal: Option<&'static str>) -> Self {
-        Self { chain: Chain::at(PathBuf::from(run)), disk, signer, boot_id: host::boot_id(), keep_bytes, journal }
+        Self { chain: Chain::at(PathBuf::from(run)), disk, signer, boot_id: host::boot_id(), keep_bytes, attests: None, journal }
+    }
+
+    /// The same, with a `start` record before its first record if the log was told something else of this host last.
+    pub fn attesting(self, facts: Map<String, Value>) -> Self {
+        Self { attests: Some(facts), ..self }
     }
 
     /// Appends a record that is not a request's last one: intent, step, takeover, review and the like.
@@ -68,11 +76,14 @@ impl Log {
         self.append_within(kind, facts, PATIENT)
     }
 
-    fn append_within(&mut self, kind: Kind, facts: Map<String, Value>, budget: Duration) -> Result<Position, String> {
+    pub(crate) fn append_within(&mut self, kind: Kind, facts: Map<String, Value>, budget: Duration) -> Result<Position, String> {
         let until = Instant::now() + budget;
         if !self.chain.knows_the_disk() {
             // Late or failed: the chain goes on from what is on tmpfs, and says so.
             let _ = self.learn(until);
+        }
+        if let Some(facts) = self.attests.take() {
+            self.attest(facts, until);
         }
         // The first carrying may find the disk's log damaged; then the record is made anew behind the repair, once.
         match self.push_and_carry(kind, &facts, until)? {
@@ -131,6 +142,15 @@ impl Log {
         self.chain.lock(Instant::now() + HASTY).ok()?.load().unreviewed()
     }
 
+    /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
+    pub fn newest(&mut self, within: Duration) -> Option<Timestamp> {
+        let until = Instant::now() + within;
+        if !self.chain.knows_the_disk() {
+            let _ = self.learn(until);
+        }
+        self.chain.lock(until).ok()?.load().newest()
+    }
+
     /// What `head.json` would say now: the chain's end, signed.
     ///
     /// # Errors
@@ -163,3 +183,5 @@ impl Log {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod told;

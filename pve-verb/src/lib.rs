@@ -9,7 +9,9 @@
 
 pub mod answer;
 pub mod assess;
+pub mod attest;
 pub mod audit;
+pub mod auditor;
 pub mod binary;
 pub mod bundle;
 pub mod capture;
@@ -21,6 +23,7 @@ pub mod door;
 pub mod entry;
 pub mod facts;
 pub mod front;
+pub mod grant;
 pub mod helper;
 pub mod host;
 pub mod kill;
@@ -46,6 +49,7 @@ pub mod reset;
 pub mod review;
 pub mod run;
 pub mod sample;
+pub mod sandbox;
 pub mod screens;
 pub mod setup;
 pub mod sign;

@@ -93,7 +93,7 @@ fn store(disk: &Disk, id: &RequestId, finished: &Finished) {
 }
 
 /// Takes operation.json away.
-fn clear(disk: &Disk) {
+pub(crate) fn clear(disk: &Disk) {
     let _ = disk.call(&Op::OperationClear {}, &[], deadline::WRITE);
     let _ = std::fs::remove_file(RUN_OPERATION);
 }
@@ -125,7 +125,7 @@ pub(crate) fn standing(disk: &Disk) -> Option<Operation> {
 /// A mutation that was killed half-way: it stands, and nobody holds the lock.
 pub fn interrupted(disk: &Disk) -> Option<Operation> {
     let operation = standing(disk)?;
-    lock::holder().is_none().then_some(operation)
+    (lock::holder().is_none() && !ended(disk, &operation)).then_some(operation)
 }
 
 /// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may: then nobody can be at it.
@@ -134,11 +134,19 @@ pub fn settle(run: &mut Run, locked: &Locked) {
         return;
     }
     if let Some(operation) = standing(&run.disk) {
+        if ended(&run.disk, &operation) {
+            return clear(&run.disk);
+        }
         // Where even the record fails it keeps standing, and the next call tells of it.
         if run.note_interrupted(&operation).is_ok() {
             lay_to_rest(&run.disk, &operation);
         }
     }
+}
+
+/// Whether the end of it is stored: then it was killed after its end, and only operation.json is left to take away.
+pub(crate) fn ended(disk: &Disk, operation: &Operation) -> bool {
+    finished(disk, &operation.request_id).is_some()
 }
 
 /// From now on its id answers `interrupted`, also after a reboot, and never runs again.

@@ -7,6 +7,7 @@
 mod peer;
 mod thread;
 
+pub(crate) use peer::anybody_on;
 pub use peer::{Peer, Peers, peer_of};
 pub use thread::{Count, MainThread, Proof, Thread, threads, unresponsive_proof};
 
@@ -224,11 +225,13 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
         if !(stat.comm.contains("kvm") || stat.comm.starts_with("qemu")) {
             return None;
         }
+        let in_scope = || {
+            read_text(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|t| t.lines().any(|l| l.strip_suffix(" (deleted)").unwrap_or(l) == scope_line))
+        };
         if stat.state == 'Z' {
             // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
-            let in_scope = read_text(format!("/proc/{pid}/cgroup"))
-                .is_ok_and(|t| t.lines().any(|l| l.strip_suffix(" (deleted)").unwrap_or(l) == scope_line));
-            return (in_scope && stat.threads > 1).then(|| {
+            return (in_scope() && stat.threads > 1).then(|| {
                 format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1)
             });
         }
@@ -236,6 +239,10 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
             return None;
         }
         let cmdline = read_capped(format!("/proc/{pid}/cmdline"), 1024 * 1024).ok()?;
+        // An ending process gives its memory back, and its command line with it, before it closes its files: that may take long.
+        if cmdline.is_empty() && in_scope() {
+            return Some(format!("process {pid} is ending and has not let go of its files (state {})", stat.state));
+        }
         is_qemu_of(&cmdline, vmid)
             .map(|_| format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state))
     })

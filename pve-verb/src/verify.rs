@@ -28,6 +28,8 @@ pub struct Verified {
     pub qemu: Option<QemuProcess>,
     /// Whether something was sent to the VM.
     pub touched: bool,
+    /// A mutation's permission and, in it, its lock: held until the end is stored, or the next one would take it for killed.
+    pub held: Option<Preserved>,
 }
 
 /// The end of `status`: what is seen is the answer.
@@ -40,6 +42,7 @@ pub fn status(captured: Captured) -> Verified {
         state: captured.seen().state,
         qemu: facts::qemu(&captured.seen().before),
         touched: false,
+        held: None,
     }
 }
 
@@ -57,6 +60,7 @@ pub fn forensics(preserved: Preserved) -> Verified {
         state: preserved.seen().state,
         qemu: facts::qemu(&preserved.seen().before),
         touched: false,
+        held: None,
     }
 }
 
@@ -68,7 +72,8 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
         let qemu = facts::qemu(&done.preserved().seen().before);
         let message =
             if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
-        return Verified { outcome: Outcome::Done, message, already: done.report().already, state, qemu, touched: false };
+        let already = done.report().already;
+        return Verified { outcome: Outcome::Done, message, already, state, qemu, touched: false, held: Some(done.close()) };
     }
     let purpose = Purpose::Mutation(run.id().to_string());
     let began = run.step_started(StepName::Observe);
@@ -87,7 +92,7 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
         (false, _) => Outcome::Failed,
     };
     let message = message(run, &done, outcome, &seen);
-    Verified { outcome, message, already: false, state: seen.state, qemu: seen.qemu, touched: true }
+    Verified { outcome, message, already: false, state: seen.state, qemu: seen.qemu, touched: true, held: Some(done.close()) }
 }
 
 /// The two sentences for what came of it.

@@ -216,6 +216,7 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
 }
 
 /// Somebody who holds the lock, with a deadline long past. With `started` wrong it is as if its pid had been reused.
+#[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
 fn late_holder(started: Option<u64>) -> Result<(Child, Value)> {
     station::quiet(AMPLE)?;
     let child = Command::new("flock").args(["--exclusive", "--no-fork", LOCK, "sleep", "600"]).spawn().expect("flock is there");

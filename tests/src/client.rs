@@ -54,6 +54,11 @@ impl Answer {
         self.text().lines().map(str::to_owned).collect()
     }
 
+    /// Standard output as one line: what a phone's width broke is together again.
+    pub fn flat(&self) -> String {
+        self.text().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// The events of a `--json` answer; a line that is no JSON object is left out.
     pub fn events(&self) -> Vec<Value> {
         self.text().lines().filter_map(|line| serde_json::from_str(line).ok()).filter(Value::is_object).collect()

@@ -28,9 +28,11 @@ pub mod qm;
 pub mod qmp;
 pub mod readme;
 pub mod station;
+pub mod sweep;
 pub mod vm;
 pub mod vm_conf;
 pub mod wedge;
+pub mod worker;
 
 pub use client::{Answer, Ssh};
 pub use error::{Error, Result};

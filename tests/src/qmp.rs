@@ -33,7 +33,7 @@ impl Qmp {
 
     /// Connects to a guest agent, which greets nobody.
     pub fn raw(socket: &str, deadline: Duration) -> Result<Self> {
-        let stream = UnixStream::connect(socket).context(format!("connect to {socket}"))?;
+        let stream = connect(socket, deadline).context(format!("connect to {socket}"))?;
         stream.set_write_timeout(Some(deadline)).context("set a time limit")?;
         Ok(Self { stream, buffer: Vec::new(), events: Vec::new() })
     }
@@ -71,6 +71,23 @@ impl Qmp {
             }
         }
     }
+}
+
+/// Connects within the deadline: where a hung QEMU's backlog is full, `connect` itself would wait for ever.
+fn connect(socket: &str, deadline: Duration) -> rustix::io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let address = SocketAddrUnix::new(socket)?;
+    let until = Instant::now() + deadline;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let end = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    while let Err(error) = connect(&end, &address) {
+        if error != rustix::io::Errno::AGAIN || Instant::now() > until {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rustix::io::ioctl_fionbio(&end, false)?;
+    Ok(UnixStream::from(end))
 }
 
 fn unexpected(wanted: &str, got: &Value) -> Error {

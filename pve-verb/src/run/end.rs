@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Run, Stop};
 use crate::audit::Closing;
+use crate::bundle::Preserved;
 use crate::door::Arrival;
 use crate::look::Seen;
 use crate::operation::{self, Finished};
@@ -39,14 +40,14 @@ impl Run {
 
     /// Closes the record, signs the receipt, says it, and gives the exit status.
     pub fn finish(mut self, end: Result<Verified, Stop>) -> u8 {
-        let (how, outcome) = match end {
+        let (how, outcome, held) = match end {
             Ok(verified) => {
                 self.facts.message = verified.message;
                 self.facts.already = verified.already;
                 self.facts.state_after = verified.state;
                 self.facts.qemu_after = verified.qemu;
                 let changes = self.facts.verb.is_some_and(Verb::mutates);
-                (if changes { Closing::Outcome } else { Closing::Read }, verified.outcome)
+                (if changes { Closing::Outcome } else { Closing::Read }, verified.outcome, verified.held)
             }
             Err(stop) => {
                 self.facts.message = stop.message;
@@ -54,10 +55,10 @@ impl Run {
                     self.facts.state_before = state;
                     self.facts.state_after = state;
                 }
-                (Closing::Refused, stop.outcome)
+                (Closing::Refused, stop.outcome, None)
             }
         };
-        self.seal(how, outcome)
+        self.seal(how, outcome, held)
     }
 
     /// A request that was killed half-way, told by a later call.
@@ -70,7 +71,7 @@ impl Run {
         self.facts.message = message;
         // Its binding was spent by the one that was killed; storing this answer would hide a late outcome.
         self.binding = None;
-        self.seal(Closing::Read, Outcome::Unknown)
+        self.seal(Closing::Read, Outcome::Unknown, None)
     }
 
     /// Says an earlier answer again: recorded as a read, signed anew, everything else as it was.
@@ -87,7 +88,7 @@ impl Run {
         }
     }
 
-    fn seal(mut self, how: Closing, outcome: Outcome) -> u8 {
+    fn seal(mut self, how: Closing, outcome: Outcome, held: Option<Preserved>) -> u8 {
         let facts = json!({
             "already": self.facts.already,
             "interrupted": self.facts.interrupted,
@@ -114,6 +115,9 @@ impl Run {
             let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone() };
             operation::finish(&self, &finished, self.intent);
         }
+        // Not before the end is stored (the next mutation would record it as killed), and not after the receipt: whoever reads that
+        // may ask for the next one at once.
+        drop(held);
         self.answer.last(&body.request_id, receipt);
         if how != Closing::Refused && self.facts.bundle.is_some() {
             // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now.

@@ -10,7 +10,9 @@ use crate::audit::Kind;
 use crate::operation::{self, Operation};
 use crate::policy::Authorised;
 use crate::rate::Rates;
-use crate::{host, lock};
+use crate::run::Stop;
+use crate::text::say;
+use crate::{deadline, host, lock};
 
 impl Run {
     /// A holder past its deadline lost the lock to us.
@@ -28,6 +30,17 @@ impl Run {
         self.append(Kind::Intent, facts)?;
         self.intent = true;
         Ok(())
+    }
+
+    /// Spends the request's grant, if it came with one.
+    ///
+    /// # Errors
+    /// Refused-policy: spent before, expired meanwhile, or not durable on disk.
+    pub fn spend_grant(&mut self, authorised: &Authorised) -> Result<(), Stop> {
+        let Some(granted) = authorised.granted() else { return Ok(()) };
+        let newest = self.log.newest(deadline::WITNESS);
+        crate::grant::spend(granted, &self.facts.request_id, (host::now(), newest), &self.disk, deadline::WRITE)
+            .map_err(|why| Stop::policy(say::grant(authorised.verb(), &why)))
     }
 
     /// Counts a mutation against its key's allowance. `start` and the console are exempt.

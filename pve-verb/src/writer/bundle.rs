@@ -1,7 +1,7 @@
 //! Bundles: carried from tmpfs to disk under their own name, listed, read. A sealed bundle is never changed.
 
 use proto::{BundleName, Vmid};
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -18,6 +18,11 @@ impl Root {
         let shelf = self.path(path::EVIDENCE).join(vmid.to_string());
         let to = shelf.join(name.as_str());
         durable::folder(&shelf)?;
+        // One at a time: another call may be carrying the same bundle, and each would clear away the other's half. Freed when this ends,
+        // killed or not. In /run like every lock: a disk that hangs must not hold one.
+        durable::folder(&self.path(path::RUN))?;
+        let shelf_lock = durable::file(&self.path(path::RUN).join("shelf.lock"), OFlags::RDWR | OFlags::CREATE)?;
+        flock(&shelf_lock, FlockOperation::LockExclusive)?;
         if to.is_dir() {
             // An earlier carrier may have been killed between its rename and this.
             durable::sync_folder(&shelf)?;

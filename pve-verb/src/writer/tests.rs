@@ -137,6 +137,25 @@ fn a_bundle_is_carried_once_and_a_leftover_partial_is_replaced() {
 }
 
 #[test]
+fn two_that_carry_the_same_bundle_at_once_leave_it_whole() {
+    let place = Place::new();
+    let from = seal(&place);
+    for n in 0..200 {
+        std::fs::write(from.join(format!("qmp/{n}.json")), "{}").unwrap();
+    }
+    let to = place.path(path::EVIDENCE).join("102").join(bundle().as_str());
+    for _ in 0..5 {
+        let _ = std::fs::remove_dir_all(&to);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| assert_eq!(place.does(Op::CarryBundle { vmid: VMID, name: bundle() }, &[]), Reply::Done {}));
+            }
+        });
+        assert_eq!(std::fs::read_dir(to.join("qmp")).unwrap().count(), 201);
+    }
+}
+
+#[test]
 fn a_link_in_a_bundle_is_not_followed() {
     let place = Place::new();
     let from = seal(&place);
@@ -149,8 +168,13 @@ fn a_link_in_a_bundle_is_not_followed() {
 fn a_grant_is_spent_once() {
     let place = Place::new();
     let nonce: Nonce = "n-1".to_owned().try_into().unwrap();
-    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, &[]), Reply::Done {});
-    assert_eq!(place.does(Op::GrantSpend { nonce }, &[]), Reply::Spent {});
+    let id = RequestId::from_random([1; 16]);
+    let note = format!("{{\"request_id\":\"{id}\"}}");
+    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, note.as_bytes()), Reply::Done {});
+    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, b"other"), Reply::Spent { by: Some(id) });
+    // Killed between making the file and filling it.
+    std::fs::write(place.path(path::GRANTS).join("n-1"), "").unwrap();
+    assert_eq!(place.does(Op::GrantSpend { nonce }, &[]), Reply::Spent { by: None });
 }
 
 #[test]

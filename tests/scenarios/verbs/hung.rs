@@ -178,6 +178,10 @@ fn socket_held(lab: &Lab) -> Result<()> {
         let held = wedge::qmp_held()?;
         let status = ask(&agent(lab)?, "status")?.done();
         assert_eq!(status.code(), "qmp-unavailable", "{:#}", status.body);
+        // A reset goes over our own connection or not at all, and is not said to have been sent.
+        let reset = ask(&agent(lab)?, "reset")?;
+        assert_eq!((reset.answer.status, reset.steps().len()), (6, 0), "{:#}", reset.body);
+        assert_eq!(vm.pid(), old);
         let told = ask(&agent(lab)?, verb)?.done();
         drop(held);
         assert_eq!(told.steps(), steps, "{verb}: killed by us although nothing was proved");

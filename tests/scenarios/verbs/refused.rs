@@ -33,7 +33,9 @@ pub(crate) fn refused(vm: &Vm, before: &mut Stamp, ssh: &Ssh, line: &str, code: 
     assert_eq!(told.answer.status, code, "{line}: {:#}", told.body);
     assert!(told.message().contains(words), "{line}: expected {words:?} in {:?}", told.message());
     assert!(told.body["message"]["do"].as_str().is_some_and(|next| next.len() > 8), "{line}: nothing to do: {}", told.body);
-    let new = log()?.split_off(records);
+    let mut new = log()?.split_off(records);
+    // A configuration that a scenario has just written is told first.
+    new.retain(|record| record["kind"] != "start");
     assert_eq!(new.iter().map(|record| record["kind"].clone()).collect::<Vec<_>>(), ["refused"], "{line}: {new:#?}");
     assert_eq!((&new[0]["request_id"], &new[0]["exit_code"]), (&told.body["request_id"], &json!(code)));
     assert!(told.steps().is_empty(), "{line}");
@@ -52,7 +54,7 @@ fn grammar(lab: &Lab) -> Result<()> {
             answer.status == 2 && lines.last().unwrap().starts_with("receipt ") && lines.last().unwrap().ends_with(" refused-request"),
             "{answer:?}"
         );
-        assert!(answer.text().contains("status, forensics, reset, stop, start, cycle"), "{answer:?}");
+        assert!(answer.flat().contains("status, forensics, reset, stop, start, cycle"), "{answer:?}");
     }
     before.untouched(vm, "lines outside the grammar");
     Ok(())
@@ -86,10 +88,10 @@ fn needs_a_grant(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let careful = lab.host.authorize("careful", "--require-grant stop,cycle")?;
     let mut before = Stamp::of(vm);
-    let told = refused(vm, &mut before, &careful, "cycle", 3, "grants, which this key's line asks for")?;
-    assert!(told.message().contains("does not have"), "{}", told.message());
-    refused(vm, &mut before, &careful, "stop --grant=abc.def", 3, "grant")?;
-    refused(vm, &mut before, &agent(lab)?, "stop --grant=abc.def", 3, "grants")?;
+    let told = refused(vm, &mut before, &careful, "cycle", 3, "needs a grant for cycle")?;
+    assert!(told.message().contains("--grant"), "{}", told.message());
+    refused(vm, &mut before, &careful, "stop --grant=abc.def", 3, "can't be read")?;
+    refused(vm, &mut before, &agent(lab)?, "stop --grant=abc.def", 3, "can't be read")?;
     ask(&careful, "status")?.done();
     Ok(())
 }
@@ -213,7 +215,7 @@ fn not_set_up(lab: &Lab) -> Result<()> {
     fs::rename("/etc/pve-verb.away", "/etc/pve-verb").unwrap();
     let answer = answer?;
     assert_eq!(answer.status, 7, "{answer:?}");
-    assert!(answer.text().contains("/etc/pve-verb is missing") && answer.text().contains("pve-verb init"), "{}", answer.text());
+    assert!(answer.flat().contains("/etc/pve-verb is missing") && answer.flat().contains("`pve-verb init`"), "{}", answer.text());
     // Root's own line works as well as the account's, set up.
     ask(&root, "status")?.done();
     fs::remove_file("/root/.ssh/authorized_keys").unwrap();
@@ -231,7 +233,7 @@ fn bad_arguments(lab: &Lab) -> Result<()> {
         let answer = ssh.call("stop")?;
         assert_eq!(answer.status, 7, "{bad}: {answer:?}");
         assert!(
-            answer.text().contains("arguments in authorized_keys are bad") && answer.text().contains("pve-verb authorize"),
+            answer.flat().contains("arguments in authorized_keys are bad") && answer.flat().contains("`pve-verb authorize KEY.pub"),
             "{}",
             answer.text()
         );

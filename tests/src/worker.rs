@@ -1,0 +1,101 @@
+//! A worker in the hand of a test: followed by its spool, killed at a step of its work, or run under `strace` with faults.
+//!
+//! The worker is the shipped binary, started with what its front would hand it; the front's own words are taken from a real one.
+
+use std::fs;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::client::Answer;
+use crate::error::{Error, Result};
+use crate::process::{Running, run, start, until};
+use crate::station::{console, fresh_id, processes};
+
+/// The event spool of a request.
+pub fn spool(id: &str) -> String {
+    format!("/run/pve-verb/spool/{id}.jsonl")
+}
+
+/// The events that a worker has told so far.
+pub fn events(id: &str) -> Vec<Value> {
+    let text = fs::read_to_string(spool(id)).unwrap_or_default();
+    text.lines().skip(1).filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// A moment of a mutation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// An event of this kind was told.
+    Told(&'static str),
+    /// A step of this name was told with this outcome.
+    Step(&'static str, &'static str),
+}
+
+impl Moment {
+    fn is(self, event: &Value) -> bool {
+        match self {
+            Self::Told(kind) => event["event"] == kind,
+            Self::Step(name, outcome) => event["event"] == "step" && event["name"] == name && event["outcome"] == outcome,
+        }
+    }
+}
+
+/// Waits for that moment of a request that runs.
+pub fn reaches(id: &str, moment: Moment, deadline: Duration) -> Result<()> {
+    until(&format!("{moment:?}"), deadline, || events(id).iter().any(|event| moment.is(event)).then_some(()))
+}
+
+/// What a front hands to the worker of a request: taken from the console's own front, with another line and id.
+pub fn arrival(words: &str, id: &str) -> Result<Vec<u8>> {
+    static REAL: OnceLock<Value> = OnceLock::new();
+    let mut arrival = match REAL.get() {
+        Some(real) => real.clone(),
+        None => {
+            let real = real_arrival()?;
+            REAL.get_or_init(|| real).clone()
+        }
+    };
+    arrival["line"] = json!(format!("{words} --request-id={id}").into_bytes());
+    arrival["fresh_id"] = json!(id);
+    Ok(arrival.to_string().into_bytes())
+}
+
+fn real_arrival() -> Result<Value> {
+    let trace = "/run/lab/arrival.strace";
+    let id = fresh_id()?;
+    let mut command = Command::new("strace");
+    command.args(["-o", trace, "-e", "trace=write", "-xx", "-s", "65536", "/usr/sbin/pve-verb", "cycle", "--dry-run"]);
+    run(command.arg(format!("--request-id={id}")), Duration::from_secs(60))?.success("a dry run")?;
+    let text = fs::read_to_string(trace).unwrap_or_default();
+    let said = text.lines().filter_map(|line| serde_json::from_slice::<Value>(&unhex(line.split('"').nth(1)?)?).ok());
+    said.into_iter()
+        .find(|said| said["fresh_id"].is_string() && said["line"].is_array())
+        .ok_or_else(|| Error::new("The front did not hand its worker an arrival", "Look at pve-verb/src/worker.rs"))
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    text.split("\\x").skip(1).map(|two| u8::from_str_radix(two.get(..2)?, 16).ok()).collect()
+}
+
+/// Starts a worker under `strace` with these options. It follows no child: the fault is the worker's alone.
+pub fn traced(options: &[String], arrival: &[u8]) -> Result<Running> {
+    let mut command = Command::new("strace");
+    command.args(options).args(["/usr/sbin/pve-verb", "worker"]).current_dir("/");
+    start(&mut command, arrival)
+}
+
+/// Attaches `strace` with these options to the first process of this role that is not among `before`.
+pub fn attach(role: &str, before: &[u32], options: &[String], deadline: Duration) -> Result<Running> {
+    let pid = until(&format!("the start of a {role}"), deadline, || processes(role).into_iter().find(|pid| !before.contains(pid)))?;
+    start(Command::new("strace").args(options).args(["-p", &pid.to_string()]), &[])
+}
+
+/// `status` on the console, and its receipt's body.
+pub fn status() -> Result<(Answer, Value)> {
+    let answer = console("status --json", Duration::from_secs(20))?;
+    let body = crate::station::body(&answer)?;
+    Ok((answer, body))
+}
