@@ -13,6 +13,8 @@ mod extra;
 mod host;
 #[path = "golden/inside.rs"]
 mod inside;
+#[path = "golden/skipped.rs"]
+mod skipped;
 #[path = "golden/stage.rs"]
 mod stage;
 
@@ -40,6 +42,7 @@ fn main() {
     arguments.test_threads.get_or_insert_with(|| std::thread::available_parallelism().map_or(2, usize::from) * 2);
     let all = std::env::var_os("LAB_ALL").is_some();
     let mut trials = vec![Trial::test("golden::every_recording_is_staged_or_listed", every_recording_is_staged_or_listed)];
+    let mut slow_ones = BTreeSet::new();
     for (name, text) in recordings() {
         let Some(script) = stage::script(&name, &text) else {
             continue;
@@ -48,14 +51,21 @@ fn main() {
             continue;
         };
         let slow = case.recorded.wall > QUICK && name != ALWAYS && case.recorded.code != case::HUNG;
+        if slow {
+            slow_ones.insert(format!("golden::{name}"));
+        }
         let limit = STAGING + case.limit();
         let trial = Trial::test(format!("golden::{name}"), move || verdict(host::run(&[inside::CASE, &name, &script, &text], limit)));
         trials.push(trial.with_ignored_flag(slow && !all));
     }
     for (name, slow) in extra::NAMES {
+        if slow {
+            slow_ones.insert(format!("qm::{name}"));
+        }
         let trial = Trial::test(format!("qm::{name}"), move || verdict(host::run(&[inside::EXTRA, name], STAGING)));
         trials.push(trial.with_ignored_flag(slow && !all));
     }
+    trials.push(Trial::test("golden::what_is_ignored_is_what_is_listed", move || skipped::are_listed(&slow_ones)));
     libtest_mimic::run(&arguments, trials).exit();
 }
 
