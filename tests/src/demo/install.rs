@@ -19,6 +19,8 @@ pub(super) fn laboratory(demo: &mut Demo) -> Result<()> {
 /// What an admin types on the host. The first block of README.md (build, copy) is done here, without scp.
 pub(super) fn install(demo: &mut Demo) -> Result<()> {
     demo.lab.host.install_program(&built("pve-verb")?, "/usr/sbin/pve-verb")?;
+    // The client's program; on no real host is it on the host.
+    demo.lab.host.install_program(&built("breakglass")?, "/usr/bin/breakglass")?;
     for client in ["agent", "phone"] {
         let public = demo.lab.host.key(client)?.with_extension("pub");
         std::fs::copy(public, demo.desk.join(format!("{client}.pub"))).context("put the clients' keys on the admin's desk")?;
