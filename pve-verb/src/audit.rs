@@ -10,9 +10,9 @@
 //! disk did not take stays in the one chain until the next call that finds the disk working carries it. A line is carried at the place
 //! it was meant for, and a line that is there already is skipped.
 //!
-//! Not here: `log verify`, `log show`, grants, the rotation of the signing key. They will be files beside this one's parts.
+//! Not here: `log verify` and `log show`, which are `auditor`'s, and grants.
 
-use proto::{Sha256Hex, Witness};
+use proto::{Sha256Hex, Timestamp, Witness};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ mod record;
 use carry::Carried;
 use chain::Chain;
 pub use line::{Kind, Position, signed_head};
+pub(crate) use line::{claimed_head, signed_part};
 pub use record::{Closed, Closing, Record};
 
 /// What a record that belongs to a mutation, or a refusal, may wait for locks and disk together.
@@ -68,7 +69,7 @@ impl Log {
         self.append_within(kind, facts, PATIENT)
     }
 
-    fn append_within(&mut self, kind: Kind, facts: Map<String, Value>, budget: Duration) -> Result<Position, String> {
+    pub(crate) fn append_within(&mut self, kind: Kind, facts: Map<String, Value>, budget: Duration) -> Result<Position, String> {
         let until = Instant::now() + budget;
         if !self.chain.knows_the_disk() {
             // Late or failed: the chain goes on from what is on tmpfs, and says so.
@@ -129,6 +130,15 @@ impl Log {
     /// Mutating uses since the last review; none where the log could not be asked.
     pub fn unreviewed(&self) -> Option<u64> {
         self.chain.lock(Instant::now() + HASTY).ok()?.load().unreviewed()
+    }
+
+    /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
+    pub fn newest(&mut self) -> Option<Timestamp> {
+        let until = Instant::now() + crate::deadline::WITNESS;
+        if !self.chain.knows_the_disk() {
+            let _ = self.learn(until);
+        }
+        self.chain.lock(until).ok()?.load().newest()
     }
 
     /// What `head.json` would say now: the chain's end, signed.

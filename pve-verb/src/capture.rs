@@ -3,11 +3,12 @@
 //! The probes run in two helper processes and a few external tools, side by side, until one common deadline. What has not
 //! answered then is `timed_out`; who asked it is abandoned, never waited for.
 
-use proto::{Assessment, Body, QemuProcess, RunState, Sha256Hex, Verb, VmState};
+use proto::{Assessment, Body, Code, QemuProcess, RunState, Sha256Hex, Verb, VmState};
 use sha2::{Digest, Sha256};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::assess::{self, Sample};
+use crate::config::Autopsy;
 use crate::helper::Job;
 use crate::lock::Locked;
 use crate::probe::observe::{Observation, observe};
@@ -57,12 +58,19 @@ pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
     preflight::quick(run, &locked, &before)?;
 
     let set = if verb == Verb::Status { Set::Status } else { Set::Full };
-    let answers = ask(run, vmid, set, &before);
+    let began = Instant::now();
+    let mut answers = ask(run, vmid, set, &before);
+    let left = deadline::CAPTURE.saturating_sub(began.elapsed());
     let proved = facts::prove_unresponsive(vmid, &before, || observe(vmid, deadline::OBSERVE), &answers);
     let unresponsive = proved.map(|(qemu, why)| Unresponsive { qemu, why });
     let assessment = judge(run, vmid, set, &before, &answers, unresponsive.as_ref());
     let state = state_of(&before, &answers, unresponsive.as_ref());
     run.judged(state, &assessment);
+    if let Some(qemu) = facts::qemu(&before).filter(|_| set == Set::Full) {
+        let answer = autopsy(run, &locked, qemu, &answers, &assessment, left);
+        run.probed(&answer);
+        answers.push(answer);
+    }
     run.answer.say(Body::Assessment(assessment.clone()));
     Ok(Captured { locked, seen: Seen { before, answers, assessment, state, unresponsive } })
 }
@@ -74,11 +82,35 @@ fn ask(run: &mut Run, vmid: proto::Vmid, set: Set, before: &Observation) -> Vec<
     let job =
         Job { vmid, set, qemu: facts::qemu(before), screens: screens.as_ref().map(|s| s.path().to_owned()), request: run.id().to_string() };
     let mut answers = Vec::new();
-    probe::gather(&job, Instant::now() + within, &mut |answer| {
+    let degraded = probe::gather(&job, Instant::now() + within, &mut |answer| {
         run.probed(&answer);
         answers.push(answer);
     });
+    degraded.into_iter().for_each(|sentence| run.degrade(sentence));
     answers
+}
+
+/// Where QEMU's threads stand, before a verb that ends this QEMU or resets its guest, as the configuration has it. After the proof
+/// that QEMU does not answer, of which a halted QEMU would be a false one.
+fn autopsy(run: &mut Run, locked: &Locked, qemu: QemuProcess, answers: &[Answer], assessment: &Assessment, left: Duration) -> Answer {
+    let silent = matches!(facts::qmp(answers), Some(assess::Qmp::NoAnswer));
+    let halted = qmp_run_state(answers).is_some_and(|state| state != RunState::Running);
+    let wedged = silent || halted || assessment.findings.iter().any(|f| matches!(f.code, Code::BlockStalled | Code::QemuUnresponsive));
+    let destroys = matches!(locked.authorised().verb(), Verb::Reset | Verb::Stop | Verb::Cycle) && !locked.authorised().dry_run();
+    let asked = match run.host.config.evidence.autopsy {
+        _ if !destroys => Err("it is taken only before reset, stop and cycle"),
+        Autopsy::Never => Err("the host's configuration says evidence.autopsy = \"never\""),
+        Autopsy::Wedged if !wedged => Err("QEMU does not look wedged, and the host's configuration asks for it only then"),
+        Autopsy::Wedged | Autopsy::Always => Ok(()),
+    };
+    match asked {
+        Err(why) => probe::autopsy::not_asked(why),
+        Ok(()) => {
+            let (answer, trouble) = probe::autopsy::ask(locked.authorised().vmid(), qemu, left);
+            trouble.into_iter().for_each(|sentence| run.degrade(sentence));
+            answer
+        }
+    }
 }
 
 fn judge(

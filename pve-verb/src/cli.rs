@@ -6,6 +6,10 @@
 use clap::{Args, Parser, Subcommand};
 use proto::{KeyName, VerbSet, Vmid};
 
+mod log;
+
+pub use log::{GrantCommand, LogCommand, Show, Verify};
+
 /// Six verbs on one VM, with evidence before any mutation.
 #[derive(Debug, Parser)]
 #[command(name = "pve-verb", version, disable_help_subcommand = true, max_term_width = 100)]
@@ -50,6 +54,9 @@ pub enum Command {
     /// The audit log
     #[command(subcommand)]
     Log(LogCommand),
+    /// Grants: a second key's yes to one mutation
+    #[command(subcommand)]
+    Grant(GrantCommand),
     #[command(hide = true)]
     Worker,
     #[command(hide = true)]
@@ -58,13 +65,6 @@ pub enum Command {
     ProbeGuest,
     #[command(hide = true)]
     ProbeHost,
-}
-
-/// `log …`.
-#[derive(Debug, Subcommand)]
-pub enum LogCommand {
-    /// Print the newest head: its number and hash, signed
-    Head,
 }
 
 /// The arguments in `authorized_keys`: the policy of this key.

@@ -14,21 +14,25 @@ const fn ms(millis: u64) -> Duration {
 /// Asking `/proc`, `/etc/pve` and the scope what is there. A part that hangs costs this much, once.
 pub const OBSERVE: Duration = ms(1_100);
 /// All probes of a bundle, side by side. QEMU that says nothing for 3 s is proved silent within it.
-pub const CAPTURE: Duration = ms(4_500);
+pub const CAPTURE: Duration = ms(4_200);
+/// gdb over QEMU, what it leaves behind put right included. Only where the other probes left that much of [`CAPTURE`].
+pub const AUTOPSY: Duration = ms(1_800);
+/// Until nobody traces QEMU any more, once gdb has ended.
+pub const SETTLE: Duration = ms(300);
 /// All probes of `status`.
 pub const CAPTURE_STATUS: Duration = ms(1_300);
 /// How long QEMU may be silent before that is a fact (PROTOCOL.md, section 8).
 pub const QMP_SILENT: Duration = s(3);
 /// Waiting for a moment without a foreign client on the QMP socket.
-pub const PEERS: Duration = ms(1_000);
+pub const PEERS: Duration = ms(600);
 /// Sealing a bundle on tmpfs: memory speed, but thousands of small writes on a loaded host.
-pub const SEAL: Duration = s(1);
+pub const SEAL: Duration = ms(800);
 /// Carrying the bundle to disk.
 pub const CARRY: Duration = s(3);
 /// One audit record's way to disk; then it goes to the overflow.
 pub const RECORD: Duration = s(1);
 /// One other write to disk (operation, finished request, nonce).
-pub const WRITE: Duration = s(1);
+pub const WRITE: Duration = ms(700);
 /// Looking for a caller's head in the log.
 pub const WITNESS: Duration = ms(300);
 /// Waiting for PVE's own lock on the VM's configuration before `reset`.
@@ -64,9 +68,9 @@ mod tests {
         OBSERVE + CAPTURE + PEERS + OBSERVE + SEAL + CARRY
     }
 
-    /// Until the bundle is preserved and the intent is durable.
+    /// Until the bundle is preserved, the grant is spent (the log asked for its newest record first) and the intent is durable.
     fn evidence() -> Duration {
-        preserved() + OBSERVE + RECORD + WRITE
+        preserved() + OBSERVE + WITNESS + WRITE + RECORD + WRITE
     }
 
     /// From the last step to the receipt.
@@ -82,6 +86,7 @@ mod tests {
     fn evidence_fits_its_fifteen_seconds() {
         assert!(evidence() < s(15), "{:?}", evidence());
         assert!(QMP_SILENT + ms(1_000) < CAPTURE);
+        assert!(SETTLE < AUTOPSY && AUTOPSY < s(2));
         assert!(preserved() + RECORD < published(Verb::Forensics));
         assert!(OBSERVE + CAPTURE_STATUS + ms(500) < published(Verb::Status));
         assert_eq!(LOOK, OBSERVE + QMP_DOOR + 2 * QMP_ASK);

@@ -7,13 +7,13 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::audit::Log;
-use crate::cli::{Cli, Command, LogCommand};
+use crate::cli::{Cli, Command, GrantCommand, LogCommand};
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::{Arrival, Caller};
 use crate::sign::Signer;
 use crate::text::say;
-use crate::{helper, host, pipeline, recover, review, setup, spawn, text, worker, writer};
+use crate::{auditor, grant, helper, host, pipeline, recover, review, setup, spawn, text, worker, writer};
 
 /// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
 const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
@@ -48,6 +48,9 @@ pub fn run() -> u8 {
         Command::Review { note } => admin(|out| review::review(&note, out)),
         Command::Recover => admin(recover::recover),
         Command::Log(LogCommand::Head) => admin(log_head),
+        Command::Log(LogCommand::Verify(args)) => log_verify(args),
+        Command::Log(LogCommand::Show(args)) => log_show(args),
+        Command::Grant(GrantCommand::Inspect { text }) => admin(|out| grant::inspect(&text, out)),
         Command::Worker => quiet(worker::main()),
         Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),
         Command::ProbeGuest => helper::serve(helper::Kind::Guest),
@@ -122,6 +125,15 @@ fn log_head(out: &mut dyn Write) -> Result<(), Message> {
         Message::new(format!("The log's head is not known: {why}."), "Look at the disk of /var/log/pve-verb, then ask again.")
     })?;
     writeln!(out, "{}", head.trim_end()).map_err(|e| Message::new(format!("The head could not be printed: {e}."), "Ask again."))
+}
+
+fn log_verify(args: crate::cli::Verify) -> u8 {
+    auditor::verify(&auditor::Asked { receipts: args.receipts, all: args.all, key: args.key }, &mut std::io::stdout())
+}
+
+fn log_show(args: crate::cli::Show) -> u8 {
+    let crate::cli::Show { request, verb, key, since, until, json } = args;
+    admin(|out| auditor::show(&auditor::Wanted { request, verb, key, since, until, json }, &mut std::io::BufWriter::new(out)))
 }
 
 fn admin(command: impl FnOnce(&mut dyn Write) -> Result<(), Message>) -> u8 {

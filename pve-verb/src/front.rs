@@ -10,7 +10,7 @@ use crate::answer::{Answer, Form};
 use crate::operation::{self, Finished};
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
-use crate::spool::{Binding, Follower, Next};
+use crate::spool::{self, Binding, Follower, Next};
 use crate::text::say;
 use crate::{replay, worker};
 
@@ -44,6 +44,10 @@ pub fn serve(run: Run, authorised: Authorised) -> u8 {
         Found::Killed(_) => replay::interrupted(run, &authorised, None),
         Found::Nobody if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
         Found::Nobody => {
+            // A worker without a spool could tell nobody anything, and where not even that fits no evidence does.
+            if let Err(e) = spool::room() {
+                return run.finish(Err(Stop::evidence(say::evidence_nowhere(&format!("/run takes nothing ({e})")))));
+            }
             if let Err(e) = worker::start(parsed.arrival()) {
                 return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
             }

@@ -6,21 +6,21 @@
 //!
 //! A helper may hang in the kernel for ever, and may have been taken over by what it parsed. So the worker waits for it only until
 //! a deadline, never for its exit, and believes nothing but what the plan allows: planned names, each once, a bounded total.
-//! A helper writes nothing but its frames; only the worker writes the bundle.
+//! A helper writes nothing but its frames; only the worker writes the bundle. Its first frame says what its sandbox lacks.
 
 pub mod frame;
 pub(crate) mod run;
 
 use crate::probe::wait::ready;
 use crate::probe::{self, Answer, Asker, Planned, Set};
-use crate::spawn;
+use crate::{sandbox, spawn};
 use frame::Incoming;
 use proto::{ProbeOutcome, QemuProcess, Vmid};
 use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::Instant;
 
@@ -74,6 +74,7 @@ pub struct Job {
 /// The worker's end of a running helper. Dropping it closes the pipe and kills, and waits for nothing.
 #[derive(Debug)]
 pub struct Helper {
+    name: &'static str,
     child: Option<Child>,
     pipe: Option<ChildStdout>,
     incoming: Incoming,
@@ -84,7 +85,7 @@ impl Helper {
     /// Starts it. A helper that could not be started is one that has ended: see [`Helper::fault`].
     pub fn start(kind: Kind, job: &Job) -> Self {
         let planned = probe::asked_of(kind.asker(), job.set, job.vmid, job.qemu.is_some());
-        let mut helper = Self { child: None, pipe: None, incoming: Incoming::new(planned), fault: None };
+        let mut helper = Self { name: kind.subcommand(), child: None, pipe: None, incoming: Incoming::new(planned), fault: None };
         if helper.incoming.unanswered().is_empty() {
             return helper;
         }
@@ -147,6 +148,11 @@ impl Helper {
         self.incoming.unanswered().iter().map(|p| Answer::without(&p.name, outcome, ms, why)).collect()
     }
 
+    /// What its sandbox lacks, in words for a person.
+    pub fn degraded(&self) -> impl Iterator<Item = String> {
+        self.incoming.missing().iter().map(|layer| format!("{} runs without {}, which this kernel does not give", self.name, layer.name()))
+    }
+
     /// What it was to ask.
     pub fn unanswered(&self) -> &[Planned] {
         self.incoming.unanswered()
@@ -178,14 +184,25 @@ impl Drop for Helper {
 pub fn serve(kind: Kind) -> u8 {
     // Without a session of its own a helper would die of the caller's hang-up, half-way through its answers.
     let _ = rustix::process::setsid();
-    // The sandbox goes here, before the first foreign byte: Landlock (guest only), seccomp, no-new-privileges, memory limit.
     let mut line = Vec::new();
     let job = std::io::stdin().take(64 * 1024).read_to_end(&mut line).ok().and_then(|_| serde_json::from_slice::<Job>(&line).ok());
     let (Some(job), Ok(out)) = (job, std::io::stdout().as_fd().try_clone_to_owned()) else { return 1 };
     let planned = probe::asked_of(kind.asker(), job.set, job.vmid, job.qemu.is_some());
-    let tasks = match kind {
-        Kind::Guest => probe::qmp::tasks(&job, &planned),
-        Kind::Host => probe::host::tasks(&job, &planned),
+    let mut out = std::fs::File::from(out);
+    // The first look at the clock finds out how the kernel offers it, with calls that nothing needs afterwards.
+    let _ = crate::host::boottime();
+    // The tasks open what they can't open later. The sandbox closes before the first of them runs, that is before the first byte
+    // that anybody but the worker has chosen.
+    let (tasks, missing) = match kind {
+        Kind::Guest => {
+            let sockets = Path::new(crate::host::path::QEMU_SERVER);
+            let _ = rustix::process::chdir(sockets);
+            (probe::qmp::tasks(&job, &planned), sandbox::guest(job.screens.as_deref()))
+        }
+        Kind::Host => (probe::host::tasks(&job, &planned), sandbox::host()),
     };
-    run::all(planned, tasks, &mut std::fs::File::from(out))
+    if frame::write_hello(&mut out, missing).is_err() {
+        return 1;
+    }
+    run::all(planned, tasks, &mut out)
 }

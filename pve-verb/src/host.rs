@@ -26,6 +26,10 @@ pub mod path {
     pub const REQUESTS: &str = "/var/lib/pve-verb/requests";
     /// The mutation in progress.
     pub const OPERATION: &str = "/var/lib/pve-verb/operation.json";
+    /// Who may sign grants.
+    pub const ALLOWED_SIGNERS: &str = "/etc/pve-verb/allowed_signers";
+    /// The nonces of spent grants.
+    pub const GRANTS: &str = "/var/lib/pve-verb/grants";
     /// The audit log's segments and `head.json`.
     pub const LOG: &str = "/var/log/pve-verb";
     /// Locks, spools, the tmpfs rung; 0700 root.

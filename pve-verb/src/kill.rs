@@ -1,6 +1,7 @@
 //! Ends a QEMU that is proved unresponsive, and never another process: through a pidfd whose pid, start time and command line
 //! were checked after it was opened. `qm stop` would take 17 to 72 seconds for the same.
 
+use proto::QemuProcess;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::time::{Duration, Instant};
@@ -40,6 +41,16 @@ pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Ki
         return if e == rustix::io::Errno::SRCH { Killed::Gone } else { Killed::NotIt(format!("SIGKILL could not be sent: {e}")) };
     }
     if gone(&pidfd, deadline::DIES) { Killed::Gone } else { Killed::Survives }
+}
+
+/// Lets a QEMU go on that our own debugger left stopped: SIGCONT to this very process. Whether it helped is to be seen.
+#[allow(clippy::disallowed_methods, reason = "this file is the door: what the pidfd means is checked above")]
+pub(crate) fn resume(qemu: QemuProcess) {
+    let pidfd = i32::try_from(qemu.pid).ok().and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    // The pidfd is open: if the start time still fits now, the pid was not reused.
+    if let Some(pidfd) = pidfd.filter(|_| crate::procfs::is_still(qemu)) {
+        let _ = pidfd_send_signal(&pidfd, Signal::CONT);
+    }
 }
 
 /// A pidfd becomes readable when the last thread of the process is gone, not when its leader is a zombie.

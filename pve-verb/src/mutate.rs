@@ -206,7 +206,10 @@ fn resume(run: &mut Run, done: &mut Mutated) {
 /// Makes the intent durable: from here on a crash is told as `interrupted`, and the id never runs again.
 pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
     let authorised = preserved.authorised();
+    // Before the intent: a crash in between costs a grant, never a second use of it.
+    run.spend_grant(authorised)?;
     let facts = json!({
+        "grant": authorised.granted().map(crate::grant::Granted::facts),
         "bundle": preserved.name(),
         "plan": plan.sentence(authorised.verb()),
         "state_before": preserved.seen().state,

@@ -27,7 +27,7 @@ pub fn serve(arrival: Arrival) -> u8 {
         Err(rejection) => return run.reject(&rejection.0, rejection.1),
     };
     run.understood(&parsed);
-    match policy::authorise(parsed) {
+    match policy::authorise(&run.host.node, parsed) {
         Err(stop) => run.refuse(stop),
         Ok(authorised) if authorised.verb().mutates() => front::serve(run, authorised),
         Ok(authorised) => {

@@ -1,43 +1,49 @@
-//! Parsed → Authorised: may this key say this? Pure: it looks at the key's line and the request, at nothing else.
+//! Parsed → Authorised: may this key say this? Pure: it looks at the key's line and the request, and at who may sign grants.
 //!
 //! Rates are not here: they count what reached intent, so they are asked under the lock (rate.rs).
 
 use proto::{RequestId, Verb, Vmid};
 
 use crate::door::{Caller, Parsed};
+use crate::grant::{self, Granted, Need, Signers};
+use crate::host;
 use crate::run::Stop;
-use crate::text::say;
+use crate::text::say::{self, BadGrant};
 
 /// A request that its key may make. Made by [`authorise`] only.
 #[derive(Debug)]
 pub struct Authorised {
     parsed: Parsed,
+    granted: Option<Granted>,
 }
 
 /// Checks the key's policy.
 ///
 /// # Errors
 /// Refused-policy: what the key may say. And, said plainly, what the contract has and this version does not.
-pub fn authorise(parsed: Parsed) -> Result<Authorised, Stop> {
+pub fn authorise(node: &str, parsed: Parsed) -> Result<Authorised, Stop> {
     let verb = parsed.request().verb();
     let caller = parsed.caller();
     let options = parsed.request().options();
     if !caller.allow.0.contains(verb) {
         return Err(Stop::policy(say::not_allowed(verb, caller.allow.0)));
     }
-    // A grant that nobody checks would be worse than none (issue "grants").
-    if caller.require_grant.0.contains(verb) {
-        return Err(Stop::policy(say::not_built("grants, which this key's line asks for")));
-    }
-    if options.grant.is_some() {
-        return Err(Stop::policy(say::not_built("grants")));
-    }
+    // Whoever only watches starts nothing, and may do it when the grant is long spent.
+    let needed = caller.require_grant.0.contains(verb) && !options.attach;
+    let need = Need { vmid: caller.vmid, node, verb, key_name: &caller.key_name };
+    let granted = match &options.grant {
+        // One that was not asked for is checked and spent all the same: nothing is accepted and then ignored.
+        Some(grant) => grant::check(grant.as_str(), &need, &Signers::load(), host::now()).map(Some),
+        None if needed => Err(BadGrant::Missing),
+        None => Ok(None),
+    };
+    let granted = granted.map_err(|why| Stop::policy(say::grant(verb, &why)))?;
     for (asked, option) in [(options.tar, "--tar"), (options.bundle.is_some(), "--bundle=")] {
         if asked {
             return Err(Stop::request(say::not_built(option)));
         }
     }
-    Ok(Authorised { parsed })
+    Ok(Authorised { parsed, granted })
 }
 
 impl Authorised {
@@ -64,6 +70,11 @@ impl Authorised {
     /// What was asked, and by whom.
     pub const fn parsed(&self) -> &Parsed {
         &self.parsed
+    }
+
+    /// The grant that it came with, checked and not spent yet.
+    pub const fn granted(&self) -> Option<&Granted> {
+        self.granted.as_ref()
     }
 
     /// Whether nothing is to be changed.

@@ -3,6 +3,7 @@
 //! The table is the plan; nothing that is not in it can get into a bundle, and whatever is in it and was not answered is recorded as
 //! such. The questions themselves are asked in this folder, a file for each group of evidence.md. This file asks nothing.
 
+pub(crate) mod autopsy;
 pub mod console;
 mod gather;
 pub mod guest;
@@ -76,6 +77,8 @@ pub enum Asker {
     Host,
     /// An external tool, started by the worker.
     Tool,
+    /// The debugger, started by the worker after everything else, and not for every verb.
+    Debugger,
 }
 
 /// A question of the plan, for one VM.
@@ -295,6 +298,8 @@ static TABLE: &[Row] = &[
     tool("host/lvs.txt", 1_900),
     tool("host/zpool.txt", 1_900),
     tool("host/journal.txt", 1_900),
+    // Last, and before a verb that ends this QEMU only: it halts QEMU for a moment.
+    Row { path: "autopsy/threads.txt", ms: 1_800, asker: Asker::Debugger, needs_vm: true, sets: FULL },
 ];
 
 #[cfg(test)]
@@ -332,6 +337,7 @@ mod tests {
         ] {
             demanded.extend(names.split(' ').map(|n| format!("{prefix}{n}{ending}")));
         }
+        demanded.push("autopsy/threads.txt".to_owned());
         for path in demanded {
             assert!(paths.contains(path.as_str()), "{path}");
         }

@@ -7,6 +7,7 @@
 mod peer;
 mod thread;
 
+pub(crate) use peer::anybody_on;
 pub use peer::{Peer, Peers, peer_of};
 pub use thread::{Count, MainThread, Proof, Thread, threads, unresponsive_proof};
 

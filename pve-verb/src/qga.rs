@@ -8,6 +8,9 @@ use crate::qmp::{Door, QmpError, parse, qemu_error};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+/// The longest line of the agent's: parsed, it takes many times as much.
+const LINE: usize = 256 * 1024;
+
 /// A question to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the agent's own")]
@@ -52,7 +55,7 @@ impl<'door> Agent<'door> {
     /// [`QmpError::NoSocket`] where the VM has no agent port; [`QmpError::Timeout`] where nobody in the guest answers.
     pub fn open(door: &'door Door, nonce: u32, within: Duration) -> Result<Self, QmpError> {
         let until = Instant::now() + within;
-        let mut wire = Wire::connect(&door.qga())?;
+        let mut wire = Wire::connect(&door.qga(), LINE)?;
         // The leading 0xFF makes the agent drop half a command that an earlier client may have left in its parser.
         let mut sync = vec![0xff];
         sync.extend(format!("{}\n", json!({"execute": "guest-sync-delimited", "arguments": {"id": nonce}})).as_bytes());
@@ -96,7 +99,7 @@ impl<'door> Agent<'door> {
 /// # Errors
 /// Where there is no such socket, or nobody listens on it.
 pub fn listen(socket: &std::path::Path, until: Instant, most: usize) -> Result<crate::probe::Raw, QmpError> {
-    Ok(Wire::connect(socket)?.listen(until, most))
+    Ok(Wire::connect(socket, most)?.listen(until, most))
 }
 
 impl From<&QmpError> for proto::ProbeOutcome {

@@ -14,6 +14,7 @@ use crate::bundle::Preserved;
 use crate::probe::Raw;
 use proto::escape_cut;
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +22,10 @@ use wire::{NoConnection, NoLine, Wire};
 
 /// Events that are kept of one connection; a guest can cause them without end.
 const EVENTS: usize = 1_000;
+/// And the most of their text: parsed, it takes many times as much.
+const EVENTS_TEXT: usize = 256 * 1024;
+/// The longest line: `info registers` of a hundred vCPUs, and then some.
+const LINE: usize = 1024 * 1024;
 
 /// A question; none of them changes the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +94,11 @@ impl ScreenFile {
     /// The path.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Its name in its folder.
+    pub fn name(&self) -> &OsStr {
+        self.0.file_name().unwrap_or_default()
     }
 }
 
@@ -196,6 +206,7 @@ impl QmpError {
 struct Events {
     kept: Vec<Value>,
     dropped: u64,
+    text: usize,
 }
 
 /// A connection that QEMU has greeted.
@@ -216,7 +227,7 @@ impl<'door> Session<'door> {
     /// Where there is no socket, no room in its backlog, or no greeting in time.
     pub fn open(door: &'door Door, within: Duration) -> Result<Self, QmpError> {
         let until = Instant::now() + within;
-        let mut wire = Wire::connect(&door.qmp())?;
+        let mut wire = Wire::connect(&door.qmp(), LINE)?;
         let greeting = match wire.line(until) {
             Ok(line) => parse(&line)?,
             Err(NoLine::Timeout) => return Err(QmpError::NoGreeting),
@@ -275,8 +286,8 @@ impl<'door> Session<'door> {
             if self.broken.is_some() || self.events.kept.len() >= EVENTS {
                 return None;
             }
-            match self.wire.line(until).map_err(QmpError::from).and_then(|line| parse(&line)) {
-                Ok(value) => self.notice(value),
+            match self.wire.line(until).map_err(QmpError::from).and_then(|line| Ok((parse(&line)?, line.as_bytes().len()))) {
+                Ok((value, length)) => self.notice(value, length),
                 Err(QmpError::Timeout) => return None,
                 Err(e) => self.broken = Some(e),
             }
@@ -288,11 +299,12 @@ impl<'door> Session<'door> {
         (&self.events.kept, self.events.dropped)
     }
 
-    fn notice(&mut self, value: Value) {
+    fn notice(&mut self, value: Value, length: usize) {
         if value.get("event").is_none() {
             return;
         }
-        if self.events.kept.len() < EVENTS {
+        if self.events.kept.len() < EVENTS && self.events.text + length <= EVENTS_TEXT {
+            self.events.text += length;
             self.events.kept.push(value);
         } else {
             self.events.dropped += 1;
@@ -321,9 +333,10 @@ impl<'door> Session<'door> {
         }
         self.wire.send(format!("{request}\n").as_bytes(), until)?;
         loop {
-            let mut answer = parse(&self.wire.line(until)?)?;
+            let line = self.wire.line(until)?;
+            let mut answer = parse(&line)?;
             if answer.get("id").and_then(Value::as_u64) != Some(id) {
-                self.notice(answer);
+                self.notice(answer, line.as_bytes().len());
                 continue;
             }
             if let Some(error) = answer.get("error") {

@@ -5,6 +5,7 @@
 
 use base64ct::{Base64, Encoding};
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
+use sha2::{Digest, Sha256};
 use ssh_key::{HashAlg, PrivateKey, PublicKey, SshSig, public::KeyData};
 use std::path::Path;
 use std::sync::Arc;
@@ -108,6 +109,46 @@ pub fn verify_sshsig(public: &PublicKey, namespace: &str, bytes: &[u8], blob: &[
             .is_ok_and(|signed| verify_raw_key(&key.0, &signed, signature.signature_bytes())),
         _ => public.verify(namespace, bytes, &signature).is_ok(),
     }
+}
+
+/// Who made a signature.
+#[derive(Clone, Debug)]
+pub struct Person {
+    /// Their key.
+    pub key: KeyData,
+    /// Of a security key: whether somebody touched it. None of a key in a file.
+    pub touched: Option<bool>,
+}
+
+impl Person {
+    /// The key's fingerprint.
+    pub fn fingerprint(&self) -> String {
+        self.key.fingerprint(HashAlg::Sha256).to_string()
+    }
+}
+
+/// The key that made this blob, if it is a sound signature for this purpose over exactly these bytes, in its one canonical encoding,
+/// by an ed25519 key in a file or in a security key. Whether that key may is the caller's question.
+pub fn person_who_signed(namespace: &str, bytes: &[u8], blob: &[u8]) -> Option<Person> {
+    let signature = decode(blob)?;
+    let canonical = encode(&signature).is_some_and(|again| again == blob);
+    if !canonical || signature.version() != SshSig::VERSION || !signature.reserved().is_empty() || signature.namespace() != namespace {
+        return None;
+    }
+    let signed = SshSig::signed_data(namespace, signature.hash_alg(), bytes).ok()?;
+    let (key, made) = (signature.public_key(), signature.signature_bytes());
+    let (sound, touched) = match key {
+        KeyData::Ed25519(public) => (verify_raw_key(&public.0, &signed, made), None),
+        KeyData::SkEd25519(public) => {
+            // OpenSSH's PROTOCOL.u2f: the key signs the application's hash, its flags, its counter and the message's hash.
+            let (made, trailer) = made.split_at_checked(64)?;
+            let message = [&Sha256::digest(public.application())[..], trailer, &Sha256::digest(&signed)[..]].concat();
+            let flags = trailer.first().copied().filter(|_| trailer.len() == 5)?;
+            (verify_raw_key(&public.public_key().0, &message, made), Some(flags & 1 == 1))
+        }
+        _ => (false, None),
+    };
+    sound.then(|| Person { key: key.clone(), touched })
 }
 
 /// Whether these 64 bytes are this ed25519 key's signature over exactly these bytes.

@@ -94,13 +94,37 @@ pub fn reexec(subcommand: &'static str, stdin: Stdio, stdout: Stdio) -> io::Resu
 ///
 /// At the deadline its process group gets SIGKILL and is abandoned: it may be in state D, where waiting has no bound.
 pub fn tool(program: &'static str, args: &'static [&'static str], within: Duration, most: usize) -> ToolOutcome {
+    attend(program, command(program).args(args), within, most)
+}
+
+/// Runs gdb over this process: every thread's backtrace, nothing else. The pid is the one word of its arguments that is not constant.
+///
+/// Nothing of the process is called, no start-up file or script is read, nothing is fetched. `may-insert-breakpoints off` and its like
+/// look safer and are not: gdb 13 then gives up half-way and leaves the process stopped (tried).
+pub(crate) fn debugger(pid: u32, within: Duration, most: usize) -> ToolOutcome {
+    const GDB: &str = "/usr/bin/gdb";
+    const BEFORE: [&str; 10] = [
+        "-nx",
+        "-nh",
+        "-batch",
+        "-iex=set auto-load no",
+        "-iex=set debuginfod enabled off",
+        "-iex=set may-call-functions off",
+        "-iex=set pagination off",
+        "-iex=set width 0",
+        "-iex=set backtrace limit 64",
+        "-ex=thread apply all backtrace",
+    ];
+    attend(GDB, command(GDB).args(BEFORE).arg(format!("--pid={pid}")), within, most)
+}
+
+fn attend(program: &str, command: &mut Command, within: Duration, most: usize) -> ToolOutcome {
     let until = Instant::now() + within;
-    let mut child =
-        match command(program).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn() {
-            Ok(child) => child,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return ToolOutcome::Unavailable(format!("{program} is not installed")),
-            Err(e) => return ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
-        };
+    let mut child = match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn() {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return ToolOutcome::Unavailable(format!("{program} is not installed")),
+        Err(e) => return ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
+    };
     let pid = Pid::from_child(&child);
     let mut output = Stream::new(child.stdout.take(), most);
     let mut errors = Stream::new(child.stderr.take(), most);

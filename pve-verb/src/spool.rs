@@ -4,7 +4,7 @@
 //! flock on it for as long as it lives: a spool without a lock and without a receipt is the trace of a worker that was killed.
 
 use proto::{Event, KeyName, RequestId, Verb, Vmid};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -27,6 +27,9 @@ pub struct Binding {
     pub dry_run: bool,
 }
 
+/// More than the events of any verb are without artifacts inside.
+const RESERVED: u64 = 256 * 1024;
+
 /// The writing end; held by the worker.
 #[derive(Debug)]
 pub struct Spool {
@@ -48,6 +51,7 @@ impl Spool {
         let mut file = std::fs::OpenOptions::new().append(true).create_new(true).mode(0o600).open(&hidden)?;
         let made = (|| {
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            reserve(&file)?;
             let mut line = serde_json::to_vec(binding)?;
             line.push(b'\n');
             file.write_all(&line)?;
@@ -82,6 +86,29 @@ pub fn prune() {
             let _ = std::fs::remove_file(file);
         }
     }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // What was kept for it and not used goes back.
+        let _ = self.file.metadata().and_then(|m| self.file.set_len(m.len()));
+    }
+}
+
+/// Keeps room for all that a worker usually says: on a full tmpfs its last word must still fit, or a refusal would be taken for a death.
+fn reserve(file: &File) -> std::io::Result<()> {
+    Ok(fallocate(file, FallocateFlags::KEEP_SIZE, 0, RESERVED)?)
+}
+
+/// Whether a spool can be made now.
+///
+/// # Errors
+/// Why not: most likely tmpfs is full.
+pub fn room() -> std::io::Result<()> {
+    let hidden = PathBuf::from(format!("{}/.room.{}", path::SPOOL, std::process::id()));
+    let reserved = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&hidden).and_then(|f| reserve(&f));
+    let _ = std::fs::remove_file(&hidden);
+    reserved
 }
 
 /// The reading end.

@@ -11,7 +11,8 @@ mod usage;
 mod wrap;
 
 pub use usage::usage;
-use wrap::{escaped, paragraph};
+use wrap::escaped;
+pub(crate) use wrap::paragraph;
 
 /// How many unanswered probes are named for one reason.
 const NAMED: usize = 3;

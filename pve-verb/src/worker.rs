@@ -40,7 +40,7 @@ pub fn main() -> Result<(), String> {
     let spool = Spool::create(parsed.id(), &parsed.binding()).map_err(|e| e.to_string())?;
     let mut run = Run::begin(parsed.arrival(), Answer::to_spool(parsed.id().clone(), spool));
     run.understood(&parsed);
-    let end = policy::authorise(parsed).and_then(|authorised| pipeline::work(&mut run, authorised));
+    let end = policy::authorise(&run.host.node, parsed).and_then(|authorised| pipeline::work(&mut run, authorised));
     run.finish(end);
     Ok(())
 }

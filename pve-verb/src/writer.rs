@@ -105,7 +105,7 @@ pub enum Op {
         /// How many stay.
         keep: u32,
     },
-    /// Spends a grant. Answer: [`Reply::Done`], or [`Reply::Spent`] where it was spent before.
+    /// Spends a grant; the payload names the request. Answer: [`Reply::Done`], or [`Reply::Spent`] where it was spent before.
     GrantSpend {
         /// Its nonce.
         nonce: Nonce,
@@ -149,7 +149,10 @@ pub enum Reply {
         oldest: Option<Oldest>,
     },
     /// The grant was spent before.
-    Spent {},
+    Spent {
+        /// By which request; none where whoever spent it was killed before it could say so.
+        by: Option<RequestId>,
+    },
     /// Sealed bundles, oldest first.
     Bundles {
         /// Their names.
@@ -192,7 +195,7 @@ impl Root {
             Op::RequestStore { id } => self.request_store(&id, payload),
             Op::RequestLoad { id } => self.request_load(&id),
             Op::RequestsPrune { keep } => self.requests_prune(keep),
-            Op::GrantSpend { nonce } => self.grant_spend(&nonce),
+            Op::GrantSpend { nonce } => self.grant_spend(&nonce, payload),
         };
         done.unwrap_or_else(|e| Reply::Failed { why: e.to_string() })
     }

@@ -1,6 +1,7 @@
 //! The crash sweep: SIGKILL, ENOSPC and EIO at each call with which a mutating verb changes something outside itself.
 //!
 //! CI takes three minutes of it, in an order that `LAB_SEED` decides; `LAB_ALL=1` takes all of it, `LAB_SECONDS` another time.
+//! `LAB_SHARD=0 LAB_SHARDS=3` takes every third point, for several labs at once.
 //! `LAB_POINT="cycle worker write#7 signal=KILL"` takes one. QEMU is real and boots no guest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 #![allow(clippy::print_stderr)] // the figures are what the sweep is for
@@ -42,21 +43,13 @@ fn number(name: &str) -> Option<u64> {
 fn sweep(lab: &Lab) -> Result<()> {
     let began = Instant::now();
     let seed = number("LAB_SEED").unwrap_or(SEED);
-    let mut all = Vec::new();
-    for verb in VERBS {
-        for role in ROLES {
-            // The probes ask the same whatever the verb is.
-            if matches!(role, Role::ProbeGuest | Role::ProbeHost) && verb != "cycle" {
-                continue;
-            }
-            ready(lab, verb)?;
-            run_one(verb, role, &fresh_id()?, &finding(TRACE))?;
-            all.append(&mut points(verb, role, TRACE));
-        }
-    }
+    let all = find(lab)?;
     let total = all.len();
     let chosen = std::env::var("LAB_POINT").ok();
     let mut all = shuffled(all, seed);
+    if let (Some(shard), Some(of)) = (number("LAB_SHARD"), number("LAB_SHARDS")) {
+        all = all.into_iter().enumerate().filter(|(n, _)| *n as u64 % of == shard).map(|(_, point)| point).collect();
+    }
     all.retain(|point| chosen.as_ref().is_none_or(|name| *name == point.to_string()));
     let limit = match (number("LAB_SECONDS"), std::env::var_os("LAB_ALL")) {
         (Some(seconds), _) => Duration::from_secs(seconds),
@@ -96,6 +89,35 @@ fn sweep(lab: &Lab) -> Result<()> {
         eprintln!("crash sweep: {}: {tried} tried, {held} held", role.word());
     }
     if failed.is_empty() { Ok(()) } else { Err(Error::new(failed.join("\n"), "Run one of them again with LAB_POINT")) }
+}
+
+/// The points of all verbs and processes, from two runs of each verb.
+fn find(lab: &Lab) -> Result<Vec<Point>> {
+    let mut all = Vec::new();
+    for verb in VERBS {
+        ready(lab, verb)?;
+        let traces = ROLES.map(|role| format!("/run/lab/{}.strace", role.word()));
+        let [worker, front, writer, guest, host] = traces.clone().map(|trace| finding(&trace));
+        let run = traced(&worker, &arrival(&format!("{verb} --json"), &fresh_id()?)?)?;
+        // The probes ask the same whatever the verb is.
+        let probes = [(Role::ProbeGuest, guest), (Role::ProbeHost, host)].into_iter().filter(|_| verb == "cycle");
+        let mut others = Vec::new();
+        for (role, options) in probes.chain([(Role::Writer, writer)]) {
+            others.push(attach(role.word(), &[], &options, Duration::from_secs(20))?);
+        }
+        run.finish(AMPLE)?;
+        for other in others {
+            other.finish(AMPLE)?;
+        }
+        station::quiet(AMPLE)?;
+        ready(lab, verb)?;
+        run_one(verb, Role::Front, &fresh_id()?, &front)?;
+        for (role, trace) in ROLES.into_iter().zip(&traces) {
+            all.append(&mut points(verb, role, trace));
+            let _absent = fs::remove_file(trace);
+        }
+    }
+    Ok(all)
 }
 
 /// The VM as the verb needs it.

@@ -76,6 +76,8 @@ pub struct Point {
     pub nth: usize,
     /// `signal=KILL` or `error=…`.
     pub fault: &'static str,
+    /// Whether it is about a bundle's files: there are many, and one is much like the other.
+    pub bundle: bool,
 }
 
 impl fmt::Display for Point {
@@ -102,7 +104,7 @@ impl Point {
 pub fn finding(trace: &str) -> Vec<String> {
     // A name that this machine's strace or kernel does not know is left out, not an error.
     let calls: Vec<String> = CALLS.iter().map(|call| format!("?{call}")).collect();
-    ["-o", trace, "-e", &format!("trace={}", calls.join(","))].map(str::to_owned).to_vec()
+    ["-y", "-o", trace, "-e", &format!("trace={}", calls.join(","))].map(str::to_owned).to_vec()
 }
 
 /// The points of a traced run: KILL at each, and the errors that this call can give.
@@ -123,13 +125,13 @@ pub fn points(verb: &'static str, role: Role, trace: &str) -> Vec<Point> {
             _ => &["error=ENOSPC", "error=EIO"],
         };
         for fault in std::iter::once(&"signal=KILL").chain(errors) {
-            all.push(Point { verb, role, call: call.to_owned(), nth: *nth, fault });
+            all.push(Point { verb, role, call: call.to_owned(), nth: *nth, fault, bundle: rest.contains("/evidence/") });
         }
     }
     all
 }
 
-/// The same points in an order that this number decides.
+/// The same points in an order that this number decides: one of each group first, then a second one, and so on.
 pub fn shuffled(mut points: Vec<Point>, seed: u64) -> Vec<Point> {
     let mut state = seed;
     for n in (1..points.len()).rev() {
@@ -141,5 +143,13 @@ pub fn shuffled(mut points: Vec<Point>, seed: u64) -> Vec<Point> {
         z ^= z >> 31;
         points.swap(n, usize::try_from(z % (n as u64 + 1)).unwrap_or(0));
     }
-    points
+    let mut seen: BTreeMap<(Role, String, &str, bool), usize> = BTreeMap::new();
+    let mut ranked: Vec<(usize, Point)> = Vec::new();
+    for point in points {
+        let rank = seen.entry((point.role, point.call.clone(), point.fault, point.bundle)).or_default();
+        *rank += 1;
+        ranked.push((*rank, point));
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, point)| point).collect()
 }

@@ -4,7 +4,7 @@ use proto::{Sha256Hex, escape_cut};
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
-use super::chain::{Carrying, DiskEnd, Held, unreviewed};
+use super::chain::{Carrying, DiskEnd, Held, newest, unreviewed};
 use super::line::{Kind, Line, Position, claimed_head, hash, signed_head};
 use super::{Log, journal};
 use crate::writer::{Op, Reply, TORN_SHOWN, Tail};
@@ -77,7 +77,8 @@ impl Log {
                     let held = self.chain.lock(until)?;
                     let Some(last) = batch.last() else { continue };
                     let unreviewed = unreviewed(end.unreviewed, batch);
-                    held.remember(&DiskEnd { segment, length, torn: 0, seq: last.seq, head: last.hash.clone(), unreviewed });
+                    let newest = newest(end.newest, batch);
+                    held.remember(&DiskEnd { segment, length, torn: 0, seq: last.seq, head: last.hash.clone(), unreviewed, newest });
                     held.keep_what_is_not_on_disk();
                 }
             }
@@ -122,7 +123,8 @@ impl Log {
             return Err("the disk's log does not end where it should".to_owned());
         };
         let unreviewed = unreviewed(end.unreviewed, &lines);
-        held.remember(&DiskEnd { segment, length, torn: 0, seq: line.seq, head: line.hash.clone(), unreviewed });
+        let newest = newest(end.newest, &lines);
+        held.remember(&DiskEnd { segment, length, torn: 0, seq: line.seq, head: line.hash.clone(), unreviewed, newest });
         held.keep_what_is_not_on_disk();
         Ok(Position {
             seq: line.seq,
@@ -221,15 +223,25 @@ impl Plan {
 
 /// Pure, so that every kind of damage can be thrown at it.
 fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>, overflow: &[u8]) -> Plan {
-    let empty = DiskEnd { segment: 0, length: 0, torn: 0, seq: 0, head: Sha256Hex::zero(), unreviewed: Some(0) };
-    let (end, torn_text, damaged) = match tail {
+    let empty = DiskEnd { segment: 0, length: 0, torn: 0, seq: 0, head: Sha256Hex::zero(), unreviewed: Some(0), newest: None };
+    let (mut end, torn_text, damaged) = match tail {
         None => (empty, String::new(), None),
         Some(t) => (
-            DiskEnd { segment: t.segment, length: t.length, torn: t.torn, seq: t.seq, head: t.hash, unreviewed: t.unreviewed },
+            DiskEnd {
+                segment: t.segment,
+                length: t.length,
+                torn: t.torn,
+                seq: t.seq,
+                head: t.hash,
+                unreviewed: t.unreviewed,
+                newest: t.at,
+            },
             t.torn_text,
             t.damaged,
         ),
     };
+    // What was once seen stays seen, also where the disk's log is now shorter.
+    end.newest = end.newest.max(expected.as_ref().and_then(|e| e.newest));
     let raw: Vec<&[u8]> = overflow.split(|b| *b == b'\n').filter(|l| !l.is_empty()).collect();
     let lines: Vec<Line> = raw.iter().filter_map(|l| Line::read(l)).collect();
     let chained = lines.len() == raw.len() && lines.windows(2).all(|w| matches!(w, [a, b] if a.hash == b.prev && a.seq + 1 == b.seq));

@@ -2,7 +2,7 @@
 //!
 //! Everything here is done under `audit.lock`, touches tmpfs only, and so takes microseconds. No disk is asked here.
 
-use proto::Sha256Hex;
+use proto::{Sha256Hex, Timestamp};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
@@ -29,6 +29,8 @@ pub(super) struct DiskEnd {
     pub(super) head: Sha256Hex,
     /// Mutating uses since the last review, up to that line.
     pub(super) unreviewed: Option<u64>,
+    /// The latest time that a record up to that line says, as far as it was seen.
+    pub(super) newest: Option<Timestamp>,
 }
 
 /// What [`Held::load`] found.
@@ -47,10 +49,19 @@ impl Known {
         last.or_else(|| self.disk.as_ref().map(|d| (d.seq, d.head.clone())))
     }
 
+    /// The latest time that any record says, as far as it was seen.
+    pub(super) fn newest(&self) -> Option<Timestamp> {
+        newest(self.disk.as_ref().and_then(|d| d.newest), &self.pending)
+    }
+
     /// Mutating uses since the last review.
     pub(super) fn unreviewed(&self) -> Option<u64> {
         unreviewed(self.disk.as_ref()?.unreviewed, &self.pending)
     }
+}
+
+pub(super) fn newest(before: Option<Timestamp>, lines: &[Line]) -> Option<Timestamp> {
+    lines.iter().map(|l| l.at).chain([before]).max().flatten()
 }
 
 pub(super) fn unreviewed(before: Option<u64>, lines: &[Line]) -> Option<u64> {

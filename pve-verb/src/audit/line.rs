@@ -1,7 +1,7 @@
 //! One record as one line of JSON, hashed and signed. Pure, apart from the clocks.
 
 use base64ct::{Base64, Encoding};
-use proto::{Sha256Hex, namespace};
+use proto::{Sha256Hex, Timestamp, namespace};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -60,6 +60,8 @@ pub(super) struct Line {
     pub(super) seq: u64,
     pub(super) prev: Sha256Hex,
     pub(super) kind: Kind,
+    /// When, by the clock that the host had; none in a line that says it in another form.
+    pub(super) at: Option<Timestamp>,
     pub(super) hash: Sha256Hex,
     pub(super) text: Vec<u8>,
 }
@@ -72,9 +74,10 @@ impl Line {
             seq: u64,
             prev: Sha256Hex,
             kind: Kind,
+            at: Option<String>,
         }
-        let Members { seq, prev, kind } = serde_json::from_slice(text).ok()?;
-        Some(Self { seq, prev, kind, hash: hash(text), text: text.to_owned() })
+        let Members { seq, prev, kind, at } = serde_json::from_slice(text).ok()?;
+        Some(Self { seq, prev, kind, at: at.as_deref().and_then(Timestamp::parse), hash: hash(text), text: text.to_owned() })
     }
 
     /// The next line of a chain that ends with `seq` and `head`.
@@ -86,10 +89,11 @@ impl Line {
         signer: Option<&Signer>,
     ) -> Result<Self, String> {
         let mut members = Map::new();
+        let now = host::now();
         let seq = seq.checked_add(1).ok_or("the log has no numbers left")?;
         for (name, value) in [
             ("seq", json!(seq)),
-            ("at", json!(host::now())),
+            ("at", json!(now)),
             ("boot_id", json!(boot_id)),
             ("monotonic_ns", json!(host::monotonic_ns())),
             ("prev", json!(head)),
@@ -109,12 +113,12 @@ impl Line {
         text.push_str(&serde_json::to_string(&sig).map_err(|e| e.to_string())?);
         text.push('}');
         let text = text.into_bytes();
-        Ok(Self { seq, prev: head, kind, hash: hash(&text), text })
+        Ok(Self { seq, prev: head, kind, at: Some(now), hash: hash(&text), text })
     }
 }
 
 /// What a line's signature is over: a prefix, so that it is worth nothing elsewhere, and the line's bytes before `,"sig":`.
-pub(super) fn signed_part(before_sig: &[u8]) -> Vec<u8> {
+pub(crate) fn signed_part(before_sig: &[u8]) -> Vec<u8> {
     [namespace::LOG.as_bytes(), b"\n", before_sig].concat()
 }
 
@@ -133,7 +137,7 @@ pub fn signed_head(seq: u64, head: &Sha256Hex, signer: Option<&Signer>) -> Resul
 }
 
 /// What a `head.json` claims; none where it is none.
-pub(super) fn claimed_head(text: &str) -> Option<(u64, Sha256Hex)> {
+pub(crate) fn claimed_head(text: &str) -> Option<(u64, Sha256Hex)> {
     #[derive(Deserialize)]
     struct File {
         body: String,

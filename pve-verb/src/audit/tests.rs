@@ -218,7 +218,7 @@ fn a_truncated_log_is_continued_with_a_repair_record_that_names_what_is_missing(
         host.log().append(Kind::Read, Map::new()).unwrap();
         let lines = host.sound();
         assert_eq!(kinds(&lines), ["intent", "repair", "read"]);
-        let claimed = line::claimed_head(lines[1]["head_json"].as_str().unwrap());
+        let claimed = claimed_head(lines[1]["head_json"].as_str().unwrap());
         assert_eq!(claimed, Some((3, heads[2].clone())), "the head that covered what is missing is kept");
         assert_eq!(lines[1]["lost"]["seq"].as_u64(), (!after_restart).then_some(3));
     }

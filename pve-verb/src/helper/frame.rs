@@ -4,6 +4,7 @@
 //! beyond its cap ends the helper.
 
 use crate::probe::{Answer, Artifact, Planned, Raw};
+use crate::sandbox::Layer;
 use proto::{ProbeOutcome, escape_cut};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,6 +32,13 @@ struct Content {
     bytes: usize,
 }
 
+/// A helper's first frame: what its sandbox lacks.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Hello {
+    missing: Vec<Layer>,
+}
+
 /// What a helper has to say about one question. Its detail is raw: the worker escapes it.
 #[derive(Debug)]
 pub struct Reply {
@@ -46,6 +54,16 @@ pub struct Reply {
     pub bytes: Option<Raw>,
     /// What the probe concluded.
     pub facts: Option<Value>,
+}
+
+/// Writes the first frame.
+///
+/// # Errors
+/// Where the worker has closed the pipe.
+pub fn write_hello(out: &mut impl Write, missing: Vec<Layer>) -> io::Result<()> {
+    let header = serde_json::to_vec(&Hello { missing })?;
+    out.write_all(&u32::try_from(header.len()).map_err(io::Error::other)?.to_be_bytes())?;
+    out.write_all(&header)
 }
 
 /// Writes one frame.
@@ -79,17 +97,23 @@ pub struct Incoming {
     unanswered: Vec<Planned>,
     buffer: Vec<u8>,
     total: usize,
+    missing: Option<Vec<Layer>>,
 }
 
 impl Incoming {
     /// Expects answers to these questions.
     pub const fn new(planned: Vec<Planned>) -> Self {
-        Self { unanswered: planned, buffer: Vec::new(), total: 0 }
+        Self { unanswered: planned, buffer: Vec::new(), total: 0, missing: None }
     }
 
     /// What has not been answered.
     pub fn unanswered(&self) -> &[Planned] {
         &self.unanswered
+    }
+
+    /// What the helper's sandbox lacks, as it said before it read anything foreign.
+    pub fn missing(&self) -> &[Layer] {
+        self.missing.as_deref().unwrap_or_default()
     }
 
     /// Takes bytes as they come from the pipe.
@@ -112,6 +136,12 @@ impl Incoming {
             return Err(format!("a header of {length} bytes"));
         }
         let Some((header, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+        if self.missing.is_none() {
+            let hello: Hello = serde_json::from_slice(header).map_err(|e| format!("a bad first frame: {e}"))?;
+            self.missing = Some(hello.missing);
+            self.buffer.drain(..4 + length);
+            return self.take();
+        }
         let header: Header = serde_json::from_slice(header).map_err(|e| format!("a bad header: {e}"))?;
         let content = header.artifact.as_ref().map_or(0, |a| a.bytes);
         if content > TOTAL {
@@ -170,6 +200,12 @@ mod tests {
         }
     }
 
+    fn hello() -> Vec<u8> {
+        let mut out = Vec::new();
+        write_hello(&mut out, vec![Layer::Landlock]).unwrap();
+        out
+    }
+
     fn framed(name: &str, bytes: Option<&[u8]>) -> Vec<u8> {
         let mut out = Vec::new();
         write(&mut out, planned().iter().find(|p| p.name == name).unwrap(), &reply(name, bytes)).unwrap();
@@ -178,7 +214,7 @@ mod tests {
 
     #[test]
     fn answers_survive_any_cut_of_the_stream_and_their_details_are_escaped() {
-        let stream = [framed("qmp/query-status", Some(b"\0\xff")), framed("pve/102", None)].concat();
+        let stream = [hello(), framed("qmp/query-status", Some(b"\0\xff")), framed("pve/102", None)].concat();
         for step in [1, 3, 1000] {
             let mut incoming = Incoming::new(planned());
             let mut got = Vec::new();
@@ -188,7 +224,7 @@ mod tests {
                     got.push(answer);
                 }
             }
-            assert_eq!(got.len(), 2);
+            assert_eq!((got.len(), incoming.missing()), (2, &[Layer::Landlock][..]));
             assert_eq!(got[0].artifact.as_ref().unwrap().bytes.as_bytes(), b"\0\xff");
             assert_eq!(got[1].detail.as_deref(), Some("a\\x1b[2J"));
             assert_eq!(incoming.unanswered().len(), planned().len() - 2);
@@ -198,7 +234,7 @@ mod tests {
     #[test]
     fn what_was_not_planned_or_comes_twice_ends_the_helper() {
         let mut twice = Incoming::new(planned());
-        twice.feed(&[framed("qmp/greeting", Some(b"1")), framed("qmp/greeting", Some(b"2"))].concat());
+        twice.feed(&[hello(), framed("qmp/greeting", Some(b"1")), framed("qmp/greeting", Some(b"2"))].concat());
         assert!(twice.take().unwrap().is_some());
         assert!(twice.take().unwrap_err().contains("qmp/greeting"));
 
@@ -212,11 +248,19 @@ mod tests {
             let text = text.replace(from, to);
             let header = text.strip_suffix('1').unwrap();
             let mut incoming = Incoming::new(planned());
+            incoming.feed(&hello());
             incoming.feed(&u32::try_from(header.len()).unwrap().to_be_bytes());
             incoming.feed(header.as_bytes());
             incoming.feed(b"1");
             assert!(incoming.take().is_err(), "{to}");
         }
+    }
+
+    #[test]
+    fn a_helper_that_does_not_say_first_what_its_sandbox_lacks_is_not_believed() {
+        let mut incoming = Incoming::new(planned());
+        incoming.feed(&framed("qmp/greeting", Some(b"1")));
+        assert!(incoming.take().is_err());
     }
 
     #[test]

@@ -25,6 +25,9 @@ impl Task {
     }
 }
 
+/// A fact: QEMU served somebody else, or nobody.
+pub(crate) const UNSERVED: &str = "unserved";
+
 /// Where a task leaves its answers.
 #[derive(Clone)]
 pub(crate) struct Outbox {
@@ -59,6 +62,12 @@ impl Outbox {
     /// No artifact, and why.
     pub(crate) fn without(&self, name: &str, since: Instant, outcome: ProbeOutcome, why: &str) {
         self.put(Reply { name: name.to_owned(), outcome, ms: ms(since), detail: Some(why.to_owned()), bytes: None, facts: None });
+    }
+
+    /// No artifact; and whether the reason may be that somebody else is on the socket, which the worker then finds out.
+    pub(crate) fn unserved(&self, name: &str, since: Instant, outcome: ProbeOutcome, why: &str, unserved: bool) {
+        let facts = unserved.then(|| serde_json::json!({ UNSERVED: true }));
+        self.put(Reply { name: name.to_owned(), outcome, ms: ms(since), detail: Some(why.to_owned()), bytes: None, facts });
     }
 
     /// Facts, with or without an artifact.
@@ -144,7 +153,7 @@ mod tests {
     fn a_hung_probe_and_a_panicking_one_cost_only_their_own_answers() {
         let planned: Vec<_> = asked_of(Asker::Host, Set::Observe, Vmid::DEVVM, true);
         let started = Instant::now();
-        let mut out = Vec::new();
+        let (mut out_first, mut out) = (Vec::new(), Vec::new());
         let tasks = vec![
             Task::new(&["observe/process"], |_| std::thread::sleep(Duration::from_secs(60))),
             Task::new(&["observe/pve"], |_| panic!("in a test")),
@@ -154,7 +163,8 @@ mod tests {
         all(planned.clone(), tasks, &mut out);
         assert!(started.elapsed() < Duration::from_secs(2));
         let mut incoming = Incoming::new(planned);
-        incoming.feed(&out);
+        frame::write_hello(&mut out_first, Vec::new()).unwrap();
+        incoming.feed(&[out_first, out].concat());
         let mut got = Vec::new();
         while let Some(answer) = incoming.take().unwrap() {
             got.push((answer.name, answer.outcome));

@@ -3,20 +3,28 @@
 //! The picture is written by QEMU, but what is in it is the guest's: its header is checked before a byte is allocated by it.
 
 use crate::helper::run::Outbox;
-use crate::procfs::{Peers, peer_of, read_capped, read_text};
+use crate::procfs::anybody_on;
 use crate::qga;
 use crate::qmp::{QmpError, ScreenFile};
 use proto::ProbeOutcome;
+use rustix::fs::{Mode, OFlags, openat};
 use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The largest picture file.
-const PICTURE: u64 = 64 * 1024 * 1024;
+/// The largest picture file: 3840×2160. The helper's memory holds one, and its encoding.
+const PICTURE: u64 = 24 * 1024 * 1024;
 /// The largest width and height.
 const SIDE: usize = 16_384;
 /// The most of a serial line.
 const SERIAL: usize = 1024 * 1024;
+/// The most of the kernel's table of sockets.
+const MOST_TABLE: u64 = 4 * 1024 * 1024;
 /// How long the serial line is listened to.
 const LISTEN: Duration = Duration::from_millis(500);
 
@@ -32,7 +40,8 @@ pub struct Picture {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse_ppm(bytes: &[u8]) -> Result<Picture, String> {
+pub fn parse_ppm(mut bytes: Vec<u8>) -> Result<Picture, String> {
+    let whole = bytes.len();
     let mut rest = bytes.strip_prefix(b"P6").ok_or("it is no PPM")?;
     let mut numbers = [0_usize; 3];
     for number in &mut numbers {
@@ -46,11 +55,13 @@ pub fn parse_ppm(bytes: &[u8]) -> Result<Picture, String> {
     if width == 0 || height == 0 || width > SIDE || height > SIDE || depth != 255 {
         return Err(format!("a picture of {width}×{height}, depth {depth}, is not one we take"));
     }
-    let pixels = rest.get(1..).unwrap_or_default();
-    if pixels.len() != width * height * 3 {
-        return Err(format!("{} bytes of picture where {width}×{height} need {}", pixels.len(), width * height * 3));
+    let (header, pixels) = (whole - rest.len() + 1, rest.len().saturating_sub(1));
+    if pixels != width * height * 3 {
+        return Err(format!("{pixels} bytes of picture where {width}×{height} need {}", width * height * 3));
     }
-    Ok(Picture { width, height, pixels: pixels.to_vec() })
+    // In place: a second copy would be as large as the first.
+    bytes.drain(..header);
+    Ok(Picture { width, height, pixels: bytes })
 }
 
 /// Encodes as PNG.
@@ -74,32 +85,44 @@ pub fn encode_png(picture: &Picture) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// Where it can't be read, or is no picture.
-pub fn read_screen(file: &ScreenFile) -> Result<Picture, String> {
-    parse_ppm(&read_capped(file.path(), PICTURE).map_err(|e| format!("the screen could not be read: {e}"))?)
+pub fn read_screen(folder: impl AsFd, file: &ScreenFile) -> Result<Picture, String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut bytes = Vec::new();
+    let read = openat(folder, file.name(), flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .and_then(|file| File::from(file).take(PICTURE + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(n) if n as u64 <= PICTURE => parse_ppm(bytes),
+        Ok(_) => Err(format!("the screen is larger than {PICTURE} bytes")),
+        Err(e) => Err(format!("the screen could not be read: {e}")),
+    }
 }
 
-/// Answers with a screen, encoded; whether it is like the first one is a fact of the second.
-pub(crate) fn answer(out: &Outbox, name: &str, since: Instant, picture: &Picture, before: Option<&Picture>) {
+/// Answers with a screen, encoded; whether it is like the first one is a fact of the second. Equal pictures have equal encodings,
+/// so that the first picture need not stay in memory.
+pub(crate) fn answer(out: &Outbox, name: &str, since: Instant, picture: &Picture, first: &OnceLock<[u8; 32]>, again: bool) {
     match encode_png(picture) {
-        Ok(bytes) => out.facts(
-            name,
-            since,
-            Some(bytes),
-            json!({"width": picture.width, "height": picture.height, "equal": before.map(|b| b == picture)}),
-        ),
+        Ok(bytes) => {
+            let digest: [u8; 32] = Sha256::digest(&bytes).into();
+            let equal = again.then(|| first.get().map(|f| *f == digest)).flatten();
+            let _ = first.set(digest);
+            out.facts(name, since, Some(bytes), json!({"width": picture.width, "height": picture.height, "equal": equal}));
+        }
         Err(e) => out.without(name, since, ProbeOutcome::Failed, &e),
     }
 }
 
 /// The serial line, if the VM has one and nobody else listens to it.
-pub(crate) fn serial(socket: &Path, out: &Outbox) {
+///
+/// `table` is `/proc/net/unix`, open, for a kernel without socket diagnosis; `known_as` is the socket's name in it.
+pub(crate) fn serial(socket: &Path, table: Option<File>, known_as: &Path, out: &Outbox) {
     let since = Instant::now();
     let name = "console/serial";
     // A second client would wait in the backlog and be served when the first one leaves: somebody's console would go to us.
-    let in_use = match peer_of(socket, Duration::from_millis(200)) {
-        Peers::Known(peers) => !peers.is_empty(),
-        Peers::Unknown(_) => read_text("/proc/net/unix").is_ok_and(|t| in_use(&t, socket)),
-    };
+    let in_use = anybody_on(socket).unwrap_or_else(|_| {
+        let mut text = Vec::new();
+        table.and_then(|t| t.take(MOST_TABLE).read_to_end(&mut text).ok()).is_some() && in_use(&String::from_utf8_lossy(&text), known_as)
+    });
     if in_use {
         return out.without(name, since, ProbeOutcome::Unavailable, "somebody is connected to the serial console");
     }
@@ -127,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_picture_survives_and_a_lying_header_does_not() {
-        let picture = parse_ppm(b"P6\n2 1\n255\nabcdef").unwrap();
+        let picture = parse_ppm(b"P6\n2 1\n255\nabcdef".to_vec()).unwrap();
         assert_eq!(picture, Picture { width: 2, height: 1, pixels: b"abcdef".to_vec() });
         let encoded = encode_png(&picture).unwrap();
         let mut reader = png::Decoder::new(std::io::Cursor::new(encoded)).read_info().unwrap();
@@ -145,14 +168,14 @@ mod tests {
             b"P6\n2 1\n65535\nabcdef",
             b"P6\n-2 1\n255\nabcdef",
         ] {
-            assert!(parse_ppm(bad).is_err(), "{bad:?}");
+            assert!(parse_ppm(bad.to_vec()).is_err(), "{bad:?}");
         }
     }
 
     proptest! {
         #[test]
         fn random_bytes_are_no_picture_that_panics(tail: Vec<u8>) {
-            let _ = parse_ppm(&[b"P6\n".as_slice(), &tail].concat());
+            let _ = parse_ppm([b"P6\n".as_slice(), &tail].concat());
         }
     }
 

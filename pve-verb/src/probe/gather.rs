@@ -2,14 +2,19 @@
 //! Guarantees one answer to every question of the plan, whatever the helpers do. Judges nothing and writes nothing.
 
 use super::{Answer, NOT_RUNNING, Set, plan, tools};
+use crate::helper::run::UNSERVED;
 use crate::helper::{Helper, Job, Kind};
-use proto::ProbeOutcome;
+use crate::host::qemu_server;
+use crate::procfs::peer_of;
+use proto::{ProbeOutcome, Vmid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Captures, calling `each` with every answer as it comes. Comes back at `until` at the latest.
-pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) {
+/// Captures, calling `each` with every answer as it comes. Comes back at `until` at the latest, with what the helpers' sandboxes lack.
+pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) -> Vec<String> {
+    let mut others = Others { vmid: job.vmid, text: None };
+    let each = &mut |answer| each(others.named(answer));
     let started = Instant::now();
     let mut helpers = [Helper::start(Kind::Guest, job), Helper::start(Kind::Host, job)];
     let tools = (job.set == Set::Full).then(|| {
@@ -30,6 +35,7 @@ pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) {
         }
         wait(&helpers, until);
     }
+    let degraded = helpers.iter().flat_map(Helper::degraded).collect();
     for helper in helpers {
         helper.abandon(started).into_iter().for_each(&mut *each);
     }
@@ -38,6 +44,26 @@ pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) {
         let grace = until.saturating_duration_since(Instant::now()) + Duration::from_millis(50);
         let answers = from.recv_timeout(grace).unwrap_or_else(|_| tools::unanswered());
         answers.into_iter().for_each(each);
+    }
+    degraded
+}
+
+/// Who else is on the QMP socket, asked once, where QEMU served none of ours. The helper's sandbox hides other processes from it.
+struct Others {
+    vmid: Vmid,
+    text: Option<Option<String>>,
+}
+
+impl Others {
+    fn named(&mut self, mut answer: Answer) -> Answer {
+        if answer.facts.take_if(|f| f.get(UNSERVED).is_some()).is_none() {
+            return answer;
+        }
+        let text = self.text.get_or_insert_with(|| peer_of(&qemu_server(self.vmid, "qmp"), Duration::from_millis(200)).text());
+        if let (Some(detail), Some(text)) = (&mut answer.detail, text) {
+            *detail = format!("{detail}; {text}");
+        }
+        answer
     }
 }
 

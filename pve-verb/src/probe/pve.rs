@@ -26,7 +26,10 @@ fn one(vmid: Vmid, name: &str) -> Option<Task> {
             let since = Instant::now();
             answer(out, "pve/tasks", since, task_lines(vmid));
         }),
-        "pve/rrd" => Task::new(&["pve/rrd"], move |out| rrd::probe(vmid, out)),
+        "pve/rrd" => {
+            let daemon = rrd::daemon();
+            Task::new(&["pve/rrd"], move |out| rrd::probe(vmid, daemon, out))
+        }
         config if config == format!("pve/{vmid}") => {
             let name = config.to_owned();
             Task::new(&[config], move |out| {

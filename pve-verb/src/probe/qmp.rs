@@ -11,12 +11,14 @@ use super::{Planned, Set, console, guest};
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
 use crate::host::qemu_server;
-use crate::procfs::peer_of;
 use crate::qmp::{Door, Hmp, Purpose, QmpError, Query, ScreenFile, Session, VirtioPath};
 use proto::ProbeOutcome;
+use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -42,7 +44,20 @@ const QUICK: [(&str, Query); 7] = [
     ("qmp/query-migrate", Query::Migrate),
 ];
 
-/// Everything that the helper is to ask.
+/// The folder for the pictures: its path, which QEMU is told, and the folder itself, open.
+struct Screens {
+    path: PathBuf,
+    folder: OwnedFd,
+}
+
+impl Screens {
+    fn open(path: &Path) -> Option<Self> {
+        let folder = open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        Some(Self { path: path.to_owned(), folder })
+    }
+}
+
+/// Everything that the helper is to ask. What it will need is opened here and now, before the sandbox closes; nothing foreign is read.
 pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     if planned.is_empty() {
         return Vec::new();
@@ -50,8 +65,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     let names = |groups: &[&str]| -> Vec<String> {
         planned.iter().map(|p| p.name.clone()).filter(|n| groups.iter().any(|g| n.starts_with(g))).collect()
     };
-    let (vmid, screens) = (job.vmid, job.screens.clone());
-    let door = Door::take(vmid, &Purpose::Read(job.request.clone()), DOOR);
+    let (vmid, screens) = (job.vmid, job.screens.as_deref().and_then(Screens::open));
+    // The working folder is the one of QEMU's sockets, and before long there is no other.
+    let door = Door::take_for(Path::new("."), vmid, &Purpose::Read(job.request.clone()), DOOR);
     let greeting = if job.set == Set::Status { GREETING_STATUS } else { GREETING };
     let port = Arc::new(OnceLock::new());
     let (qmp, agent) = (names(&["qmp/", "console/screen"]), names(&["guest/"]));
@@ -60,7 +76,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
         Ok(door) => {
             let (door, again, port) = (Arc::new(door), port.clone(), port.clone());
             let also = door.clone();
-            tasks.push(group(&qmp, move |out, wanted| Group { out, wanted, screens: &screens, port: &port, greeting }.ask(&door)));
+            tasks.push(group(&qmp, move |out, wanted| {
+                Group { out, wanted, screens: &screens, first: Arc::default(), port: &port, greeting }.ask(&door)
+            }));
             tasks.push(group(&agent, move |out, wanted| guest::ask(&also, &again, out, &wanted)));
         }
         Err(in_use) => tasks.push(group(&[qmp, agent].concat(), move |out, wanted| {
@@ -70,8 +88,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
         })),
     }
     if planned.iter().any(|p| p.name == "console/serial") {
+        let table = File::open("/proc/net/unix").ok();
         tasks.push(Task::new(&["console/serial"], move |out| match sign_of_life(&port) {
-            Some(_) => console::serial(&qemu_server(vmid, "serial0"), out),
+            Some(_) => console::serial(Path::new(&format!("./{vmid}.serial0")), table, &qemu_server(vmid, "serial0"), out),
             None => out.without("console/serial", Instant::now(), ProbeOutcome::Unavailable, LEFT_ALONE),
         }));
     }
@@ -87,7 +106,8 @@ fn group(names: &[String], work: impl FnOnce(&Outbox, BTreeSet<String>) + Send +
 struct Group<'a> {
     out: &'a Outbox,
     wanted: BTreeSet<String>,
-    screens: &'a Option<PathBuf>,
+    screens: &'a Option<Screens>,
+    first: Arc<OnceLock<[u8; 32]>>,
     port: &'a OnceLock<Port>,
     greeting: Duration,
 }
@@ -123,14 +143,11 @@ pub(crate) const LEFT_ALONE: &str =
 impl Group<'_> {
     fn ask(mut self, door: &Door) {
         if let Err((since, e)) = self.session(door) {
-            // What went wrong first is what every later question has to say too; and who else is on the socket may be why.
-            let others = match e {
-                QmpError::Busy | QmpError::NoGreeting => peer_of(&door.qmp(), Duration::from_millis(200)).text(),
-                _ => None,
-            };
-            let why = others.map_or_else(|| e.to_string(), |others| format!("{e}; {others}"));
+            // What went wrong first is what every later question has to say too. Who else is on the socket may be why, and only the
+            // worker may look at other processes.
+            let unserved = matches!(e, QmpError::Busy | QmpError::NoGreeting);
             for name in std::mem::take(&mut self.wanted) {
-                self.out.without(&name, since, ProbeOutcome::from(&e), &why);
+                self.out.unserved(&name, since, ProbeOutcome::from(&e), &e.to_string(), unserved);
             }
         }
     }
@@ -148,12 +165,12 @@ impl Group<'_> {
         for (name, query) in &QUICK {
             self.query(&mut qmp, name, query)?;
         }
-        let screen = self.screen(&mut qmp, "console/screen-1", "screen-1.ppm", None)?;
+        self.screen(&mut qmp, "console/screen-1", "screen-1.ppm", false)?;
         if self.wanted.contains("qmp/query-blockstats.2") {
             std::thread::sleep(WINDOW.saturating_sub(first.elapsed()));
             self.query(&mut qmp, "qmp/query-blockstats.2", &Query::Blockstats)?;
             self.virtqueues(&mut qmp, "qmp/virtqueues.2")?;
-            self.screen(&mut qmp, "console/screen-2", "screen-2.ppm", screen)?;
+            self.screen(&mut qmp, "console/screen-2", "screen-2.ppm", true)?;
             self.registers(&mut qmp)?;
         }
         let (events, dropped) = qmp.events();
@@ -245,45 +262,36 @@ impl Group<'_> {
     }
 
     /// One screen. It is encoded on another thread: the next sample must not wait for that.
-    fn screen(
-        &mut self,
-        qmp: &mut Session<'_>,
-        name: &'static str,
-        file: &'static str,
-        before: Option<Arc<console::Picture>>,
-    ) -> Result<Option<Arc<console::Picture>>, (Instant, QmpError)> {
+    fn screen(&mut self, qmp: &mut Session<'_>, name: &'static str, file: &'static str, again: bool) -> Result<(), (Instant, QmpError)> {
         if !self.take(name) {
-            return Ok(None);
+            return Ok(());
         }
         let since = Instant::now();
-        let Some(file) = self.screens.as_deref().and_then(|folder| ScreenFile::within(folder, file)) else {
+        let place = self.screens.as_ref().and_then(|s| Some((ScreenFile::within(&s.path, file)?, s.folder.as_fd())));
+        let Some((file, folder)) = place else {
             self.out.without(name, since, ProbeOutcome::Unavailable, "there is no folder for QEMU to write a screen into");
-            return Ok(None);
+            return Ok(());
         };
         match qmp.ask(&Query::Screendump(file.clone()), ANSWER) {
             Ok(_) => {}
             Err(e) if e.is_answer() => {
                 self.out.without(name, since, ProbeOutcome::Unavailable, &e.to_string());
-                return Ok(None);
+                return Ok(());
             }
             Err(e) => {
                 self.wanted.insert(name.to_owned());
                 return Err((since, e));
             }
         }
-        match console::read_screen(&file) {
+        match console::read_screen(folder, &file) {
             Ok(picture) => {
-                let picture = Arc::new(picture);
-                let (out, shared) = (self.out.clone(), picture.clone());
+                let (out, first) = (self.out.clone(), self.first.clone());
                 // A thread that can't be started leaves the question to its deadline.
-                let _ = std::thread::Builder::new().spawn(move || console::answer(&out, name, since, &shared, before.as_deref()));
-                Ok(Some(picture))
+                let _ = std::thread::Builder::new().spawn(move || console::answer(&out, name, since, &picture, &first, again));
             }
-            Err(e) => {
-                self.out.without(name, since, ProbeOutcome::Failed, &e);
-                Ok(None)
-            }
+            Err(e) => self.out.without(name, since, ProbeOutcome::Failed, &e),
         }
+        Ok(())
     }
 
     /// Last, because each vCPU has to stop for it: one that hangs in the kernel would hang QEMU's main loop with it.

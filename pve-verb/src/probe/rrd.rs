@@ -20,14 +20,19 @@ const DAEMON: &str = "/run/rrdcached.sock";
 /// Minutes that are kept: a wedge may be found hours late.
 const ROWS: usize = 240;
 
+/// A connection to the daemon that caches updates. Made before the sandbox closes: afterwards there is no connecting.
+pub(crate) fn daemon() -> Option<Wire> {
+    Wire::connect(Path::new(DAEMON), 4 * 1024).ok()
+}
+
 /// The probe.
-pub(crate) fn probe(vmid: Vmid, out: &Outbox) {
+pub(crate) fn probe(vmid: Vmid, daemon: Option<Wire>, out: &Outbox) {
     let since = Instant::now();
     let found = FOLDERS.iter().map(|f| format!("{f}/{vmid}")).find(|p| std::fs::symlink_metadata(format!("{BASE}/{p}")).is_ok());
     let Some(path) = found else {
         return out.without("pve/rrd", since, ProbeOutcome::Unavailable, &format!("there is no RRD file of VM {vmid} below {BASE}"));
     };
-    let flushed = flush(&path);
+    let flushed = flush(daemon, &path);
     match read_capped(format!("{BASE}/{path}"), 16 * 1024 * 1024) {
         Ok(bytes) => match parse(&bytes) {
             Some(mut history) => {
@@ -41,9 +46,9 @@ pub(crate) fn probe(vmid: Vmid, out: &Outbox) {
 }
 
 /// Whether the daemon wrote what it had cached.
-fn flush(path: &str) -> bool {
+fn flush(daemon: Option<Wire>, path: &str) -> bool {
     let until = Instant::now() + Duration::from_millis(500);
-    let Ok(mut wire) = Wire::connect(Path::new(DAEMON)) else { return false };
+    let Some(mut wire) = daemon else { return false };
     let sent = wire.send(format!("FLUSH {path}\n").as_bytes(), until);
     sent.is_ok() && wire.line(until).is_ok_and(|l| l.as_bytes().starts_with(b"0 "))
 }

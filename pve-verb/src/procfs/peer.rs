@@ -56,14 +56,7 @@ pub fn peer_of(socket: &Path, within: Duration) -> Peers {
         Ok(table) => table,
         Err(e) => return Peers::Unknown(format!("the kernel's socket diagnosis is not to be had: {e}")),
     };
-    // By the file's inode, not by its name: a container, or a test in a namespace of its own, may have a socket of the same name.
-    let file = match std::fs::metadata(socket) {
-        Ok(meta) => File {
-            inode: u32::try_from(meta.ino() & u64::from(u32::MAX)).unwrap_or(0),
-            device: (major(meta.dev()) << 20) | minor(meta.dev()),
-        },
-        Err(_) => return Peers::Known(Vec::new()),
-    };
+    let Some(file) = file_of(socket) else { return Peers::Known(Vec::new()) };
     let clients = clients_of(&table, file);
     if clients.is_empty() {
         return Peers::Known(Vec::new());
@@ -84,6 +77,24 @@ pub fn peer_of(socket: &Path, within: Duration) -> Peers {
         ),
         None => Peers::Unknown("there was no time to look at every process".to_owned()),
     }
+}
+
+/// Whether anybody at all is connected to this socket, or waits to be. Names nobody, and so needs no `/proc`.
+///
+/// # Errors
+/// Where the kernel has no socket diagnosis.
+pub(crate) fn anybody_on(socket: &Path) -> std::io::Result<bool> {
+    let table = diagnose()?;
+    Ok(file_of(socket).is_some_and(|file| !clients_of(&table, file).is_empty()))
+}
+
+/// By the file's inode, not by its name: a container, or a test in a namespace of its own, may have a socket of the same name.
+fn file_of(socket: &Path) -> Option<File> {
+    let meta = std::fs::metadata(socket).ok()?;
+    Some(File {
+        inode: u32::try_from(meta.ino() & u64::from(u32::MAX)).unwrap_or(0),
+        device: (major(meta.dev()) << 20) | minor(meta.dev()),
+    })
 }
 
 /// A socket's file, as the kernel's diagnosis names it.

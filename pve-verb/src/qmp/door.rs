@@ -45,7 +45,15 @@ impl Door {
     /// # Errors
     /// Where somebody else of ours holds it.
     pub fn take(vmid: Vmid, purpose: &Purpose, wait: Duration) -> Result<Self, InUse> {
-        Self::take_at(Path::new(host::path::RUN), Path::new(host::path::QEMU_SERVER), vmid, purpose, wait)
+        Self::take_for(Path::new(host::path::QEMU_SERVER), vmid, purpose, wait)
+    }
+
+    /// The same for somebody who knows the sockets' folder by another path.
+    ///
+    /// # Errors
+    /// As [`Door::take`].
+    pub(crate) fn take_for(sockets: &Path, vmid: Vmid, purpose: &Purpose, wait: Duration) -> Result<Self, InUse> {
+        Self::take_at(Path::new(host::path::RUN), sockets, vmid, purpose, wait)
     }
 
     pub(crate) fn take_at(locks: &Path, sockets: &Path, vmid: Vmid, purpose: &Purpose, wait: Duration) -> Result<Self, InUse> {

@@ -12,8 +12,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Instant;
 
-/// The longest line.
-const LINE: usize = 8 * 1024 * 1024;
 /// The most that one connection may bring.
 const TOTAL: usize = 32 * 1024 * 1024;
 
@@ -48,18 +46,19 @@ pub(crate) struct Wire {
     buffer: Vec<u8>,
     searched: usize,
     total: usize,
+    longest: usize,
 }
 
 impl Wire {
     /// Connects without ever blocking: a full backlog is an answer (EAGAIN), not something to wait for, since a client that waits and
-    /// then gives up leaves a dead entry in it.
+    /// then gives up leaves a dead entry in it. `longest` is the longest line that is taken.
     #[allow(clippy::disallowed_methods, reason = "this file is the door")]
-    pub(crate) fn connect(path: &Path) -> Result<Self, NoConnection> {
+    pub(crate) fn connect(path: &Path, longest: usize) -> Result<Self, NoConnection> {
         let other = |e: Errno| NoConnection::Other(e.to_string());
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None).map_err(other)?;
         match connect(&socket, &SocketAddrUnix::new(path).map_err(other)?) {
-            Ok(()) => Ok(Self { socket, buffer: Vec::new(), searched: 0, total: 0 }),
+            Ok(()) => Ok(Self { socket, buffer: Vec::new(), searched: 0, total: 0, longest }),
             Err(Errno::NOENT) => Err(NoConnection::NoSocket),
             Err(Errno::CONNREFUSED) => Err(NoConnection::Refused),
             Err(Errno::AGAIN) => Err(NoConnection::Busy),
@@ -92,8 +91,8 @@ impl Wire {
                 return Ok(Raw::new(line));
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > LINE {
-                return Err(NoLine::TooMuch(format!("a line of more than {LINE} bytes")));
+            if self.buffer.len() > self.longest {
+                return Err(NoLine::TooMuch(format!("a line of more than {} bytes", self.longest)));
             }
             self.fill(until)?;
         }

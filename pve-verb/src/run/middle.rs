@@ -10,6 +10,8 @@ use crate::audit::Kind;
 use crate::operation::{self, Operation};
 use crate::policy::Authorised;
 use crate::rate::Rates;
+use crate::run::Stop;
+use crate::text::say;
 use crate::{host, lock};
 
 impl Run {
@@ -28,6 +30,17 @@ impl Run {
         self.append(Kind::Intent, facts)?;
         self.intent = true;
         Ok(())
+    }
+
+    /// Spends the request's grant, if it came with one.
+    ///
+    /// # Errors
+    /// Refused-policy: spent before, expired meanwhile, or not durable on disk.
+    pub fn spend_grant(&mut self, authorised: &Authorised) -> Result<(), Stop> {
+        let Some(granted) = authorised.granted() else { return Ok(()) };
+        let newest = self.log.newest();
+        crate::grant::spend(granted, &self.facts.request_id, host::now(), newest, &self.disk)
+            .map_err(|why| Stop::policy(say::grant(authorised.verb(), &why)))
     }
 
     /// Counts a mutation against its key's allowance. `start` and the console are exempt.

@@ -15,7 +15,7 @@ use crate::host::{self, path};
 use crate::sign::Signer;
 
 /// The folders that are ours alone.
-const FOLDERS: [&str; 6] = [path::ETC, path::VAR, path::EVIDENCE, path::REQUESTS, "/var/lib/pve-verb/grants", path::LOG];
+const FOLDERS: [&str; 6] = [path::ETC, path::VAR, path::EVIDENCE, path::REQUESTS, path::GRANTS, path::LOG];
 
 /// Makes what is missing and prints the `allowed_signers` line.
 ///

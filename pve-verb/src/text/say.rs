@@ -103,6 +103,12 @@ pub enum BadGrant {
     BadSignature,
     /// A sound signature of nobody in `allowed_signers`.
     UnknownSigner,
+    /// Of somebody there who may not sign this, or not now.
+    SignerMayNot(String),
+    /// Made by a security key that nobody touched.
+    NoTouch,
+    /// `allowed_signers` can't be used.
+    NoSigners(String),
     /// Not `base64url(JSON).base64url(SSHSIG)`, or not the members of a grant.
     Malformed(String),
     /// That it is spent could not be made durable.
@@ -142,6 +148,18 @@ pub fn grant(verb: Verb, why: &BadGrant) -> Message {
             "The grant is signed by a key that is not in /etc/pve-verb/allowed_signers.".to_owned(),
             "Use a signer that is, or have the PVE admin add this one.".to_owned(),
         ),
+        BadGrant::SignerMayNot(how) => (
+            format!("The grant's signer may not sign it: {}.", show(how)),
+            "Use a signer who may, or have the PVE admin change the line in /etc/pve-verb/allowed_signers.".to_owned(),
+        ),
+        BadGrant::NoTouch => (
+            "The grant was signed by a security key that nobody touched.".to_owned(),
+            format!("{fresh} with a key that asks for a touch (not made with -O no-touch-required)."),
+        ),
+        BadGrant::NoSigners(how) => (
+            format!("No grant can be checked: {}.", show(how)),
+            "Have the PVE admin put the signers' lines there, or act on the host's console, which needs no grant.".to_owned(),
+        ),
         BadGrant::Malformed(how) => {
             (format!("The grant can't be read: {}.", show(how)), format!("{fresh}: base64url(JSON), a dot, base64url(signature)."))
         }
@@ -151,6 +169,11 @@ pub fn grant(verb: Verb, why: &BadGrant) -> Message {
         ),
     };
     Message::new(what, next)
+}
+
+/// What is wrong with a grant that nobody has sent yet.
+pub fn grant_inspected(why: &BadGrant) -> Message {
+    grant(Verb::Cycle, why)
 }
 
 fn lower(sentence: &str) -> String {

@@ -11,7 +11,7 @@ pub(super) fn escaped(text: &str) -> String {
 }
 
 /// The text in lines, the first after `label`, the others as far in as the label is long (two columns for long ones).
-pub(super) fn paragraph(label: &str, text: &str) -> String {
+pub(crate) fn paragraph(label: &str, text: &str) -> String {
     let indent = " ".repeat(match label.chars().count() {
         0 => 0,
         n if n <= 2 => n,

@@ -1,7 +1,7 @@
 //! The audit log's files as the writer sees them: segments of lines. What the lines mean is `audit`'s; here they have a number, a hash
 //! and a kind.
 
-use proto::Sha256Hex;
+use proto::{Sha256Hex, Timestamp};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -37,6 +37,8 @@ pub struct Tail {
     pub hash: Sha256Hex,
     /// What is wrong with the last lines, where something is.
     pub damaged: Option<String>,
+    /// When it was written, by the clock that the host had; none where it does not say.
+    pub at: Option<Timestamp>,
     /// Mutating uses since the last review; none where that lies too far back.
     pub unreviewed: Option<u64>,
 }
@@ -67,6 +69,15 @@ fn record(line: &[u8]) -> Option<(u64, String)> {
         kind: String,
     }
     serde_json::from_slice::<Record>(line).ok().map(|r| (r.seq, r.kind))
+}
+
+/// When a record says that it was written.
+fn written(line: &[u8]) -> Option<Timestamp> {
+    #[derive(Deserialize)]
+    struct Record {
+        at: Timestamp,
+    }
+    serde_json::from_slice::<Record>(line).ok().map(|r| r.at)
 }
 
 /// The whole lines of some bytes, and what follows the last of them.
@@ -140,6 +151,7 @@ impl Root {
             seq,
             hash,
             damaged,
+            at: whole.last().and_then(|line| written(line)),
             unreviewed: self.unreviewed(&segments)?,
         };
         Ok(Reply::Tail { tail: Some(tail), head })

@@ -2,7 +2,7 @@
 
 use proto::RequestId;
 use rustix::fs::OFlags;
-use std::io;
+use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::{Nonce, Reply, Root, durable};
@@ -60,18 +60,30 @@ impl Root {
         Ok(Reply::Done {})
     }
 
-    pub(super) fn grant_spend(&self, nonce: &Nonce) -> io::Result<Reply> {
-        let folder = self.path(path::VAR).join("grants");
+    pub(super) fn grant_spend(&self, nonce: &Nonce, note: &[u8]) -> io::Result<Reply> {
+        let folder = self.path(path::GRANTS);
         durable::folder(&folder)?;
         // EXCL is the spending: of two callers with one grant, one gets the file.
-        match durable::file(&folder.join(nonce.as_str()), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
-            Ok(file) => file.sync_all()?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(Reply::Spent {}),
+        let path = folder.join(nonce.as_str());
+        match durable::file(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
+            Ok(mut file) => {
+                file.write_all(note)?;
+                file.sync_all()?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let by = durable::read(&path, 4096).ok().flatten().and_then(|note| spender(&note));
+                return Ok(Reply::Spent { by });
+            }
             Err(e) => return Err(e),
         }
         durable::sync_folder(&folder)?;
         Ok(Reply::Done {})
     }
+}
+
+fn spender(note: &[u8]) -> Option<RequestId> {
+    let note: serde_json::Value = serde_json::from_slice(note).ok()?;
+    serde_json::from_value(note.get("request_id")?.clone()).ok()
 }
 
 pub(super) fn bytes(found: Option<Vec<u8>>) -> Reply {

@@ -168,8 +168,13 @@ fn a_link_in_a_bundle_is_not_followed() {
 fn a_grant_is_spent_once() {
     let place = Place::new();
     let nonce: Nonce = "n-1".to_owned().try_into().unwrap();
-    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, &[]), Reply::Done {});
-    assert_eq!(place.does(Op::GrantSpend { nonce }, &[]), Reply::Spent {});
+    let id = RequestId::from_random([1; 16]);
+    let note = format!("{{\"request_id\":\"{id}\"}}");
+    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, note.as_bytes()), Reply::Done {});
+    assert_eq!(place.does(Op::GrantSpend { nonce: nonce.clone() }, b"other"), Reply::Spent { by: Some(id) });
+    // Killed between making the file and filling it.
+    std::fs::write(place.path(path::GRANTS).join("n-1"), "").unwrap();
+    assert_eq!(place.does(Op::GrantSpend { nonce }, &[]), Reply::Spent { by: None });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lab::host::write;
 use lab::installed::{GENEROUS, Stamp, Told, agent, ask, limits, log};
 use lab::lab::Scenario;
-use lab::process::run;
+use lab::process::{must, run};
 use lab::{Lab, Result, Ssh, Vm, wedge};
 use serde_json::json;
 
@@ -86,10 +86,8 @@ fn needs_a_grant(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let careful = lab.host.authorize("careful", "--require-grant stop,cycle")?;
     let mut before = Stamp::of(vm);
-    let told = refused(vm, &mut before, &careful, "cycle", 3, "grants, which this key's line asks for")?;
-    assert!(told.message().contains("does not have"), "{}", told.message());
-    refused(vm, &mut before, &careful, "stop --grant=abc.def", 3, "grant")?;
-    refused(vm, &mut before, &agent(lab)?, "stop --grant=abc.def", 3, "grants")?;
+    refused(vm, &mut before, &careful, "cycle", 3, "This key needs a grant for cycle and the request has none.")?;
+    refused(vm, &mut before, &careful, "stop --grant=abc.def", 3, "The grant can't be read")?;
     ask(&careful, "status")?.done();
     Ok(())
 }
@@ -208,9 +206,10 @@ fn not_set_up(lab: &Lab) -> Result<()> {
     write("/root/.ssh/authorized_keys", &format!("restrict,command=\"/usr/sbin/pve-verb forced --key-name agent\" {public}"), 0o600)?;
     let root = Ssh::new("root@127.0.0.1", 22, &lab.host.key("agent")?, std::path::Path::new("/run/lab/known_hosts"));
     let before = Stamp::of(vm);
-    fs::rename("/etc/pve-verb", "/etc/pve-verb.away").unwrap();
+    // Not a rename: a folder that the machine under the lab has as well can't be renamed in an overlay.
+    must("mv", ["/etc/pve-verb", "/etc/pve-verb.away"])?;
     let answer = root.call("stop");
-    fs::rename("/etc/pve-verb.away", "/etc/pve-verb").unwrap();
+    must("mv", ["/etc/pve-verb.away", "/etc/pve-verb"])?;
     let answer = answer?;
     assert_eq!(answer.status, 7, "{answer:?}");
     assert!(answer.flat().contains("/etc/pve-verb is missing") && answer.flat().contains("`pve-verb init`"), "{}", answer.text());
