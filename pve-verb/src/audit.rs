@@ -47,6 +47,8 @@ pub struct Log {
     signer: Option<Signer>,
     boot_id: String,
     keep_bytes: u64,
+    /// What this process says of itself before its first record, where the log was told something else last.
+    attests: Option<Map<String, Value>>,
     /// Where the journal listens; tests have none.
     journal: Option<&'static str>,
 }
@@ -58,7 +60,12 @@ impl Log {
     }
 
     pub(crate) fn open_at(run: &Path, disk: Disk, signer: Option<Signer>, keep_bytes: u64, journal: Option<&'static str>) -> Self {
-        Self { chain: Chain::at(PathBuf::from(run)), disk, signer, boot_id: host::boot_id(), keep_bytes, journal }
+        Self { chain: Chain::at(PathBuf::from(run)), disk, signer, boot_id: host::boot_id(), keep_bytes, attests: None, journal }
+    }
+
+    /// The same, with a `start` record before its first record if the log was told something else of this host last.
+    pub fn attesting(self, facts: Map<String, Value>) -> Self {
+        Self { attests: Some(facts), ..self }
     }
 
     /// Appends a record that is not a request's last one: intent, step, takeover, review and the like.
@@ -74,6 +81,9 @@ impl Log {
         if !self.chain.knows_the_disk() {
             // Late or failed: the chain goes on from what is on tmpfs, and says so.
             let _ = self.learn(until);
+        }
+        if let Some(facts) = self.attests.take() {
+            self.attest(facts, until);
         }
         // The first carrying may find the disk's log damaged; then the record is made anew behind the repair, once.
         match self.push_and_carry(kind, &facts, until)? {
@@ -133,8 +143,8 @@ impl Log {
     }
 
     /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
-    pub fn newest(&mut self) -> Option<Timestamp> {
-        let until = Instant::now() + crate::deadline::WITNESS;
+    pub fn newest(&mut self, within: Duration) -> Option<Timestamp> {
+        let until = Instant::now() + within;
         if !self.chain.knows_the_disk() {
             let _ = self.learn(until);
         }
@@ -173,3 +183,5 @@ impl Log {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod told;

@@ -260,6 +260,8 @@ fn judge_head(
 }
 
 #[cfg(test)]
+mod rotated;
+#[cfg(test)]
 mod tampered;
 #[cfg(test)]
 mod tests;

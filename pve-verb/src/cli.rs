@@ -49,6 +49,8 @@ pub enum Command {
         #[arg(long)]
         note: String,
     },
+    /// Put a new signing key in the old one's place, with the old one's word for it in the log
+    Rotate,
     /// Record what was interrupted; run at boot
     Recover,
     /// The audit log

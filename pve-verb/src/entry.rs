@@ -46,6 +46,7 @@ pub fn run() -> u8 {
         }
         Command::Check => check(),
         Command::Review { note } => admin(|out| review::review(&note, out)),
+        Command::Rotate => admin(setup::rotate),
         Command::Recover => admin(recover::recover),
         Command::Log(LogCommand::Head) => admin(log_head),
         Command::Log(LogCommand::Verify(args)) => log_verify(args),

@@ -7,11 +7,12 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use proto::{KeyName, RequestId, Timestamp, Verb, Vmid, namespace};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 use crate::disk::Disk;
+use crate::sign;
 use crate::text::say::BadGrant;
 use crate::writer::{Nonce, Op, Reply};
-use crate::{deadline, sign};
 
 mod inspect;
 mod signers;
@@ -146,14 +147,20 @@ impl Granted {
 ///
 /// # Errors
 /// Spent before, expired meanwhile, or the disk did not take the nonce in time.
-pub fn spend(granted: &Granted, by: &RequestId, now: Timestamp, newest: Option<Timestamp>, disk: &Disk) -> Result<(), BadGrant> {
+pub fn spend(
+    granted: &Granted,
+    by: &RequestId,
+    (now, newest): (Timestamp, Option<Timestamp>),
+    disk: &Disk,
+    within: Duration,
+) -> Result<(), BadGrant> {
     granted.holds(now)?;
     let to = granted.said.not_after.0;
     if newest.is_some_and(|newest| newest > to) {
         return Err(BadGrant::Expired(to));
     }
     let note = json!({"request_id": by, "at": now}).to_string();
-    match disk.call(&Op::GrantSpend { nonce: granted.said.nonce.clone() }, note.as_bytes(), deadline::WRITE) {
+    match disk.call(&Op::GrantSpend { nonce: granted.said.nonce.clone() }, note.as_bytes(), within) {
         Ok(Reply::Done {}) => Ok(()),
         Ok(Reply::Spent { by }) => Err(BadGrant::Spent(by)),
         Ok(other) => Err(BadGrant::NotRecorded(format!("the writer answered {other:?}"))),

@@ -9,6 +9,7 @@
 
 pub mod answer;
 pub mod assess;
+pub mod attest;
 pub mod audit;
 pub mod auditor;
 pub mod binary;

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::sign::Signer;
 use crate::text::say;
-use crate::{binary, host, lock, operation};
+use crate::{attest, binary, host, lock, operation};
 
 /// Records what was interrupted, and that this host is up.
 ///
@@ -26,12 +26,14 @@ pub fn recover(out: &mut dyn Write) -> Result<(), Message> {
     };
     let (config, trouble) = Config::load();
     let disk = Disk::spawn();
-    let mut log = Log::open(disk.clone(), Signer::load().ok(), config.audit.keep_bytes.bytes());
+    let (signer, binary) = (Signer::load().ok(), binary::this());
+    let told = attest::this_host(config.host.node.as_str(), &binary, signer.as_ref());
+    let mut log = Log::open(disk.clone(), signer, config.audit.keep_bytes.bytes()).attesting(told);
     let mut record = |kind, facts: Value| {
         let facts: Map<String, Value> = if let Value::Object(facts) = facts { facts } else { Map::new() };
         log.append(kind, facts).map_err(|why| say::intent_nowhere(&why))
     };
-    record(Kind::Start, json!({ "what": "recover", "node": config.host.node.as_str(), "binary": binary::this(), "config": trouble }))?;
+    record(Kind::Start, json!({ "what": "recover", "node": config.host.node.as_str(), "binary": binary, "config": trouble }))?;
     let told = match operation::standing(&disk) {
         Some(operation) if operation::ended(&disk, &operation) => {
             operation::clear(&disk);

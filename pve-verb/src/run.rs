@@ -18,7 +18,7 @@ use crate::preflight::Plan;
 use crate::probe::{self, observe::Observation};
 use crate::receipt::Facts;
 use crate::sign::Signer;
-use crate::{binary, deadline, host, spool::Binding};
+use crate::{attest, binary, deadline, host, spool::Binding};
 
 mod end;
 mod middle;
@@ -72,6 +72,7 @@ impl Run {
         let disk = Disk::spawn();
         let log = Log::open(disk.clone(), signer.as_ref().ok().cloned(), config.audit.keep_bytes.bytes());
         let here = Here { node, boot_id: host::boot_id(), binary: binary::this(), config };
+        let log = log.attesting(attest::this_host(&here.node, &here.binary, signer.as_ref().ok()));
         let caller = &arrival.caller;
         record.fact("request_id", json!(arrival.fresh_id));
         record.fact("vmid", json!(caller.vmid));

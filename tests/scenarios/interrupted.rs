@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
 use std::fs;
-use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use lab::chain::Chain;
 use lab::lab::{Scenario, run_scenarios};
-use lab::process::until;
+use lab::process::{start, until};
 use lab::station::{self, OPERATIONS, Traces, anna, bare_vm, body, console, fresh_id, processes, told};
 use lab::vm::send;
 use lab::worker::{self, Moment, reaches};
@@ -188,19 +188,24 @@ fn about_to_end(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Every write to the spool fails from the intent on, as on a full /run.
+/// As on a full /run: the front is held up, and the last line is gone when it goes on.
 fn spool_loses(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let id = fresh_id()?;
-    // The console's key asks, so that the worker's caller is the same.
-    let spool = worker::spool(&id);
-    let mut options: Vec<String> = ["-o", "/run/lab/spool.strace", "-e", "trace=write", "-P"].map(str::to_owned).to_vec();
-    options.extend([spool.clone(), "-e".into(), "inject=write:error=ENOSPC:when=5+".into()]);
-    let worker = worker::traced(&options, &worker::arrival("cycle --json", &id)?)?;
-    until("the spool", AMPLE, || Path::new(&spool).exists().then_some(()))?;
-    let answer = console(&format!("cycle --json --request-id={id}"), AMPLE)?;
-    let _its_end = worker.finish(AMPLE)?;
+    let mut front = Command::new("/usr/sbin/pve-verb");
+    let front = start(front.args(["cycle", "--json", &format!("--request-id={id}")]).current_dir("/"), &[])?;
+    reaches(&id, Moment::Told("accepted"), AMPLE)?;
+    send(front.pid(), Signal::STOP)?;
+    until("the worker's end", AMPLE, || processes("worker").is_empty().then_some(()))?;
+    let spool = fs::File::options().write(true).open(worker::spool(&id)).unwrap();
+    let text = fs::read_to_string(worker::spool(&id)).unwrap();
+    let (kept, receipt) = text.trim_end().rsplit_once('\n').unwrap();
+    assert!(receipt.contains("\"event\":\"receipt\""), "{receipt}");
+    spool.set_len(kept.len() as u64 + 1).unwrap();
+    send(front.pid(), Signal::CONT)?;
+    let answer: Answer = front.finish(AMPLE)?.into();
     let got = body(&answer)?;
     assert_eq!((answer.status, &got["outcome"], &got["interrupted"]), (0, &json!("done"), &json!(false)), "{got}");
+    assert!(!got["qemu_after"].is_null() && answer.events_of("receipt").len() == 1);
     Ok(())
 }

@@ -63,11 +63,11 @@ impl Host {
             fs::write(list, others).context(format!("write {list}"))?;
         }
         host.start_sshd()?;
-        // Like the real one it comes back when sshd serves again: a reload is a re-execution, and its port is shut for a moment.
-        let reload = "#!/bin/bash\n# Of the laboratory: all of systemctl that README needs.\n\
-            [ \"$*\" = 'reload ssh' ] || { echo \"stand-in systemctl: only reload ssh\" >&2; exit 1; }\n\
-            kill -HUP \"$(cat /run/lab/sshd.pid)\" && sleep 0.3\n\
-            for _ in {1..100}; do (exec 3<>/dev/tcp/127.0.0.1/22) 2>/dev/null && exit 0; sleep 0.1; done\nexit 1\n";
+        // sshd takes its pidfile away before it reads its configuration anew, and writes it when it listens again.
+        let reload = "#!/bin/sh\n# Of the laboratory, which has no systemd: it knows `reload ssh`.\n\
+            [ \"$*\" = 'reload ssh' ] || { echo 'stand-in systemctl: only reload ssh' >&2; exit 1; }\n\
+            pid=$(cat /run/lab/sshd.pid) && rm /run/lab/sshd.pid && kill -HUP \"$pid\" || exit\n\
+            n=0; until [ -s /run/lab/sshd.pid ]; do n=$((n + 1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done\n";
         write("/usr/bin/systemctl.lab", reload, 0o755)?;
         fs::rename("/usr/bin/systemctl.lab", "/usr/bin/systemctl").context("put systemctl in place")?;
         Ok(host)

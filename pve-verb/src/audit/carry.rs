@@ -22,6 +22,15 @@ impl Log {
         Ok(Position { seq: line.seq, prev: line.prev, head: line.hash, degraded: None })
     }
 
+    /// Tells the log who answers from here on, unless that is what it was told last. On tmpfs only; the record that follows carries it.
+    pub(super) fn attest(&self, facts: Map<String, Value>, until: Instant) {
+        let (Ok(held), Ok(told)) = (self.chain.lock(until), serde_json::to_vec(&facts)) else { return };
+        // Where it can't be kept, the next call tells it again: a record too many.
+        if !held.was_told(&told) && self.push_held(&held, Kind::Start, facts).is_ok() {
+            held.tell(&told);
+        }
+    }
+
     fn push_held(&self, held: &Held<'_>, kind: Kind, facts: Map<String, Value>) -> Result<Line, String> {
         let end = match held.load().end() {
             Some(end) => end,

@@ -200,6 +200,17 @@ impl Held<'_> {
         }
     }
 
+    /// Whether the log was told just this of the host last.
+    pub(super) fn was_told(&self, what: &[u8]) -> bool {
+        let mut told = Vec::new();
+        let read = self.chain.file("audit-told.json", OFlags::RDONLY).and_then(|f| f.take(64 * 1024).read_to_end(&mut told));
+        read.is_ok() && told == what
+    }
+
+    pub(super) fn tell(&self, what: &[u8]) {
+        let _ = self.replace("audit-told.json", what);
+    }
+
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let temporary = format!("{name}.new");
         self.chain.file(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?.write_all(bytes)?;

@@ -35,7 +35,7 @@ pub enum Kind {
     Review,
     /// Another signing key from here on.
     Rotate,
-    /// The log begins.
+    /// Another binary or configuration answers from here on, or the host came up.
     Start,
     /// Something is weaker than it should be.
     Degraded,

@@ -6,26 +6,26 @@ use line::Line;
 use proto::{Outcome, Request};
 use ssh_key::private::{Ed25519Keypair, PrivateKey};
 
-struct Host {
-    root: tempfile::TempDir,
+pub(super) struct Host {
+    pub(super) root: tempfile::TempDir,
     signer: Signer,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let signer = Signer::new(PrivateKey::from(Ed25519Keypair::from_seed(&[9; 32]))).unwrap();
         Self { root: tempfile::tempdir().unwrap(), signer }
     }
     fn run(&self) -> PathBuf {
         self.root.path().join("run/pve-verb")
     }
-    fn log_with(&self, disk: Disk) -> Log {
+    pub(super) fn log_with(&self, disk: Disk) -> Log {
         Log::open_at(&self.run(), disk, Some(self.signer.clone()), 1 << 30, None)
     }
     fn log(&self) -> Log {
         self.log_with(disk_at(self.root.path()))
     }
-    fn restart(&self) {
+    pub(super) fn restart(&self) {
         std::fs::remove_dir_all(self.run()).unwrap();
     }
     fn folder(&self) -> PathBuf {
@@ -48,7 +48,7 @@ impl Host {
     }
 
     /// Every line on disk, after checking that they are one signed chain and that `head.json` is its signed end.
-    fn sound(&self) -> Vec<Value> {
+    pub(super) fn sound(&self) -> Vec<Value> {
         let lines = chain_of(&self.on_disk(), &self.signer);
         let head: Value = serde_json::from_slice(&std::fs::read(self.folder().join("head.json")).unwrap()).unwrap();
         let member = |name: &str| Base64::decode_vec(head[name].as_str().unwrap()).unwrap();
@@ -76,11 +76,11 @@ fn chain_of(bytes: &[u8], signer: &Signer) -> Vec<Value> {
     all
 }
 
-fn kinds(lines: &[Value]) -> Vec<&str> {
+pub(super) fn kinds(lines: &[Value]) -> Vec<&str> {
     lines.iter().map(|l| l["kind"].as_str().unwrap()).collect()
 }
 
-fn fact(name: &str, value: &str) -> Map<String, Value> {
+pub(super) fn fact(name: &str, value: &str) -> Map<String, Value> {
     [(name.to_owned(), json!(value))].into_iter().collect()
 }
 

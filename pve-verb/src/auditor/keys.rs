@@ -47,6 +47,14 @@ impl Keys {
 
     /// Takes a rotation in; false where it does not follow the one before, or its old key did not sign it.
     pub(super) fn rotate(&mut self, rotation: Rotation, raw: &Raw<'_>) -> bool {
+        // Killed between its record and the key's replacing, and run again.
+        if let Some(last) = self.rotations.last_mut()
+            && (last.old.key_data(), last.new.key_data()) == (rotation.old.key_data(), rotation.new.key_data())
+            && verifies(&rotation.old, raw)
+        {
+            *last = rotation;
+            return true;
+        }
         let follows = self.rotations.last().is_none_or(|r| r.new.key_data() == rotation.old.key_data());
         let sound = follows && verifies(&rotation.old, raw);
         if sound {

@@ -8,6 +8,11 @@ use serde_json::{Map, Value, json};
 
 /// Writes a chain from these records' members with this key, as somebody with all the time in the world would.
 fn forged(lines: &[Vec<u8>], signer: Option<&Signer>) -> Vec<Vec<u8>> {
+    rechained(lines, |_, _| signer.cloned())
+}
+
+/// The same with changes, and a key for each record.
+pub(super) fn rechained(lines: &[Vec<u8>], change: impl Fn(usize, &mut Map<String, Value>) -> Option<Signer>) -> Vec<Vec<u8>> {
     use base64ct::{Base64, Encoding};
     let mut prev = "0".repeat(64);
     let mut all = Vec::new();
@@ -16,9 +21,10 @@ fn forged(lines: &[Vec<u8>], signer: Option<&Signer>) -> Vec<Vec<u8>> {
         record.insert("seq".to_owned(), json!(n + 1));
         record.insert("prev".to_owned(), json!(prev));
         record.remove("sig");
+        let signer = change(n, &mut record);
         let mut text = serde_json::to_string(&record).unwrap();
         text.pop();
-        let sig = signer.map(|s| Base64::encode_string(&s.raw(&crate::audit::signed_part(text.as_bytes()))));
+        let sig = signer.as_ref().map(|s| Base64::encode_string(&s.raw(&crate::audit::signed_part(text.as_bytes()))));
         text.push_str(&format!(",\"sig\":{}}}", json!(sig)));
         prev = raw::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
         all.push((text + "\n").into_bytes());

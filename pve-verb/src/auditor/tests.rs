@@ -38,7 +38,7 @@ impl Host {
     fn log(&self, disk: crate::disk::Disk) -> Log {
         self.log_of(disk, Some(&self.signer))
     }
-    fn log_of(&self, disk: crate::disk::Disk, signer: Option<&Signer>) -> Log {
+    pub(super) fn log_of(&self, disk: crate::disk::Disk, signer: Option<&Signer>) -> Log {
         Log::open_at(&self.at("run/pve-verb"), disk, signer.cloned(), 1 << 30, None)
     }
     pub(super) fn append(&self, kind: Kind) -> crate::audit::Position {
@@ -78,7 +78,7 @@ pub(super) fn signer(seed: u8) -> Signer {
     Signer::new(PrivateKey::from(Ed25519Keypair::from_seed(&[seed; 32]))).unwrap()
 }
 
-fn facts(value: Value) -> Map<String, Value> {
+pub(super) fn facts(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }
 

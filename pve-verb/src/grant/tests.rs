@@ -86,6 +86,10 @@ fn checked_by(text: &str, signers: &Signers, at: Timestamp) -> Result<Granted, B
     check(text, &Need { vmid: Vmid::DEVVM, node: "pve1", verb: Verb::Cycle, key_name: &agent }, signers, at)
 }
 
+fn use_it(granted: &Granted, by: &RequestId, clocks: (Timestamp, Option<Timestamp>), disk: &Disk) -> Result<(), BadGrant> {
+    spend(granted, by, clocks, disk, Duration::from_secs(1))
+}
+
 fn refused(text: &str) -> BadGrant {
     checked_by(text, &signers(), now()).unwrap_err()
 }
@@ -233,14 +237,14 @@ fn a_grant_is_spent_once_whatever_came_of_its_first_use() {
     let root = tempfile::tempdir().unwrap();
     let granted = checked_by(&made(&[]), &signers(), now()).unwrap();
     let (one, two) = (RequestId::from_random([1; 16]), RequestId::from_random([2; 16]));
-    assert_eq!(spend(&granted, &one, now(), None, &disk_at(root.path())), Ok(()));
+    assert_eq!(use_it(&granted, &one, (now(), None), &disk_at(root.path())), Ok(()));
     // The first was killed right here, before its intent: nothing of it is in memory or in /run any more.
     for id in [&two, &one] {
-        assert_eq!(spend(&granted, id, now(), None, &disk_at(root.path())), Err(BadGrant::Spent(Some(one.clone()))));
+        assert_eq!(use_it(&granted, id, (now(), None), &disk_at(root.path())), Err(BadGrant::Spent(Some(one.clone()))));
     }
     // Another signature over the same nonce is the same grant.
     let again = checked_by(&made(&[("reason", json!("again"))]), &signers(), now()).unwrap();
-    assert_eq!(spend(&again, &two, now(), None, &disk_at(root.path())), Err(BadGrant::Spent(Some(one))));
+    assert_eq!(use_it(&again, &two, (now(), None), &disk_at(root.path())), Err(BadGrant::Spent(Some(one))));
 }
 
 #[test]
@@ -255,7 +259,7 @@ fn of_two_uses_at_once_exactly_one_wins() {
                     let (granted, barrier, disk) = (&granted, &barrier, disk_at(root.path()));
                     scope.spawn(move || {
                         barrier.wait();
-                        spend(granted, &RequestId::from_random([n; 16]), now(), None, &disk)
+                        use_it(granted, &RequestId::from_random([n; 16]), (now(), None), &disk)
                     })
                 })
                 .collect();
@@ -269,7 +273,7 @@ fn of_two_uses_at_once_exactly_one_wins() {
 fn what_the_disk_does_not_take_is_not_granted() {
     let granted = checked_by(&made(&[]), &signers(), now()).unwrap();
     for disk in [hung_disk(), broken_disk()] {
-        let why = spend(&granted, &RequestId::from_random([1; 16]), now(), None, &disk).unwrap_err();
+        let why = use_it(&granted, &RequestId::from_random([1; 16]), (now(), None), &disk).unwrap_err();
         assert!(matches!(why, BadGrant::NotRecorded(_)), "{why:?}");
     }
 }
@@ -284,12 +288,12 @@ fn a_clock_that_is_set_back_a_year_revives_nothing() {
     assert!(matches!(refused(&old), BadGrant::Expired(_)));
     // By the clock alone last year's is good again; the log knows better.
     let granted = checked_by(&old, &signers(), year_ago).unwrap();
-    assert!(matches!(spend(&granted, &id, year_ago, Some(now()), &disk_at(root.path())), Err(BadGrant::Expired(_))));
+    assert!(matches!(use_it(&granted, &id, (year_ago, Some(now())), &disk_at(root.path())), Err(BadGrant::Expired(_))));
     assert!(!root.path().join(path::GRANTS.trim_start_matches('/')).join("old").exists());
     // And one that was spent stays spent, whatever the clock says.
     let spent = checked_by(&good, &signers(), now()).unwrap();
-    spend(&spent, &id, now(), None, &disk_at(root.path())).unwrap();
-    assert_eq!(spend(&spent, &id, now(), Some(year_ago), &disk_at(root.path())), Err(BadGrant::Spent(Some(id.clone()))));
+    use_it(&spent, &id, (now(), None), &disk_at(root.path())).unwrap();
+    assert_eq!(use_it(&spent, &id, (now(), Some(year_ago)), &disk_at(root.path())), Err(BadGrant::Spent(Some(id.clone()))));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::policy::Authorised;
 use crate::rate::Rates;
 use crate::run::Stop;
 use crate::text::say;
-use crate::{host, lock};
+use crate::{deadline, host, lock};
 
 impl Run {
     /// A holder past its deadline lost the lock to us.
@@ -38,8 +38,8 @@ impl Run {
     /// Refused-policy: spent before, expired meanwhile, or not durable on disk.
     pub fn spend_grant(&mut self, authorised: &Authorised) -> Result<(), Stop> {
         let Some(granted) = authorised.granted() else { return Ok(()) };
-        let newest = self.log.newest();
-        crate::grant::spend(granted, &self.facts.request_id, host::now(), newest, &self.disk)
+        let newest = self.log.newest(deadline::WITNESS);
+        crate::grant::spend(granted, &self.facts.request_id, (host::now(), newest), &self.disk, deadline::WRITE)
             .map_err(|why| Stop::policy(say::grant(authorised.verb(), &why)))
     }
 

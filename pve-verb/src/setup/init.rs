@@ -64,7 +64,7 @@ fn private_folder(path: &Path, owner: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn new_key(node: &str) -> Result<String, String> {
+pub(super) fn new_key(node: &str) -> Result<String, String> {
     let pair = Ed25519Keypair::from_seed(&host::random()?);
     let mut key = PrivateKey::from(pair);
     key.set_comment(principal(node));
@@ -72,7 +72,7 @@ fn new_key(node: &str) -> Result<String, String> {
 }
 
 /// Puts a file in its place whole, or not at all.
-fn place(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> io::Result<()> {
+pub(super) fn place(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
     let open_flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -1,0 +1,145 @@
+//! The command line of `breakglass`: clap's definitions, from which the help comes, and the one command that there is.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use proto::{Body, RequestId, Verb, Vmid};
+
+use crate::UNKNOWN;
+use crate::answer::Reader;
+use crate::receipt::{Asked, Unproved, check, exit_code};
+use crate::say;
+use crate::signers::Pinned;
+
+/// A key is one line; what is longer is another file.
+const MAX_KEY: u64 = 64 * 1024;
+
+/// The client of pve-verb, the forced command on a Proxmox VE host.
+#[derive(Debug, Parser)]
+#[command(name = "breakglass", version, disable_help_subcommand = true, max_term_width = 100, after_help = LATER)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const LATER: &str = "\
+Not there yet: verb, chat, runbook, serve, mcp, watch, keyholder, doctor, receipts, evals, grant.
+Until then the verbs are called with plain ssh, and receipt says what an answer is worth:
+
+  ssh breakglass@HOST 'cycle --json --reason=disk%20stalled' | tee answer
+  breakglass receipt --signing-key allowed_signers answer
+
+Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 10 failed,
+11 unknown, 70 a bug), 20 where there is no valid receipt, 64 for a wrong command line.";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read an answer that was asked for with --json, and say what it proves
+    Receipt(Receipt),
+}
+
+/// `receipt`.
+#[derive(Debug, Args)]
+pub struct Receipt {
+    /// The host's key: what `pve-verb init` printed, its signing_key.pub, or a file with either
+    #[arg(long, value_name = "KEY_OR_FILE")]
+    pub signing_key: Option<String>,
+    /// The id that was asked with: a receipt of another request is not an answer
+    #[arg(long, value_name = "UUID")]
+    pub request_id: Option<RequestId>,
+    /// The verb that was asked for
+    #[arg(long, value_parser = verb)]
+    pub verb: Option<Verb>,
+    /// The VM that was meant
+    #[arg(long)]
+    pub vmid: Option<Vmid>,
+    /// The answer; - or nothing: standard input
+    pub file: Option<PathBuf>,
+}
+
+fn verb(text: &str) -> Result<Verb, String> {
+    text.parse().map_err(|()| "one of status, forensics, reset, stop, start, cycle".to_owned())
+}
+
+/// Serves this process's command line; gives its exit status.
+pub fn run() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _nobody_reads = error.print();
+            // clap's own 2 would read as the host's "refused".
+            return if error.use_stderr() { 64 } else { 0 };
+        }
+    };
+    let Command::Receipt(args) = cli.command;
+    match receipt(&args) {
+        Ok((said, status)) => {
+            let _nobody_reads = writeln!(io::stdout(), "{said}");
+            status
+        }
+        Err(message) => {
+            let _nobody_reads = writeln!(io::stderr(), "{message}");
+            UNKNOWN
+        }
+    }
+}
+
+/// `receipt`: the two sentences and the exit status; or what could not be read.
+fn receipt(args: &Receipt) -> Result<(proto::Message, u8), proto::Message> {
+    let pinned = args.signing_key.as_deref().map(pinned).transpose()?;
+    let mut claimed = args.request_id.clone();
+    let mut reader = Reader::new();
+    let unreadable =
+        |error: io::Error| proto::Message::new(format!("The answer could not be read: {error}."), "Name its file, or pipe it in.");
+    let mut input: Box<dyn Read> = match args.file.as_deref().filter(|file| file.as_os_str() != "-") {
+        Some(file) => Box::new(File::open(file).map_err(unreadable)?),
+        None => Box::new(io::stdin()),
+    };
+    let mut block = vec![0; 64 * 1024];
+    loop {
+        match input.read(&mut block) {
+            Ok(0) => break,
+            Ok(n) => reader.feed(&block[..n], |event| {
+                if let (Body::Accepted(_), None) = (&event.body, &claimed) {
+                    claimed = Some(event.request_id);
+                }
+            }),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+    let asked = Asked { request_id: args.request_id.clone(), verb: args.verb, vmid: args.vmid };
+    let checked = reader.end().map_err(Unproved::Answer).and_then(|unchecked| check(&unchecked, pinned.as_ref(), &asked));
+    let status = exit_code(&checked);
+    let said = checked.map_or_else(|why| say::unproved(&why, claimed.as_ref()), |proved| say::proved(&proved));
+    Ok((said, status))
+}
+
+/// A key, or the file that holds it: no path has a blank after `ssh-ed25519`.
+fn pinned(key_or_file: &str) -> Result<Pinned, proto::Message> {
+    let named = |why: String| {
+        proto::Message::new(format!("The signing key can't be used. {why}"), "Give what `pve-verb init` printed on the host.")
+    };
+    if key_or_file.contains("ssh-ed25519 ") {
+        return Pinned::read(key_or_file).map_err(named);
+    }
+    let mut text = String::new();
+    let read = File::open(key_or_file).and_then(|file| file.take(MAX_KEY).read_to_string(&mut text));
+    read.map_err(|error| named(format!("{key_or_file}: {error}.")))?;
+    Pinned::read(&text).map_err(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+}
