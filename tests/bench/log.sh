@@ -14,9 +14,17 @@ if [ -z "${BENCH_INSIDE:-}" ]; then
 fi
 
 mount --make-rprivate /
-place=$(mktemp -d "${BENCH_DISK:-/var/tmp}/bench-log.XXXXXX")
-trap 'rm -rf "$place"' EXIT
 folders="etc/pve-verb var/lib/pve-verb var/log/pve-verb"
+place=$(mktemp -d "${BENCH_DISK:-/var/tmp}/bench-log.XXXXXX")
+# What is a mount point can't be removed; the innermost goes first, until none of ours is left.
+leave() {
+    cd /
+    for folder in $folders run/pve-verb; do
+        while umount "/$folder" 2> /dev/null; do :; done
+    done
+    rm -rf "$place"
+}
+trap leave EXIT
 mount -t tmpfs -o mode=0755 bench /run
 for log in few many; do
     mkdir -p -m 700 "/run/$log"
