@@ -23,7 +23,7 @@ pub use outcome::{Message, Outcome};
 pub use receipt::{AuditPosition, NotAReceipt, QemuProcess, Receipt, ReceiptBody, WitnessAnswer, decode_body, encode_body};
 pub use request::{Draft, Grant, MAX_REQUEST_BYTES, Misplaced, Origin, Rejected, Request, Unit64, Unit200, Why, Witness};
 pub use state::{HostState, RunState, VmState};
-pub use text::{escape, escape_cut};
+pub use text::{escape, escape_ascii, escape_cut};
 pub use time::Timestamp;
 pub use verb::{Verb, VerbSet};
 

@@ -25,6 +25,19 @@ pub fn escape(bytes: &[u8]) -> String {
     out
 }
 
+/// As [`escape`], with every byte beyond ASCII shown as `\xHH`: for a record of bytes that were not to be there at all.
+pub fn escape_ascii(bytes: &[u8]) -> String {
+    let shown = |b: &u8| match b {
+        b'\n' => "\\n".to_owned(),
+        b'\r' => "\\r".to_owned(),
+        b'\t' => "\\t".to_owned(),
+        b'\\' => "\\\\".to_owned(),
+        b' '..=b'~' => char::from(*b).to_string(),
+        b => format!("\\x{b:02x}"),
+    };
+    bytes.iter().map(shown).collect()
+}
+
 /// As [`escape`], of at most the first `most` bytes; says how much was cut.
 pub fn escape_cut(bytes: &[u8], most: usize) -> String {
     match bytes.get(..most) {
@@ -48,6 +61,7 @@ mod tests {
     fn what_could_move_a_cursor_is_shown_instead() {
         assert_eq!(escape(b"a\x1b[2Jb\r\n\0\xff"), "a\\x1b[2Jb\\r\\n\\x00\\xff");
         assert_eq!(escape("\u{202e}\u{9b}ü".as_bytes()), "\\u{202e}\\u{9b}ü");
+        assert_eq!(escape_ascii("a\\ü\n".as_bytes()), "a\\\\\\xc3\\xbc\\n");
         assert_eq!(escape_cut(b"abcdef", 3), "abc… (3 bytes more)");
     }
 

@@ -14,18 +14,15 @@ if [ -z "${BENCH_INSIDE:-}" ]; then
 fi
 
 mount --make-rprivate /
-folders="etc/pve-verb var/lib/pve-verb var/log/pve-verb"
 place=$(mktemp -d "${BENCH_DISK:-/var/tmp}/bench-log.XXXXXX")
-# What is a mount point can't be removed; the innermost goes first, until none of ours is left.
-leave() {
-    cd /
-    for folder in $folders run/pve-verb; do
-        while umount "/$folder" 2> /dev/null; do :; done
-    done
-    rm -rf "$place"
-}
-trap leave EXIT
+trap 'for folder in $folders; do umount -l "/$folder"; umount -l "/$folder"; done 2>/dev/null; umount -l /etc /var/lib /var/log 2>/dev/null; rm -rf "$place"' EXIT
+folders="etc/pve-verb var/lib/pve-verb var/log/pve-verb"
 mount -t tmpfs -o mode=0755 bench /run
+# The mount points below are made on top of the machine's folders, not in them.
+for top in etc var/lib var/log; do
+    mkdir -p "/run/over/$top/upper" "/run/over/$top/work"
+    mount -t overlay over -o "lowerdir=/$top,upperdir=/run/over/$top/upper,workdir=/run/over/$top/work" "/$top"
+done
 for log in few many; do
     mkdir -p -m 700 "/run/$log"
     for folder in $folders; do

@@ -144,7 +144,7 @@ fn hostile_lines(lab: &Lab) -> Result<()> {
         let rejected = &found[0]["rejected"];
         assert_eq!((&found[0]["kind"], &found[0]["exit_code"]), (&json!("refused"), &json!(2)));
         assert_eq!(rejected["bytes"], line.len(), "{rejected}");
-        assert_eq!(rejected["raw"], proto::escape(&line[..line.len().min(256)]), "{rejected}");
+        assert_eq!(rejected["raw"], proto::escape_ascii(&line[..line.len().min(256)]), "{rejected}");
     }
     assert_eq!(records.values().map(Vec::len).sum::<usize>(), carried.len(), "one record for each line, and no other");
     before.untouched(vm, "hostile lines");

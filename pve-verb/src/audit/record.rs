@@ -76,7 +76,7 @@ impl Record {
         let kept = raw.get(..RAW).unwrap_or(raw);
         self.fact(
             "rejected",
-            json!({"raw": proto::escape(kept), "bytes": raw.len(), "sha256": hash(raw), "position": position, "why": why}),
+            json!({"raw": proto::escape_ascii(kept), "bytes": raw.len(), "sha256": hash(raw), "position": position, "why": why}),
         );
     }
 
