@@ -98,6 +98,9 @@ fn rejected_since(from: usize) -> Result<HashMap<String, Vec<Value>>> {
             String::from_utf8_lossy(&line).escape_default()
         );
         let record: Value = serde_json::from_slice(&line).unwrap();
+        if record["kind"] == "start" {
+            continue; // this binary with this configuration was new: no caller's doing
+        }
         let hash = record["rejected"]["sha256"].as_str().unwrap_or_default().to_owned();
         by_hash.entry(hash).or_default().push(record);
     }

@@ -6,6 +6,8 @@
 
 #[path = "verbs/acts.rs"]
 mod acts;
+#[path = "verbs/grants.rs"]
+mod grants;
 #[path = "verbs/hung.rs"]
 mod hung;
 #[path = "verbs/refused.rs"]
@@ -18,6 +20,7 @@ mod storage;
 use lab::lab::run_scenarios;
 
 fn main() {
-    let all = [acts::SCENARIOS, refused::SCENARIOS, stands_in_the_way::SCENARIOS, hung::SCENARIOS, storage::SCENARIOS].concat();
+    let all = [acts::SCENARIOS, refused::SCENARIOS, grants::SCENARIOS, stands_in_the_way::SCENARIOS, hung::SCENARIOS, storage::SCENARIOS]
+        .concat();
     run_scenarios(&all, lab::installed::prepare)
 }

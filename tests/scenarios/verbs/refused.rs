@@ -8,7 +8,7 @@ use std::time::Duration;
 use lab::host::write;
 use lab::installed::{GENEROUS, Stamp, Told, agent, ask, limits, log};
 use lab::lab::Scenario;
-use lab::process::run;
+use lab::process::{must, run};
 use lab::{Lab, Result, Ssh, Vm, wedge};
 use serde_json::json;
 
@@ -210,9 +210,10 @@ fn not_set_up(lab: &Lab) -> Result<()> {
     write("/root/.ssh/authorized_keys", &format!("restrict,command=\"/usr/sbin/pve-verb forced --key-name agent\" {public}"), 0o600)?;
     let root = Ssh::new("root@127.0.0.1", 22, &lab.host.key("agent")?, std::path::Path::new("/run/lab/known_hosts"));
     let before = Stamp::of(vm);
-    fs::rename("/etc/pve-verb", "/etc/pve-verb.away").unwrap();
+    // Not a rename: a folder that the machine under the lab has as well can't be renamed in an overlay.
+    must("mv", ["/etc/pve-verb", "/etc/pve-verb.away"])?;
     let answer = root.call("stop");
-    fs::rename("/etc/pve-verb.away", "/etc/pve-verb").unwrap();
+    must("mv", ["/etc/pve-verb.away", "/etc/pve-verb"])?;
     let answer = answer?;
     assert_eq!(answer.status, 7, "{answer:?}");
     assert!(answer.flat().contains("/etc/pve-verb is missing") && answer.flat().contains("`pve-verb init`"), "{}", answer.text());
