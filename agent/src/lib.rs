@@ -1,12 +1,18 @@
-//! What a caller of `pve-verb` may believe. So far it reads an answer and checks the receipt at its end; it calls nobody.
+//! `breakglass`: the client of `pve-verb`. It calls the verbs and believes only signed receipts; it can act under Claude's direction,
+//! by a runbook, or by a person's buttons, and every one of them acts through the same hands.
 //!
 //! ```text
-//! bytes ──Reader──> Unchecked ──check(pinned key, what was asked)──> Proved ──> the host's exit status
-//!    answer.rs           └───────────────┴── receipt.rs ──> Unproved ──> 20: unknown, never success
+//!  a person: verb, chat, serve ─┐                                   ┌─ ssh ──> sshd on the host ──> pve-verb
+//!  Claude: its tools ───────────┼─> incident ──> hands ─────────────┤
+//!  runbook, watch, mcp ─────────┘   (log, budget)  (hands.rs)       └─ ssh ──> sshd on the devvm, sudo
+//!
+//!  bytes ──Reader──> Unchecked ──check(pinned key, what was asked)──> Proved ──> the host's exit status
+//!     answer.rs           └───────────────┴── receipt.rs ──> Unproved ──> 20: unknown, never success
 //! ```
 
 pub mod answer;
 pub mod cli;
+pub mod hands;
 pub mod receipt;
 pub mod say;
 pub mod signers;
