@@ -30,7 +30,7 @@ pub struct Answer {
 impl Answer {
     /// To the caller on standard output.
     pub fn to_caller(id: RequestId, form: Form) -> Self {
-        let out = Out::new(crate::deadline::CALLER_STALLED);
+        let out = Out::new(crate::deadline::CALLER_STALLED, crate::deadline::CALLER_PATIENCE);
         let colour = std::io::IsTerminal::is_terminal(&std::io::stdout());
         Self { id, place: Place::Caller { out, form, renderer: text::Renderer::new(colour) } }
     }
@@ -46,10 +46,18 @@ impl Answer {
     }
 
     /// Passes on an event that somebody else made: the front relays its worker's.
+    ///
+    /// Waits for a caller with the receipt only. Before, whoever reads slowly would spend the time in which evidence is taken. What is
+    /// inside an artifact goes out behind a record of who got it: with the first step, or the receipt.
     pub fn event(&mut self, event: &Event) {
         match &mut self.place {
             Place::Spool(spool) => spool.append(event),
             Place::Caller { out, form: Form::Json, .. } => {
+                match &event.body {
+                    Body::Probe(probe) if probe.data.is_some() => out.hold(),
+                    Body::Step(_) | Body::Receipt(_) => out.release(),
+                    _ => {}
+                }
                 if let Ok(line) = serde_json::to_string(event) {
                     out.line(&line);
                 }
@@ -60,6 +68,16 @@ impl Answer {
                     out.line(text.trim_end_matches('\n'));
                 }
             }
+        }
+        if matches!(event.body, Body::Receipt(_)) {
+            self.flush();
+        }
+    }
+
+    /// Waits until the caller has what may go out, or is gone.
+    pub fn flush(&mut self) {
+        if let Place::Caller { out, .. } = &mut self.place {
+            out.flush();
         }
     }
 

@@ -101,6 +101,8 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
                     run.hand_over();
                     return proto::decode_body(&receipt.body).map_or(Outcome::Internal.exit_code(), |(body, _)| body.exit_code);
                 }
+                // Here it may wait: the worker does not.
+                answer.flush();
                 if answer.nobody_listens() {
                     run.hand_over();
                     return Outcome::Unknown.exit_code();

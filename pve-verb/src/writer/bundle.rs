@@ -1,14 +1,17 @@
 //! Bundles: carried from tmpfs to disk under their own name, listed, read. A sealed bundle is never changed.
 
 use proto::{BundleName, Vmid};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{ArtifactPath, Reply, Root, durable, state};
 use crate::host::path;
 
+/// How long another carrier is waited for. Less than a parent waits for us: it is told that the shelf is busy, not that the disk is late.
+const SHELF: Duration = Duration::from_secs(2);
 /// How deep a bundle's folders go; deeper is not a bundle of ours.
 const DEEPEST: u32 = 4;
 
@@ -19,10 +22,8 @@ impl Root {
         let to = shelf.join(name.as_str());
         durable::folder(&shelf)?;
         // One at a time: another call may be carrying the same bundle, and each would clear away the other's half. Freed when this ends,
-        // killed or not. In /run like every lock: a disk that hangs must not hold one.
-        durable::folder(&self.path(path::RUN))?;
-        let shelf_lock = durable::file(&self.path(path::RUN).join("shelf.lock"), OFlags::RDWR | OFlags::CREATE)?;
-        flock(&shelf_lock, FlockOperation::LockExclusive)?;
+        // killed or not. Not waited for without an end: somebody else's copying is no sign of a disk that hangs.
+        let _lock = durable::lock(&self.path(path::RUN).join("shelf.lock"), SHELF)?;
         if to.is_dir() {
             // An earlier carrier may have been killed between its rename and this.
             durable::sync_folder(&shelf)?;
