@@ -1,16 +1,20 @@
 //! Captured → Preserved: the bundle is written, hashed, signed and sealed outside the VM. Only after this may the VM change.
 //!
 //! On tmpfs first, because the disk may hang with the VM's; then the writer child carries it to disk. If that is late or fails the
-//! bundle stays on tmpfs, and everybody is told. Where not even tmpfs takes it the request is refused.
+//! bundle stays on tmpfs, and everybody is told. Where tmpfs does not take it, the disk alone does; where neither, the request is refused.
 
-use proto::{Body, BundleName, Manifest, NotCaptured, Predicate, ProbeOutcome, RequestFacts, Sha256Hex, Subject, Where};
+use proto::{Body, BundleName, Manifest, NotCaptured, Predicate, ProbeOutcome, RequestFacts, Sha256Hex, Subject, Vmid, Where};
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use crate::capture::{Captured, Seen, event};
+use crate::disk::Disk;
 use crate::host::path;
 use crate::lock::Locked;
 use crate::policy::Authorised;
@@ -49,6 +53,9 @@ impl Preserved {
     }
 }
 
+/// What a bundle consists of: paths in it, and bytes.
+type Files<'a> = Vec<(String, Cow<'a, [u8]>)>;
+
 /// Seals the bundle on the best rung there is.
 ///
 /// # Errors
@@ -58,18 +65,25 @@ pub fn preserve(run: &mut Run, captured: Captured) -> Result<Preserved, Stop> {
     let name = BundleName::new(run.started(), authorised.verb(), authorised.id());
     let vmid = authorised.vmid();
     let manifest = manifest(run, &captured);
-    let sealed = seal(run, &format!("{}/{vmid}", path::RUN_EVIDENCE), &name, &captured, &manifest);
-    let manifest_sha256 = sealed.map_err(|e| Stop::evidence(say::evidence_nowhere(&e.to_string())))?;
-
-    let place = match run.disk.call(&Op::CarryBundle { vmid, name: name.clone() }, &[], deadline::CARRY) {
-        Ok(_) => Where::Disk,
-        Err(e) => {
-            run.degrade(format!("the bundle is on tmpfs only: {e}"));
-            Where::Tmpfs
+    let shelf = PathBuf::from(format!("{}/{vmid}", path::RUN_EVIDENCE));
+    let (files, manifest_sha256) = files(run, &captured, &manifest).map_err(|e| Stop::evidence(say::evidence_nowhere(&e.to_string())))?;
+    let place = match seal(&shelf, &name, &files) {
+        Ok(()) => match run.disk.call(&Op::CarryBundle { vmid, name: name.clone() }, &[], deadline::CARRY) {
+            Ok(_) => Where::Disk,
+            Err(e) => {
+                run.degrade(format!("the bundle is on tmpfs only: {e}"));
+                Where::Tmpfs
+            }
+        },
+        Err(no_tmpfs) => {
+            put(&run.disk, vmid, &name, &files)
+                .map_err(|no_disk| Stop::evidence(say::evidence_nowhere(&format!("{no_tmpfs}; {no_disk}"))))?;
+            run.degrade(format!("/run took no bundle ({no_tmpfs}); it was sealed on disk alone"));
+            Where::Disk
         }
     };
     if place == Where::Disk {
-        let _ = std::fs::remove_dir_all(format!("{}/{vmid}/{name}", path::RUN_EVIDENCE));
+        let _ = std::fs::remove_dir_all(shelf.join(name.as_str()));
     }
     let said = proto::Preserved { bundle: name.clone(), place, manifest_sha256, degraded: run.degraded().to_vec() };
     run.preserved(&said);
@@ -150,27 +164,55 @@ fn summary(captured: &Captured) -> String {
     lines.join("\n")
 }
 
-/// Writes everything below `parent`, and gives the folder its name last.
-fn seal(run: &mut Run, parent: &str, name: &BundleName, captured: &Captured, manifest: &Manifest) -> std::io::Result<Sha256Hex> {
-    let partial = PathBuf::from(format!("{parent}/{name}.partial"));
-    folder(Path::new(parent))?;
-    folder(&partial)?;
-    for artifact in captured.seen().answers.iter().filter_map(|a| a.artifact.as_ref()) {
-        write(&partial, &artifact.path, artifact.bytes.as_bytes())?;
-    }
-    for (path, bytes) in extras(captured) {
-        write(&partial, path, &bytes)?;
-    }
+/// Everything that belongs to the bundle, by its path in it, and the manifest's hash.
+fn files<'a>(run: &mut Run, captured: &'a Captured, manifest: &Manifest) -> std::io::Result<(Files<'a>, Sha256Hex)> {
+    let artifacts = captured.seen().answers.iter().filter_map(|a| a.artifact.as_ref());
+    let mut files: Files<'a> = artifacts.map(|a| (a.path.clone(), Cow::Borrowed(a.bytes.as_bytes()))).collect();
+    files.extend(extras(captured).map(|(path, bytes)| (path.to_owned(), Cow::Owned(bytes))));
     let bytes = serde_json::to_vec_pretty(manifest)?;
-    write(&partial, "manifest.json", &bytes)?;
-    match run.sign(proto::namespace::MANIFEST, &bytes) {
-        Ok(blob) => write(&partial, "manifest.json.sig", sign::armour(&blob).as_bytes())?,
+    let (sha256, signed) = (hash(&bytes), run.sign(proto::namespace::MANIFEST, &bytes));
+    files.push(("manifest.json".to_owned(), Cow::Owned(bytes)));
+    match signed {
+        Ok(blob) => files.push(("manifest.json.sig".to_owned(), Cow::Owned(sign::armour(&blob).into_bytes()))),
         Err(why) => run.degrade(format!("the manifest is not signed: {why}")),
     }
-    File::open(&partial)?.sync_all()?;
-    std::fs::rename(&partial, format!("{parent}/{name}"))?;
-    File::open(parent)?.sync_all()?;
-    Ok(hash(&bytes))
+    Ok((files, sha256))
+}
+
+/// Writes everything below `shelf`, and gives the folder its name last. Where that fails nothing of it stays.
+fn seal(shelf: &Path, name: &BundleName, files: &Files<'_>) -> std::io::Result<()> {
+    let partial = shelf.join(format!("{name}.partial"));
+    let sealed = (|| {
+        folder(shelf)?;
+        folder(&partial)?;
+        // Locked until it has its name: what is there without a lock is a dead one's (litter.rs).
+        let opened = File::open(&partial)?;
+        flock(&opened, FlockOperation::NonBlockingLockExclusive)?;
+        for (path, bytes) in files {
+            write(&partial, path, bytes)?;
+        }
+        opened.sync_all()?;
+        std::fs::rename(&partial, shelf.join(name.as_str()))?;
+        File::open(shelf)?.sync_all()
+    })();
+    if sealed.is_err() {
+        // What took the last room would be in the way of everything else that is in /run.
+        let _ = std::fs::remove_dir_all(&partial);
+    }
+    sealed
+}
+
+/// The same on disk, file by file through the writer, where tmpfs takes no bundle.
+fn put(disk: &Disk, vmid: Vmid, name: &BundleName, files: &Files<'_>) -> Result<(), String> {
+    let until = Instant::now() + deadline::CARRY;
+    let call = |op: &Op, payload: &[u8]| {
+        disk.call(op, payload, until.saturating_duration_since(Instant::now())).map(drop).map_err(|e| e.to_string())
+    };
+    for (path, bytes) in files {
+        let path = path.clone().try_into().map_err(|e| format!("{e}"))?;
+        call(&Op::BundlePut { vmid, name: name.clone(), path }, bytes)?;
+    }
+    call(&Op::BundleSeal { vmid, name: name.clone() }, &[])
 }
 
 fn folder(path: &Path) -> std::io::Result<()> {
@@ -190,4 +232,43 @@ fn write(root: &Path, path: &str, bytes: &[u8]) -> std::io::Result<()> {
 
 fn hash(bytes: &[u8]) -> Sha256Hex {
     Sha256Hex::from_bytes(Sha256::digest(bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::tests::{broken_disk, disk_at};
+
+    fn files() -> Files<'static> {
+        vec![("qmp/greeting.json".to_owned(), Cow::Borrowed(&b"{}"[..])), ("manifest.json".to_owned(), Cow::Borrowed(&b"[]"[..]))]
+    }
+
+    fn name() -> BundleName {
+        "20261121T003000.123Z-cycle-1f0c9a2e".parse().unwrap()
+    }
+
+    #[test]
+    fn a_seal_that_fails_leaves_nothing_and_the_disk_takes_the_bundle_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let shelf = root.path().join("run/102");
+        // The second file can't be made: as on a tmpfs that has just become full, half of the bundle is there by then.
+        let mut doomed = files();
+        doomed.push(("manifest.json/x".to_owned(), Cow::Borrowed(b"x")));
+        assert!(seal(&shelf, &name(), &doomed).is_err());
+        assert_eq!(std::fs::read_dir(&shelf).unwrap().count(), 0, "half a bundle stays on tmpfs");
+        put(&disk_at(root.path()), Vmid::DEVVM, &name(), &files()).unwrap();
+        let on_disk = root.path().join(&path::EVIDENCE[1..]).join("102").join(name().as_str());
+        assert_eq!(std::fs::read(on_disk.join("qmp/greeting.json")).unwrap(), b"{}");
+        assert_eq!(std::fs::read(on_disk.join("manifest.json")).unwrap(), b"[]");
+        assert_eq!(std::fs::read_dir(on_disk.parent().unwrap()).unwrap().count(), 1);
+        assert!(put(&broken_disk(), Vmid::DEVVM, &name(), &files()).unwrap_err().contains("No space left"));
+    }
+
+    #[test]
+    fn a_seal_that_succeeds_has_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        seal(root.path(), &name(), &files()).unwrap();
+        assert_eq!(std::fs::read(root.path().join(name().as_str()).join("manifest.json")).unwrap(), b"[]");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
 }

@@ -251,11 +251,13 @@ pub(crate) mod tests {
 
     /// A disk that hangs: a process that reads nothing and says nothing.
     pub(crate) fn hung_disk() -> Disk {
-        Disk::with(Box::new(|| {
-            let mut child = std::process::Command::new("sleep").arg("60").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-            let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { panic!("no pipes") };
-            Writer::new(to.into(), from.into(), Some(child))
-        }))
+        Disk::with(Box::new(hung_writer))
+    }
+
+    pub(crate) fn hung_writer() -> io::Result<Writer> {
+        let mut child = std::process::Command::new("sleep").arg("60").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { panic!("no pipes") };
+        Writer::new(to.into(), from.into(), Some(child))
     }
 
     /// A disk whose every operation fails, as a full or read-only one's.

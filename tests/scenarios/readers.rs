@@ -5,6 +5,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use lab::chain::Chain;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
 use lab::station::{self, MODEL, Traces, anna, bare_vm, body, fresh_id};
@@ -65,7 +66,16 @@ fn forensics_never_reads(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let id = fresh_id()?;
     let deaf = Deaf::call(&anna(lab)?, &format!("forensics --json --inline --request-id={id}"));
+    let began = Instant::now();
     until("the bundle", AMPLE, || (station::bundles(&id).len() == 1).then_some(()))?;
+    until("the record", AMPLE, || Chain::read().ok().filter(|chain| chain.count(&id, "read") == 1).map(drop))?;
+    // All evidence, and the record of who got it, before the first byte of it went out; nobody waited for the deaf one.
+    let recorded = began.elapsed();
+    assert!(recorded < Duration::from_secs(17), "{recorded:?}");
+    let chain = Chain::read()?;
+    let record = chain.of(&id)[0];
+    assert_eq!((&record["outcome"], &record["preserved_where"]), (&json!("done"), &json!("disk")), "{record}");
+    assert!(!station::processes("forced").is_empty(), "the caller was given up before it could read");
     // Twenty seconds without a byte taken, and the caller is taken for gone; its ssh still lives.
     station::quiet(AMPLE)?;
     drop(deaf);

@@ -43,7 +43,8 @@ impl Log {
         if counted {
             self.summaries(&held, &mut standing, &mut floods);
         }
-        let why = if crowded { "the disk takes no records and there are many on tmpfs" } else { "this key had a thousand refusals in an hour" };
+        let why =
+            if crowded { "the disk takes no records and there are many on tmpfs" } else { "this key had a thousand refusals in an hour" };
         counted.then(|| format!("this answer has no audit record of its own, it is counted for the next summary record: {why}"))
     }
 

@@ -254,8 +254,7 @@ impl Held<'_> {
         };
         let (inode, length) = (file.metadata()?.ino(), file.metadata()?.len());
         let stored = self.small(TALLY).and_then(|text| serde_json::from_slice::<Tally>(&text).ok());
-        let mut tally =
-            stored.filter(|t| t.inode == inode && t.bytes <= length).unwrap_or_else(|| Tally { inode, ..Tally::default() });
+        let mut tally = stored.filter(|t| t.inode == inode && t.bytes <= length).unwrap_or_else(|| Tally { inode, ..Tally::default() });
         if tally.bytes < length {
             let mut more = vec![0; usize::try_from(length - tally.bytes).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut more, tally.bytes)?;

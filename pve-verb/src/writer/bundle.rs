@@ -34,7 +34,11 @@ impl Root {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        copy(&from, &partial, DEEPEST)?;
+        Self::sweep_shelf(&shelf)?;
+        copy(&from, &partial, DEEPEST).inspect_err(|_| {
+            // Half a bundle on a full disk would keep it full.
+            let _ = std::fs::remove_dir_all(&partial);
+        })?;
         std::fs::rename(&partial, &to)?;
         durable::sync_folder(&shelf)?;
         Ok(Reply::Done {})
