@@ -240,6 +240,8 @@ impl Log {
 }
 
 #[cfg(test)]
+mod crowded;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod told;

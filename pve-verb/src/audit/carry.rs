@@ -13,8 +13,8 @@ use crate::writer::{Op, Reply, TORN_SHOWN, Tail};
 
 /// A segment of this length or more is not continued.
 const SEGMENT: u64 = 16 << 20;
-/// What is carried at once.
-const BATCH: usize = 8 << 20;
+/// What is carried at once: little enough for a read's time, so that reads alone carry it all in the end.
+const BATCH: usize = 1 << 20;
 
 impl Log {
     /// The chain's next line, on tmpfs.
@@ -93,8 +93,10 @@ impl Log {
     pub(super) fn carry(&self, ours: Option<&Sha256Hex>, until: Instant) -> Result<Carried, String> {
         let carrying = self.chain.carrying(until)?;
         let mut opened = false;
-        // Bounded: against a disk that says one thing and does another, and against others who append all the while.
-        for _ in 0..4 {
+        // Bounded: against a disk that says one thing and does another, and by time against others who append all the while.
+        let mut turns = 0;
+        while turns < 4 {
+            turns += 1;
             let snapshot = self.chain.lock(until)?.snapshot();
             let known = snapshot.known();
             let Some(end) = known.disk else {
@@ -123,6 +125,7 @@ impl Log {
                     }
                 }
                 Some(length) => {
+                    turns = 0;
                     opened |= starts && end.segment != 0;
                     let held = self.chain.lock(until)?;
                     let Some(last) = batch.last() else { continue };
