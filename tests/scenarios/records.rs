@@ -42,7 +42,7 @@ fn main() {
 }
 
 fn verify(words: &str) -> Result<Answer> {
-    console(&format!("log verify {words}"), AMPLE)
+    console(format!("log verify {words}").trim_end(), AMPLE)
 }
 
 fn running(lab: &Lab) -> (Option<u32>, Option<u64>) {
