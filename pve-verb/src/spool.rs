@@ -3,7 +3,7 @@
 //! Its first line says which request it belongs to, so that an id can't be used for another one. The worker holds an exclusive
 //! flock on it for as long as it lives: a spool without a lock and without a receipt is the trace of a worker that was killed.
 
-use proto::{Event, KeyName, RequestId, Verb, Vmid};
+use proto::{Body, Event, KeyName, RequestId, Verb, Vmid};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -62,11 +62,22 @@ impl Spool {
         made.map(|()| Self { file })
     }
 
-    /// Appends an event. A full tmpfs loses the line, never the verb: the receipt is in the finished request and the log as well.
+    /// Appends an event. A full tmpfs loses the line, never the verb: the receipt is in the finished request and the log as well. An
+    /// artifact inside must not use up the room that is kept for the rest; where it would, the event comes without it.
     pub fn append(&mut self, event: &Event) {
-        if let Ok(mut line) = serde_json::to_vec(event) {
-            line.push(b'\n');
-            let _ = self.file.write_all(&line);
+        let Ok(mut line) = serde_json::to_vec(event) else { return };
+        line.push(b'\n');
+        let Ok(before) = self.file.metadata().map(|m| m.len()) else { return };
+        if let Body::Probe(probe) = &event.body
+            && probe.data.is_some()
+            && fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, before + line.len() as u64 + RESERVED).is_err()
+        {
+            let body = Body::Probe(proto::Probe { data: None, ..probe.clone() });
+            return self.append(&Event { body, ..event.clone() });
+        }
+        if self.file.write_all(&line).is_err() {
+            // Half a line would take the next one with it.
+            let _ = self.file.set_len(before);
         }
     }
 }
@@ -180,7 +191,7 @@ impl Follower {
     pub fn has_receipt(&mut self) -> bool {
         loop {
             match self.take_event() {
-                Some(Next::Event(event)) if matches!(event.body, proto::Body::Receipt(_)) => return true,
+                Some(Next::Event(event)) if matches!(event.body, Body::Receipt(_)) => return true,
                 Some(_) => {}
                 None => return false,
             }

@@ -9,7 +9,7 @@ use crate::bundle::Preserved;
 use crate::door::Arrival;
 use crate::look::Seen;
 use crate::operation::{self, Finished};
-use crate::receipt;
+use crate::{receipt, retention};
 use crate::text::say;
 use crate::verify::Verified;
 
@@ -119,9 +119,13 @@ impl Run {
         // may ask for the next one at once.
         drop(held);
         self.answer.last(&body.request_id, receipt);
-        if how != Closing::Refused && self.facts.bundle.is_some() {
-            // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now.
+        if how != Closing::Refused && self.made.is_some() {
+            // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now, and so can old bundles.
             operation::tidy(&self);
+            if let Some(at) = &body.audit {
+                let own = self.made.take();
+                retention::tidy(&mut self, at.seq, own);
+            }
         }
         body.exit_code
     }
