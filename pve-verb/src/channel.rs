@@ -40,7 +40,8 @@ impl Worker {
             return Err(io::Error::other("no pipes to the worker"));
         };
         let (mut to, from) = (File::from(OwnedFd::from(to)), File::from(OwnedFd::from(from)));
-        let length = u32::try_from(request.len()).ok().filter(|n| *n <= MOST_REQUEST).ok_or_else(|| io::Error::other("too long a request"))?;
+        let length =
+            u32::try_from(request.len()).ok().filter(|n| *n <= MOST_REQUEST).ok_or_else(|| io::Error::other("too long a request"))?;
         to.write_all(&[&length.to_be_bytes(), request].concat())?;
         fcntl_setfl(&from, fcntl_getfl(&from)? | OFlags::NONBLOCK)?;
         // The child is not waited for: it outlives us, and init reaps it.

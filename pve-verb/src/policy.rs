@@ -6,9 +6,9 @@ use proto::{RequestId, Verb, Vmid};
 
 use crate::door::{Caller, Parsed};
 use crate::grant::{self, Granted, Need, Signers};
-use crate::{deadline, host};
 use crate::run::Stop;
 use crate::text::say::{self, BadGrant};
+use crate::{deadline, host};
 
 /// A request that its key may make. Made by [`authorise`] only.
 #[derive(Debug)]

@@ -222,7 +222,11 @@ impl Run {
     /// Whether these bytes carry this host's signature, as a file has it.
     pub fn signed_here(&self, namespace: &str, bytes: &[u8], armour: &[u8]) -> bool {
         let blob = std::str::from_utf8(armour).ok().and_then(crate::sign::dearmour);
-        self.signer.as_ref().ok().zip(blob).is_some_and(|(signer, blob)| crate::sign::verify_sshsig(signer.public(), namespace, bytes, &blob))
+        self.signer
+            .as_ref()
+            .ok()
+            .zip(blob)
+            .is_some_and(|(signer, blob)| crate::sign::verify_sshsig(signer.public(), namespace, bytes, &blob))
     }
 
     /// The first look.

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::answer::Files;
 use crate::bundle::hash;
+use crate::deadline;
 use crate::host::path;
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
@@ -16,7 +17,6 @@ use crate::text::say;
 use crate::tree::Tree;
 use crate::verify::{self, Verified};
 use crate::writer::{ArtifactPath, Op, Reply};
-use crate::deadline;
 
 /// More than any bundle is; a tar of it is made in memory.
 const MOST: usize = 256 << 20;

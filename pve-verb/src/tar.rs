@@ -87,9 +87,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn listed(bytes: &[u8], how: &str) -> Vec<u8> {
+    fn stock(bytes: &[u8], how: &[&str]) -> Vec<u8> {
         let mut child = std::process::Command::new("tar")
-            .args([how, "-f", "-", "--to-stdout"])
+            .args(how)
+            .args(["-f", "-"])
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -117,8 +118,8 @@ mod tests {
         };
         let bytes = make();
         assert_eq!((bytes.len() % BLOCK, &bytes), (0, &make()));
-        assert_eq!(String::from_utf8(listed(&bytes, "-t")).unwrap(), format!("x/empty\nx/one\n{long}\nx/last\n"));
-        assert_eq!(listed(&bytes, "-x"), [&b"1"[..], &[7; 512], &[8; 1025]].concat());
+        assert_eq!(String::from_utf8(stock(&bytes, &["-t"])).unwrap(), format!("x/empty\nx/one\n{long}\nx/last\n"));
+        assert_eq!(stock(&bytes, &["-x", "--to-stdout"]), [&b"1"[..], &[7; 512], &[8; 1025]].concat());
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
             let mut tar = Tar::begin(&mut bytes, 0);
             tar.file("a/b", &content).unwrap();
             tar.end().unwrap();
-            prop_assert_eq!(listed(&bytes, "-x"), content);
+            prop_assert_eq!(stock(&bytes, &["-x", "--to-stdout"]), content);
         }
     }
 }

@@ -130,10 +130,7 @@ mod tests {
         }
         let seen: Vec<_> = tree.entries().unwrap().into_iter().map(|e| (String::from_utf8(e.path).unwrap(), e.bytes)).collect();
         let odd = |path: &str| (path.to_owned(), None);
-        assert_eq!(
-            seen,
-            [odd("a/b/c/d"), odd("fifo"), odd("link"), odd("qmp/empty"), odd("qmp/up"), ("qmp/x.json".to_owned(), Some(2))]
-        );
+        assert_eq!(seen, [odd("a/b/c/d"), odd("fifo"), odd("link"), odd("qmp/empty"), odd("qmp/up"), ("qmp/x.json".to_owned(), Some(2))]);
         symlink(&root, folder.path().join("linked")).unwrap();
         assert!(Tree::open(&folder.path().join("linked")).is_err());
         assert!(Tree::open(&folder.path().join("none")).unwrap().is_none());

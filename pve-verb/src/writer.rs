@@ -24,8 +24,8 @@ mod state;
 pub(crate) use log::TORN_SHOWN;
 pub use log::{Oldest, Tail};
 pub use names::{ArtifactPath, Nonce};
-pub use shelf::{Shelved, Uptime};
 pub(crate) use shelf::{INDEX, index};
+pub use shelf::{Shelved, Uptime};
 
 /// The longest header.
 const MOST_HEADER: u32 = 1 << 20;

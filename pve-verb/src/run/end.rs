@@ -9,9 +9,9 @@ use crate::bundle::Preserved;
 use crate::door::Arrival;
 use crate::look::Seen;
 use crate::operation::{self, Finished};
-use crate::{receipt, retention};
 use crate::text::say;
 use crate::verify::Verified;
+use crate::{receipt, retention};
 
 impl Run {
     /// The end of a request outside the grammar.

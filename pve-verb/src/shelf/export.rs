@@ -32,7 +32,10 @@ pub(super) fn export_at(
     let found = find(rungs, vmid, name)?;
     let paths = members(&found, name, notes)?;
     let failed = |e: io::Error| {
-        Message::new(format!("The bundle {name} could not be exported: {e}."), format!("Look with `pve-verb bundle verify {name}`, then try again."))
+        Message::new(
+            format!("The bundle {name} could not be exported: {e}."),
+            format!("Look with `pve-verb bundle verify {name}`, then try again."),
+        )
     };
     let Some(to) = to else { return write(&found, name, &paths, out).map_err(failed) };
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(|e| match e.kind() {

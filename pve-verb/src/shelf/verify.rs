@@ -124,8 +124,7 @@ fn look(rungs: &Rungs, asked: &Asked, report: &mut Report) -> Result<(), String>
         report.add(Code::Reordered, format!("{MANIFEST} is that of bundle {whose} of VM {}", request.vmid));
     }
     let bytes = artifacts(&found, &manifest, report)?;
-    report.summary =
-        format!("{} artifacts, {bytes} bytes, manifest {sha256}; the key is {}.", manifest.subject.len(), keys.fingerprint());
+    report.summary = format!("{} artifacts, {bytes} bytes, manifest {sha256}; the key is {}.", manifest.subject.len(), keys.fingerprint());
     Ok(())
 }
 
@@ -166,7 +165,10 @@ fn receipts(file: &std::path::Path, name: &BundleName, manifest: &Sha256Hex, key
         }
         held += 1;
         if let Some(other) = body.manifest_sha256.filter(|hash| hash != manifest) {
-            report.add(Code::RolledBack, format!("the receipt in line {} of the receipts names manifest {other}, and here is {manifest}", n + 1));
+            report.add(
+                Code::RolledBack,
+                format!("the receipt in line {} of the receipts names manifest {other}, and here is {manifest}", n + 1),
+            );
         }
     }
     if held == 0 { Err(format!("{} holds no receipt of this bundle that this host signed", file.display())) } else { Ok(()) }

@@ -21,7 +21,10 @@ pub fn captured(vmid: Vmid, captured: usize, not_captured: usize) -> Message {
 
 /// An existing bundle was shown.
 pub fn shown(bundle: &proto::BundleName) -> Message {
-    Message::new(format!("The bundle {bundle} is shown as it is kept; nothing new was captured."), "Check it with `pve-verb bundle verify` on the host.")
+    Message::new(
+        format!("The bundle {bundle} is shown as it is kept; nothing new was captured."),
+        "Check it with `pve-verb bundle verify` on the host.",
+    )
 }
 
 /// A mutation reached the wanted state.
