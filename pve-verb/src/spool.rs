@@ -4,7 +4,7 @@
 //! flock on it for as long as it lives: a spool without a lock and without a receipt is the trace of a worker that was killed.
 
 use proto::{Body, Event, KeyName, RequestId, Verb, Vmid};
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatvfs};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -29,6 +29,9 @@ pub struct Binding {
 
 /// More than the events of any verb are without artifacts inside.
 const RESERVED: u64 = 256 * 1024;
+
+/// With less than this free, tmpfs takes no artifacts inside events.
+const ROOMY: u64 = 64 << 20;
 
 /// The writing end; held by the worker.
 #[derive(Debug)]
@@ -63,14 +66,14 @@ impl Spool {
     }
 
     /// Appends an event. A full tmpfs loses the line, never the verb: the receipt is in the finished request and the log as well. An
-    /// artifact inside must not use up the room that is kept for the rest; where it would, the event comes without it.
+    /// artifact inside must not use up the room that the bundle needs; where it could, the event comes without it.
     pub fn append(&mut self, event: &Event) {
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
         let Ok(before) = self.file.metadata().map(|m| m.len()) else { return };
         if let Body::Probe(probe) = &event.body
             && probe.data.is_some()
-            && fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, before + line.len() as u64 + RESERVED).is_err()
+            && !roomy(&self.file)
         {
             let body = Body::Probe(proto::Probe { data: None, ..probe.clone() });
             return self.append(&Event { body, ..event.clone() });
@@ -109,6 +112,11 @@ impl Drop for Spool {
 /// Keeps room for all that a worker usually says: on a full tmpfs its last word must still fit, or a refusal would be taken for a death.
 fn reserve(file: &File) -> std::io::Result<()> {
     Ok(fallocate(file, FallocateFlags::KEEP_SIZE, 0, RESERVED)?)
+}
+
+/// Whether tmpfs has room for artifacts a second time.
+fn roomy(file: &File) -> bool {
+    fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) >= ROOMY)
 }
 
 /// Whether a spool can be made now.

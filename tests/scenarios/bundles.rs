@@ -330,6 +330,10 @@ fn straight_to_disk(lab: &Lab) -> Result<()> {
 
 /// A caller that keeps what it is offered, and says `ack` with this hash (none: the right one).
 fn keeps(ssh: &Ssh, request: &str, ack: Option<&str>) -> (i32, Vec<Value>, BTreeMap<String, Vec<u8>>) {
+    // What earlier requests said takes room as well, and the room here is for one spool.
+    for spool in fs::read_dir("/run/pve-verb/spool").unwrap().flatten() {
+        fs::remove_file(spool.path()).unwrap();
+    }
     let mut command = ssh.command(request.as_bytes());
     let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = client.stdin.take().unwrap();
