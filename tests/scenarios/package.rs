@@ -171,7 +171,8 @@ fn life(lab: &Lab) -> Result<()> {
     Told::read(ssh.call("status --json")?)?.done();
 
     dpkg(&["-P", "pve-verb"])?;
-    for path in ["/etc/pve-verb", "/var/lib/pve-verb", "/var/log/pve-verb", "/usr/sbin/pve-verb", "/etc/ssh/sshd_config.d/breakglass.conf"] {
+    for path in ["/etc/pve-verb", "/var/lib/pve-verb", "/var/log/pve-verb", "/usr/sbin/pve-verb", "/etc/ssh/sshd_config.d/breakglass.conf"]
+    {
         assert!(!there(path), "{path} is left after the purge");
     }
     assert!(!fs::read_to_string(format!("{ROOT}/etc/passwd")).unwrap().contains("breakglass"), "the account is left after the purge");
