@@ -7,13 +7,13 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::audit::Log;
-use crate::cli::{Cli, Command, GrantCommand, LogCommand};
+use crate::cli::{BundleCommand, Cli, Command, GrantCommand, LogCommand};
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::{Arrival, Caller};
 use crate::sign::Signer;
 use crate::text::say;
-use crate::{auditor, grant, helper, host, pipeline, recover, review, setup, spawn, text, worker, writer};
+use crate::{auditor, grant, helper, host, pipeline, recover, review, setup, shelf, spawn, text, worker, writer};
 
 /// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
 const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
@@ -51,6 +51,15 @@ pub fn run() -> u8 {
         Command::Log(LogCommand::Head) => admin(log_head),
         Command::Log(LogCommand::Verify(args)) => log_verify(args),
         Command::Log(LogCommand::Show(args)) => log_show(args),
+        Command::Bundle(BundleCommand::List { vmid }) => admin(|out| shelf::list(vmid, out)),
+        Command::Bundle(BundleCommand::Show { name, vmid }) => admin(|out| shelf::show(vmid, &name, out)),
+        Command::Bundle(BundleCommand::Verify(args)) => {
+            let asked = shelf::Asked { vmid: args.vmid, name: args.name, receipts: args.receipts, key: args.key };
+            shelf::verify(&asked, &mut std::io::stdout())
+        }
+        Command::Bundle(BundleCommand::Export(args)) => {
+            admin(|out| shelf::export(args.vmid, &args.name, args.output.as_deref(), out, &mut std::io::stderr()))
+        }
         Command::Grant(GrantCommand::Inspect { text }) => admin(|out| grant::inspect(&text, out)),
         Command::Worker => quiet(worker::main()),
         Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),

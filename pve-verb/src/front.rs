@@ -7,12 +7,13 @@ use proto::{Body, Event, Outcome, RequestId};
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Form};
+use crate::channel::Worker;
 use crate::operation::{self, Finished};
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
 use crate::spool::{self, Binding, Follower, Next};
 use crate::text::say;
-use crate::{replay, worker};
+use crate::{ack, deadline, replay, worker};
 
 /// A worker makes its spool within milliseconds; a host this slow gets this long.
 const APPEARS: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ pub fn serve(run: Run, authorised: Authorised) -> u8 {
     let found = if named { look_up(&run, parsed.id()) } else { Found::Nobody };
     match found {
         Found::Running(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
-        Found::Running(follower) => relay(run, follower, form, true, &authorised),
+        Found::Running(follower) => relay(run, follower, form, None, &authorised),
         Found::Ended(stored) => replay::finished(run, *stored, &authorised),
         Found::Killed(binding) if binding.as_ref().is_some_and(|b| *b != wanted) => {
             run.finish(Err(Stop::request(say::id_of_another_request(&id))))
@@ -46,14 +47,17 @@ pub fn serve(run: Run, authorised: Authorised) -> u8 {
         Found::Nobody => {
             // A worker without a spool could tell nobody anything, and where not even that fits no evidence does.
             if let Err(e) = spool::room() {
-                return run.finish(Err(Stop::evidence(say::evidence_nowhere(&format!("/run takes nothing ({e})")))));
+                return run.finish(Err(Stop::evidence(say::no_room_for_a_worker(&e.to_string()))));
             }
-            if let Err(e) = worker::start(parsed.arrival()) {
-                return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
-            }
+            let worker = match worker::start(parsed.arrival()) {
+                Ok(worker) => worker,
+                Err(e) => {
+                    return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
+                }
+            };
             match Follower::wait_for(parsed.id(), APPEARS) {
                 Some(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
-                Some(follower) => relay(run, follower, form, false, &authorised),
+                Some(follower) => relay(run, follower, form, Some(worker), &authorised),
                 None => run.finish(Err(Stop::internal(say::internal(Some(false), "the worker did not come up")))),
             }
         }
@@ -87,15 +91,15 @@ fn look_up(run: &Run, id: &RequestId) -> Found {
     }
 }
 
-/// Passes the worker's events on until the receipt; the exit status is the receipt's.
-fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorised: &Authorised) -> u8 {
+/// Passes the worker's events on until the receipt; the exit status is the receipt's. `own` is the worker that this front started.
+fn relay(run: Run, mut follower: Follower, form: Form, mut own: Option<Worker>, authorised: &Authorised) -> u8 {
     let mut answer = Answer::to_caller(authorised.id().clone(), form);
     // Longer than any verb, shorter than for ever: a worker can't be alive and silent beyond its deadline.
-    let until = Instant::now() + Duration::from_millis(authorised.verb().deadline_ms()) + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_millis(authorised.deadline_ms()) + Duration::from_secs(30);
     loop {
         match follower.follow() {
             Next::Event(event) => {
-                let event = joined(*event, attached);
+                let event = joined(*event, own.is_none());
                 answer.event(&event);
                 if let Body::Receipt(receipt) = &event.body {
                     run.hand_over();
@@ -108,7 +112,11 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
                     return Outcome::Unknown.exit_code();
                 }
             }
-            Next::Nothing if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Next::Nothing if Instant::now() < until => {
+                if !own.as_mut().is_some_and(|worker| pass_evidence(worker, &mut answer)) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
             // Its last words may be missing because /run is full; what it stored says whether it came to its end.
             Next::Nothing | Next::WorkerGone => {
                 return match operation::finished(&run.disk, authorised.id()) {
@@ -118,6 +126,21 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
             }
         }
     }
+}
+
+/// Evidence that only the caller can keep, and its word that it does; false where there was none. Nobody reads the caller's input otherwise.
+fn pass_evidence(worker: &mut Worker, answer: &mut Answer) -> bool {
+    let Some(event) = worker.next() else { return false };
+    answer.event(&event);
+    if matches!(event.body, Body::Offered(_)) {
+        answer.flush();
+    }
+    if matches!(event.body, Body::Offered(_))
+        && let Ok(said) = ack::read(std::io::stdin(), Instant::now() + deadline::ACK)
+    {
+        worker.acknowledge(&said);
+    }
+    true
 }
 
 /// A caller that joins is told so in the `accepted` event.

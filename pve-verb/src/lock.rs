@@ -126,7 +126,7 @@ fn write_holder(mut file: &File, authorised: &Authorised) -> std::io::Result<()>
         vmid: authorised.vmid(),
         key_name: authorised.caller().key_name.clone(),
         since: host::now(),
-        deadline_boot_ms: host::boot_ms().saturating_add(authorised.verb().deadline_ms()),
+        deadline_boot_ms: host::boot_ms().saturating_add(authorised.deadline_ms()),
     };
     file.set_len(0)?;
     file.write_all(&serde_json::to_vec(&holder)?)

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// A write of at most this many bytes does not block once poll said that there is room (PIPE_BUF).
 const CHUNK: usize = 4096;
 
+/// More is not queued where it can wait.
+const MOST_QUEUED: usize = 1 << 20;
+
 /// The caller's end.
 #[derive(Debug)]
 pub struct Out {
@@ -23,6 +26,21 @@ pub struct Out {
     patience: Duration,
     queue: Vec<u8>,
     held: bool,
+}
+
+/// For what only knows writers. Waits where much is queued: it is for what comes behind the record.
+impl Write for &mut Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Out::write(self, bytes);
+        if self.queue.len() > MOST_QUEUED {
+            Out::flush(self);
+        }
+        if self.is_gone() { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether there is room.
@@ -76,6 +94,13 @@ impl Out {
     /// Waits until all that may go out has gone, or the caller is gone.
     pub fn flush(&mut self) {
         self.drain(true);
+    }
+
+    /// The same, until then at most.
+    pub fn flush_by(&mut self, until: Instant) {
+        let kept = std::mem::replace(&mut self.patience, until.saturating_duration_since(Instant::now()));
+        self.drain(true);
+        self.patience = kept;
     }
 
     fn drain(&mut self, waits: bool) {

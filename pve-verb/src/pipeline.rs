@@ -5,7 +5,7 @@
 //!     ─preserve→ Preserved ─apply→ Mutated ─confirm→ Verified ─finish→ receipt ─→ caller
 //! ```
 //!
-//! A read ends after its evidence. A mutating request is handed to a worker after `authorise`, and the worker begins again at
+//! A read ends after its evidence; one of an existing bundle captures none (shown.rs). A mutating request is handed to a worker after `authorise`, and the worker begins again at
 //! `parse`: it believes nobody. Any stage may end the request with a [`Stop`]: a refusal, sealed and recorded like every other end.
 
 use proto::Verb;
@@ -15,7 +15,7 @@ use crate::door::{self, Arrival};
 use crate::policy::{self, Authorised};
 use crate::run::{Run, Stop};
 use crate::verify::{self, Verified};
-use crate::{bundle, capture, front, lock, mutate, operation};
+use crate::{bundle, capture, front, lock, mutate, operation, shown};
 
 /// Serves one request from its bytes to its receipt; gives the exit status.
 pub fn serve(arrival: Arrival) -> u8 {
@@ -31,7 +31,11 @@ pub fn serve(arrival: Arrival) -> u8 {
         Err(stop) => run.refuse(stop),
         Ok(authorised) if authorised.verb().mutates() => front::serve(run, authorised),
         Ok(authorised) => {
-            let end = work(&mut run, authorised);
+            let existing = authorised.parsed().request().options().bundle.clone();
+            let end = match existing {
+                Some(name) => shown::show(&mut run, &authorised, &name),
+                None => work(&mut run, authorised),
+            };
             run.finish(end)
         }
     }

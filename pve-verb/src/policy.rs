@@ -6,9 +6,9 @@ use proto::{RequestId, Verb, Vmid};
 
 use crate::door::{Caller, Parsed};
 use crate::grant::{self, Granted, Need, Signers};
-use crate::host;
 use crate::run::Stop;
 use crate::text::say::{self, BadGrant};
+use crate::{deadline, host};
 
 /// A request that its key may make. Made by [`authorise`] only.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Authorised {
 /// Checks the key's policy.
 ///
 /// # Errors
-/// Refused-policy: what the key may say. And, said plainly, what the contract has and this version does not.
+/// Refused-policy: what the key may say.
 pub fn authorise(node: &str, parsed: Parsed) -> Result<Authorised, Stop> {
     let verb = parsed.request().verb();
     let caller = parsed.caller();
@@ -38,11 +38,6 @@ pub fn authorise(node: &str, parsed: Parsed) -> Result<Authorised, Stop> {
         None => Ok(None),
     };
     let granted = granted.map_err(|why| Stop::policy(say::grant(verb, &why)))?;
-    for (asked, option) in [(options.tar, "--tar"), (options.bundle.is_some(), "--bundle=")] {
-        if asked {
-            return Err(Stop::request(say::not_built(option)));
-        }
-    }
     Ok(Authorised { parsed, granted })
 }
 
@@ -50,6 +45,13 @@ impl Authorised {
     /// The verb.
     pub const fn verb(&self) -> Verb {
         self.parsed.request().verb()
+    }
+
+    /// The bound on the whole request, in milliseconds: longer where the caller may have to take the evidence.
+    pub fn deadline_ms(&self) -> u64 {
+        let options = self.parsed.request().options();
+        let may_offer = options.json && options.inline && self.verb() != Verb::Status;
+        self.verb().deadline_ms() + if may_offer { u64::try_from((deadline::OFFER + deadline::ACK).as_millis()).unwrap_or(0) } else { 0 }
     }
 
     /// The VM of this key.

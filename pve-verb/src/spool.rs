@@ -3,8 +3,8 @@
 //! Its first line says which request it belongs to, so that an id can't be used for another one. The worker holds an exclusive
 //! flock on it for as long as it lives: a spool without a lock and without a receipt is the trace of a worker that was killed.
 
-use proto::{Event, KeyName, RequestId, Verb, Vmid};
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
+use proto::{Body, Event, KeyName, RequestId, Verb, Vmid};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatvfs};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
@@ -31,6 +31,9 @@ pub struct Binding {
 const RESERVED: u64 = 256 * 1024;
 /// Room that is kept behind every line, for the last word: a receipt is far shorter.
 const LAST_WORD: u64 = 64 * 1024;
+
+/// With less than this free, tmpfs takes no artifacts inside events.
+const ROOMY: u64 = 64 << 20;
 
 /// The writing end; held by the worker.
 #[derive(Debug)]
@@ -72,17 +75,21 @@ impl Spool {
     }
 
     /// Appends an event. A full tmpfs loses the line, never the verb: the receipt is in the finished request and the log as well. What
-    /// was written of a lost line is cut off, so that the next one is not glued to it.
+    /// was written of a lost line is cut off, so that the next one is not glued to it. An artifact inside must not use up the room that
+    /// the bundle needs; where it could, the event comes without it.
     pub fn append(&mut self, event: &Event) {
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
-        let roomy = reserve(&self.file, self.length, line.len() as u64 + LAST_WORD).is_ok();
-        // An artifact must not take the last room from the receipt.
-        if roomy || line.len() as u64 <= LAST_WORD {
-            match self.file.write_all(&line) {
-                Ok(()) => self.length += line.len() as u64,
-                Err(_) => self.cut_back(),
-            }
+        if let Body::Probe(probe) = &event.body
+            && probe.data.is_some()
+            && !(roomy(&self.file) && reserve(&self.file, self.length, line.len() as u64 + LAST_WORD).is_ok())
+        {
+            let body = Body::Probe(proto::Probe { data: None, ..probe.clone() });
+            return self.append(&Event { body, ..event.clone() });
+        }
+        match self.file.write_all(&line) {
+            Ok(()) => self.length += line.len() as u64,
+            Err(_) => self.cut_back(),
         }
     }
 
@@ -138,6 +145,11 @@ impl Drop for Spool {
 /// Keeps room for all that a worker usually says: on a full tmpfs its last word must still fit, or a refusal would be taken for a death.
 fn reserve(file: &File, from: u64, bytes: u64) -> std::io::Result<()> {
     Ok(fallocate(file, FallocateFlags::KEEP_SIZE, from, bytes)?)
+}
+
+/// Whether tmpfs has room for artifacts a second time.
+fn roomy(file: &File) -> bool {
+    fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) >= ROOMY)
 }
 
 /// Whether a spool can be made now.
@@ -228,7 +240,7 @@ impl Follower {
     pub fn has_receipt(&mut self) -> bool {
         loop {
             match self.take_event() {
-                Some(Next::Event(event)) if matches!(event.body, proto::Body::Receipt(_)) => return true,
+                Some(Next::Event(event)) if matches!(event.body, Body::Receipt(_)) => return true,
                 Some(_) => {}
                 None => return false,
             }

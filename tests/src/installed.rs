@@ -28,7 +28,7 @@ pub fn prepare(lab: &Lab) -> Result<()> {
     lab.host.install(&built("pve-verb")?, &built("qm")?)?;
     limits(GENEROUS)?;
     // As the unit does when a host comes up: from then on it is known where the log ends.
-    lab.host.console(&["recover"], Duration::from_secs(20))?.success("pve-verb recover")?;
+    lab.host.console(&["/usr/sbin/pve-verb", "recover"], Duration::from_secs(20))?.success("pve-verb recover")?;
     lab.host.authorize("agent", "").map(drop)
 }
 

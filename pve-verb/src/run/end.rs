@@ -9,9 +9,9 @@ use crate::bundle::Preserved;
 use crate::door::Arrival;
 use crate::look::Seen;
 use crate::operation::{self, Finished};
-use crate::receipt;
 use crate::text::say;
 use crate::verify::Verified;
+use crate::{receipt, retention};
 
 impl Run {
     /// The end of a request outside the grammar.
@@ -123,8 +123,13 @@ impl Run {
         // The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
         crate::spool::prune();
         crate::litter::sweep();
-        if how != Closing::Refused && self.facts.bundle.is_some() {
+        if how != Closing::Refused && self.made.is_some() {
+            // So can what they had to leave on tmpfs, and old bundles.
             operation::tidy(&self);
+            if let Some(at) = &body.audit {
+                let own = self.made.take();
+                retention::tidy(&mut self, at.seq, own);
+            }
         }
         body.exit_code
     }
