@@ -128,7 +128,7 @@ fn relay(run: Run, mut follower: Follower, form: Form, mut own: Option<Worker>, 
 
 /// Evidence that only the caller can keep, and its word that it does; false where there was none. Nobody reads the caller's input otherwise.
 fn pass_evidence(worker: &mut Worker, answer: &mut Answer) -> bool {
-    let Some(event) = worker.next() else { return false };
+    let Some(event) = worker.next_event() else { return false };
     answer.event(&event);
     if matches!(event.body, Body::Offered(_))
         && let Ok(said) = ack::read(std::io::stdin(), Instant::now() + deadline::ACK)
