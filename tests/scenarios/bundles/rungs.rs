@@ -14,19 +14,36 @@ use serde_json::{Value, json};
 use crate::{AMPLE, bundle, hex, sound};
 
 /// `/run/pve-verb` with room for a worker's spool and its records, and for no bundle.
-fn narrow_run() -> Result<impl Drop> {
+fn narrow_run(lab: &Lab) -> Result<impl Drop> {
+    // The folder is pve-verb's own, from its first call on.
+    assert_eq!(anna(lab)?.call("status")?.status, 0);
     station::quiet(AMPLE)?;
     let undo = wedge::disk_full("/run/pve-verb")?;
-    let fill = fs::OpenOptions::new().write(true).open("/run/pve-verb/.fill").unwrap();
-    fill.set_len(fill.metadata().unwrap().len() - (360 << 10)).unwrap();
+    leave_little();
     Ok(undo)
+}
+
+/// Just that much room again: what earlier requests said is gone, and what they left free is filled.
+fn leave_little() {
+    const ROOM: u64 = 340 << 10;
+    for spool in fs::read_dir("/run/pve-verb/spool").into_iter().flatten().flatten() {
+        fs::remove_file(spool.path()).unwrap();
+    }
+    let disk = rustix::fs::statvfs("/run/pve-verb").unwrap();
+    let free = disk.f_bavail * disk.f_frsize;
+    let mut fill = fs::OpenOptions::new().append(true).open("/run/pve-verb/.fill").unwrap();
+    match free.checked_sub(ROOM) {
+        Some(over) => fill.write_all(&vec![0; usize::try_from(over).unwrap()]).unwrap(),
+        None => fill.set_len(fill.metadata().unwrap().len() - (ROOM - free)).unwrap(),
+    }
 }
 
 pub(crate) fn straight_to_disk(lab: &Lab) -> Result<()> {
     let vm = bare_vm(lab)?;
     let before = vm.pid();
-    let narrow = narrow_run()?;
+    let narrow = narrow_run(lab)?;
     for verb in ["forensics", "cycle"] {
+        leave_little();
         let answer = anna(lab)?.call(format!("{verb} --json"))?;
         let told = body(&answer)?;
         assert_eq!((answer.status, &told["preserved_where"]), (0, &json!("disk")), "{verb}: {told}");
@@ -43,10 +60,7 @@ pub(crate) fn straight_to_disk(lab: &Lab) -> Result<()> {
 
 /// A caller that keeps what it is offered, and says `ack` with this hash (none: the right one).
 fn keeps(ssh: &Ssh, request: &str, ack: Option<&str>) -> (i32, Vec<Value>, BTreeMap<String, Vec<u8>>) {
-    // What earlier requests said takes room as well, and the room here is for one spool.
-    for spool in fs::read_dir("/run/pve-verb/spool").unwrap().flatten() {
-        fs::remove_file(spool.path()).unwrap();
-    }
+    leave_little();
     let mut command = ssh.command(request.as_bytes());
     let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut stdin = client.stdin.take().unwrap();
@@ -75,11 +89,12 @@ pub(crate) fn acknowledged(lab: &Lab) -> Result<()> {
     let before = (vm.pid(), vm.start_ticks());
     let ssh = anna(lab)?;
     let _absent = fs::remove_dir_all("/var/lib/pve-verb/evidence");
-    let narrow = narrow_run()?;
+    let narrow = narrow_run(lab)?;
     wedge::disk_full("/var/lib/pve-verb")?.forget();
 
     // Nobody who could keep it: nothing is done, and what is advised is there.
     for request in ["cycle --json", "forensics --json"] {
+        leave_little();
         let answer = ssh.call(request)?;
         let told = body(&answer)?;
         assert_eq!((answer.status, &told["outcome"]), (5, &json!("refused-evidence")), "{told}");
@@ -92,6 +107,7 @@ pub(crate) fn acknowledged(lab: &Lab) -> Result<()> {
         assert_eq!((status, &told["outcome"]), (5, &json!("refused-evidence")), "{told}");
         assert!(told["message"]["what"].as_str().unwrap().contains("did not acknowledge"), "{told}");
     }
+    leave_little();
     let silent = ssh.call("cycle --json --inline")?;
     assert_eq!((silent.status, &body(&silent)?["outcome"]), (5, &json!("refused-evidence")));
     assert_eq!((vm.pid(), vm.start_ticks(), vm.observe()), (before.0, before.1, Observed::State("running".into())), "untouched");
