@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ack;
 use crate::deadline;
@@ -25,6 +25,7 @@ const MOST_EVENT: usize = 12 << 20;
 /// The front's end.
 #[derive(Debug)]
 pub struct Worker {
+    child: Child,
     to: File,
     from: File,
     pending: Vec<u8>,
@@ -46,7 +47,24 @@ impl Worker {
         to.write_all(&[&length.to_be_bytes(), request].concat())?;
         fcntl_setfl(&from, fcntl_getfl(&from)? | OFlags::NONBLOCK)?;
         // The child is not waited for: it outlives us, and init reaps it.
-        Ok(Self { to, from, pending: Vec::new(), looked_at: 0 })
+        Ok(Self { child, to, from, pending: Vec::new(), looked_at: 0 })
+    }
+
+    /// Ends a worker that did not come up. It is our own child and not reaped, so its pid can't be another's.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// Whether it has ended; given a second for it, as one that was killed in state D does not.
+    pub fn has_ended(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(_)) => return true,
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                _ => return false,
+            }
+        }
     }
 
     /// The next event that came through the pipe; none where none is whole yet. Never waits.
@@ -144,7 +162,8 @@ mod tests {
         let (a, b) = io::pipe().unwrap();
         let (c, d) = io::pipe().unwrap();
         let file = |end: OwnedFd| File::from(end);
-        let worker = Worker { to: file(b.into()), from: file(c.into()), pending: Vec::new(), looked_at: 0 };
+        let child = std::process::Command::new("true").spawn().unwrap();
+        let worker = Worker { child, to: file(b.into()), from: file(c.into()), pending: Vec::new(), looked_at: 0 };
         fcntl_setfl(&worker.from, fcntl_getfl(&worker.from).unwrap() | OFlags::NONBLOCK).unwrap();
         (worker, Front { from: file(a.into()), to: file(d.into()) })
     }

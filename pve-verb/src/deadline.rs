@@ -105,7 +105,7 @@ mod tests {
         use crate::door::{Arrival, Caller, parse};
         let bound = |line: &str| {
             let fresh_id = proto::RequestId::from_random([1; 16]);
-            let arrival = Arrival { caller: Caller::console(proto::Vmid::DEVVM), line: line.as_bytes().to_vec(), fresh_id };
+            let arrival = Arrival::new(Caller::console(proto::Vmid::DEVVM), line.as_bytes().to_vec(), fresh_id);
             let parsed = parse(arrival).unwrap();
             Duration::from_millis(crate::policy::authorise("pve", parsed).unwrap().deadline_ms())
         };

@@ -3,12 +3,12 @@
 //! Its first line says which request it belongs to, so that an id can't be used for another one. The worker holds an exclusive
 //! flock on it for as long as it lives: a spool without a lock and without a receipt is the trace of a worker that was killed.
 
-use proto::{Body, Event, KeyName, RequestId, Verb, Vmid};
+use proto::{Body, Event, KeyName, Receipt, RequestId, Verb, Vmid};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatvfs};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -195,20 +195,24 @@ impl Follower {
         serde_json::from_slice(&line).ok().map(|event| Next::Event(Box::new(event)))
     }
 
-    /// Whether the receipt stands in it. Reads to the end; for a spool whose worker is gone.
-    pub fn has_receipt(&mut self) -> bool {
+    /// The receipt that stands in it. Reads to the end; for a spool whose worker is gone.
+    pub fn receipt(&mut self) -> Option<Receipt> {
         loop {
-            match self.take_event() {
-                Some(Next::Event(event)) if matches!(event.body, Body::Receipt(_)) => return true,
-                Some(_) => {}
-                None => return false,
+            if let Next::Event(event) = self.take_event()?
+                && let Body::Receipt(receipt) = event.body
+            {
+                return Some(receipt);
             }
         }
     }
 
-    /// Takes the spool away, so that its id can be used again.
+    /// Takes the spool away, so that its id can be used again; not one that has taken its place meanwhile.
     pub fn discard(self, id: &RequestId) {
-        let _ = std::fs::remove_file(path_of(id));
+        let path = path_of(id);
+        let same = |named: std::fs::Metadata| self.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (named.dev(), named.ino()));
+        if std::fs::symlink_metadata(&path).is_ok_and(same) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Whether its worker lives: it holds the spool's lock until it dies.
