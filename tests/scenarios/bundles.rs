@@ -217,9 +217,10 @@ fn tar_reader_gone(lab: &Lab) -> Result<()> {
     let id = fresh_id()?;
     let mut ssh = anna(lab)?.command(format!("forensics --tar --request-id={id}").as_bytes());
     let mut client = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    until("the bundle", AMPLE, || (station::bundles(&id).len() == 1).then_some(()))?;
+    let made = until("the bundle", AMPLE, || (station::bundles(&id).len() == 1).then_some(()));
     client.kill().unwrap();
     client.wait().unwrap();
+    made?;
     station::quiet(AMPLE)?;
     assert_eq!(Chain::read()?.count(&id, "read"), 1);
     Ok(())
