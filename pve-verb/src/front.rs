@@ -159,7 +159,7 @@ fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worke
 
 /// Evidence that only the caller can keep, and its word that it does; false where there was none. Nobody reads the caller's input otherwise.
 fn pass_evidence(worker: &mut Worker, answer: &mut Answer) -> bool {
-    let Some(event) = worker.next() else { return false };
+    let Some(event) = worker.next_event() else { return false };
     answer.event(&event);
     if matches!(event.body, Body::Offered(_)) {
         answer.flush();
