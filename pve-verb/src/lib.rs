@@ -46,6 +46,7 @@ pub mod receipt;
 pub mod recover;
 pub mod replay;
 pub mod reset;
+pub mod resume;
 pub mod review;
 pub mod run;
 pub mod sample;

@@ -22,6 +22,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_qemu_hangs_then_stop_is_quick", stop_of_a_hung_qemu),
     ("when_etc_pve_and_qemu_hang_then_stop_is_a_proved_kill", stop_with_hung_pve),
     ("when_qemu_goes_on_then_it_is_not_killed", goes_on),
+    ("when_qemu_goes_on_after_it_was_proved_unresponsive_then_it_is_not_killed_either", goes_on_after_the_proof),
     ("when_a_foreign_client_holds_the_socket_then_no_greeting_proves_nothing", socket_held),
     ("when_a_foreign_client_holds_the_socket_of_a_hung_qemu_then_qm_stop_is_used", socket_of_hung_held),
     ("when_the_console_is_captured_then_qemu_writes_into_a_private_folder_and_nothing_is_left", screendump),
@@ -168,6 +169,27 @@ fn goes_on(lab: &Lab) -> Result<()> {
     stopped.now();
     let told = Told::read(stop.finish(Duration::from_secs(60))?.into())?.done();
     assert_eq!(told.steps(), ["qm-stop", "observe"], "{:#}", told.body);
+    Ok(())
+}
+
+fn goes_on_after_the_proof(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let stopped = wedge::qemu_stopped(vm)?;
+    let stop = agent(lab)?.spawn("stop --json")?;
+    // The judgement is told after the proof, and the evidence is preserved after that.
+    until("the proof", Duration::from_secs(30), || {
+        String::from_utf8_lossy(&stop.output_so_far()).contains("\"qemu-unresponsive\"").then_some(())
+    })?;
+    stopped.now();
+    let told = Told::read(stop.finish(Duration::from_secs(60))?.into())?.done();
+    assert_eq!(told.steps(), ["kill", "qm-stop", "observe"], "{:#}", told.body);
+    let kill = told.answer.events_of("step").into_iter().find(|step| step["name"] == "kill" && step["outcome"] == "failed");
+    assert!(
+        kill.is_some_and(|step| step["detail"].as_str().unwrap().contains("nothing was killed")),
+        "{:#?}",
+        told.answer.events_of("step")
+    );
+    assert_eq!(vm.observe(), Observed::Stopped);
     Ok(())
 }
 

@@ -214,6 +214,11 @@ fn not_set_up(lab: &Lab) -> Result<()> {
     must("mv", ["/etc/pve-verb", "/etc/pve-verb.away"])?;
     let answer = root.call("stop");
     must("mv", ["/etc/pve-verb.away", "/etc/pve-verb"])?;
+    must("chmod", ["755", "/etc/pve-verb"])?;
+    let open = root.call("stop");
+    must("chmod", ["700", "/etc/pve-verb"])?;
+    let open = open?;
+    assert!(open.status == 7 && open.flat().contains("/etc/pve-verb has mode 0755") && open.flat().contains("`chmod 700"), "{open:?}");
     let answer = answer?;
     assert_eq!(answer.status, 7, "{answer:?}");
     assert!(answer.flat().contains("/etc/pve-verb is missing") && answer.flat().contains("`pve-verb init`"), "{}", answer.text());

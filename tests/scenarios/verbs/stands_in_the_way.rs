@@ -76,6 +76,11 @@ fn no_quorum(lab: &Lab) -> Result<()> {
     lab.host.set_quorum(false)?;
     let mut before = Stamp::of(vm);
     refused(vm, &mut before, &agent(lab)?, "cycle", 6, "no quorum, so what is stopped now could not be started again")?;
+    // Running already wins over what a start would need; and a paused VM goes on without it.
+    assert_eq!(ask(&agent(lab)?, "start")?.done().body["already"], true);
+    before.untouched(vm, "start of a running VM");
+    vm.qmp("stop", json!({}))?;
+    ask(&agent(lab)?, "start")?.done();
     ask(&agent(lab)?, "reset")?.done();
     ask(&agent(lab)?, "stop")?.done();
     refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 6, "no quorum, so nothing can be started")?;
@@ -85,6 +90,8 @@ fn no_quorum(lab: &Lab) -> Result<()> {
 fn ha(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     lab.host.set_ha(Some("started"))?;
+    assert_eq!(ask(&agent(lab)?, "start")?.done().body["already"], true, "running already wins over HA");
+    vm.qmp("stop", json!({}))?;
     let mut before = Stamp::of(vm);
     for (verb, command) in [
         ("stop", "`ha-manager crm-command stop vm:102 60` (or `ha-manager set vm:102 --state stopped`)"),
@@ -93,6 +100,7 @@ fn ha(lab: &Lab) -> Result<()> {
     ] {
         refused(vm, &mut before, &agent(lab)?, verb, 6, command)?;
     }
+    vm.qmp("cont", json!({}))?;
     // Only reset acts directly.
     ask(&agent(lab)?, "reset")?.done();
     lab.host.set_ha(None)
@@ -221,5 +229,12 @@ fn config_flock(lab: &Lab) -> Result<()> {
     let _gone = holder.kill();
     let _reaped = holder.wait();
     lab.host.console(&["/usr/bin/fuser", "-k", "/run/lock/qemu-server/lock-102.conf"], Duration::from_secs(5))?;
-    result.map(drop)
+    result?;
+    // A lock that can't be opened is in nobody's hands.
+    fs::rename("/run/lock/qemu-server", "/run/lock/qemu-server.away").unwrap();
+    let told = ask(&agent(lab)?, "reset");
+    fs::rename("/run/lock/qemu-server.away", "/run/lock/qemu-server").unwrap();
+    let told = told?.done();
+    assert!(told.body["degraded"].to_string().contains("file lock on the VM's configuration could not be taken"), "{:#}", told.body);
+    Ok(())
 }
