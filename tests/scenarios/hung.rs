@@ -1,4 +1,6 @@
 //! A QEMU that does not answer, and a socket that somebody else holds: the first is killed only where it is proved, the second never.
+//! Says how long that may take, so it runs alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,14 +8,14 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use lab::installed::{Stamp, Told, agent, ask, processes};
-use lab::lab::Scenario;
+use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, until};
 use lab::qmp::Qmp;
 use lab::vm::BOOT;
 use lab::{Lab, Observed, Result, Vm, wedge};
 use serde_json::json;
 
-pub(crate) const SCENARIOS: &[Scenario] = &[
+const SCENARIOS: &[Scenario] = &[
     ("when_qemu_hangs_then_reads_answer_in_time_and_name_what_did_not", reads_of_a_hung_qemu),
     ("when_qemu_hangs_then_qm_says_running_and_status_does_not", qm_says_running),
     ("when_qemu_hangs_then_reset_is_refused", reset_of_a_hung_qemu),
@@ -73,6 +75,10 @@ fn reset_of_a_hung_qemu(lab: &Lab) -> Result<()> {
     stopped.now();
     assert!(vm.healthy());
     Ok(())
+}
+
+fn main() {
+    run_scenarios(SCENARIOS, lab::installed::prepare)
 }
 
 /// Says `verb` and measures from the request to the first sight of `there`.
