@@ -97,14 +97,14 @@ fn needs_a_grant(lab: &Lab) -> Result<()> {
 }
 
 fn rates(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
+    lab.fresh()?;
     let (model, person) = (lab.host.authorize("model", "")?, lab.host.authorize("person", "")?);
     limits("[limits]\nmutations_per_hour = 2\nmin_interval_s = 0\nforensics_per_minute = 2\n")?;
     let put_back = scopeguard(|| limits(GENEROUS));
     for _ in 0..2 {
         ask(&model, "reset")?.done();
     }
-    vm.wait_for_ssh(lab::vm::BOOT)?;
+    let vm = lab.fresh()?;
     let mut before = Stamp::of(vm);
     refused(vm, &mut before, &model, "reset", 3, "has used its 2 mutations of this hour")?;
     refused(vm, &mut before, &model, "stop", 3, "Try again at 2")?;

@@ -110,7 +110,7 @@ fn ha_ignored(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     lab.host.set_ha(Some("ignored"))?;
     ask(&agent(lab)?, "cycle")?.done();
-    vm.wait_for_ssh(lab::vm::BOOT)?;
+    assert_eq!(vm.observe(), Observed::State("running".into()));
     lab.host.set_ha(None)
 }
 
@@ -131,7 +131,8 @@ fn pve_hung(lab: &Lab) -> Result<()> {
     let reset = ask(&agent(lab)?, "reset")?.done();
     drop(hung);
     assert!(reset.body["degraded"].to_string().contains("/etc/pve could not be read"), "{}", reset.body["degraded"]);
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 fn pve_gone(lab: &Lab) -> Result<()> {
@@ -153,7 +154,8 @@ fn shutdown(lab: &Lab) -> Result<()> {
     let told = refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 6, "is in shutdown: its guest powered off")?;
     assert!(told.message().contains("Use cycle"), "{}", told.message());
     ask(&agent(lab)?, "cycle")?.done();
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 fn reset_of_stopped(lab: &Lab) -> Result<()> {
@@ -208,7 +210,8 @@ fn reused_pid(lab: &Lab) -> Result<()> {
     let running = vm.pid().unwrap();
     undo.now();
     fs::write(PID_FILE, format!("{running}\n")).unwrap();
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 fn stale_pidfile(lab: &Lab) -> Result<()> {
@@ -217,7 +220,8 @@ fn stale_pidfile(lab: &Lab) -> Result<()> {
     let status = ask(&agent(lab)?, "status")?.done();
     assert_eq!((status.code().as_str(), &status.body["state_after"]), ("stopped", &json!("stopped")));
     ask(&agent(lab)?, "start")?.done();
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 #[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
