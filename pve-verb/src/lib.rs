@@ -49,6 +49,7 @@ pub mod receipt;
 pub mod recover;
 pub mod replay;
 pub mod reset;
+pub mod resume;
 pub mod retention;
 pub mod review;
 pub mod run;

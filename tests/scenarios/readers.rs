@@ -76,6 +76,7 @@ fn forensics_never_reads(lab: &Lab) -> Result<()> {
 }
 
 /// By hand, because a pipe holds less than what ssh and sshd take for a reader who does not.
+#[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
 fn slow_reader(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let (id, began) = (fresh_id()?, Instant::now());

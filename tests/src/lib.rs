@@ -27,6 +27,7 @@ pub mod qemu_cmd;
 pub mod qm;
 pub mod qmp;
 pub mod readme;
+pub mod snapshot;
 pub mod station;
 pub mod sweep;
 pub mod vm;

@@ -91,7 +91,7 @@ pub(super) fn guest_unresponsive(e: &Evidence<'_>) -> Option<Row> {
     if e.status().as_deref() != Some("running") || !silent || !block::is_compared(e) || block::block_stalled(e).is_some() {
         return None;
     }
-    let (activity, _) = block::activity(e);
+    let (activity, ..) = block::activity(e);
     let text =
         format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen stands still; {activity}.", e.vm());
     let paths = ["guest/ping", "qmp/query-chardev.json", "console/screen-1.png", "console/screen-2.png", "qmp/query-blockstats.1.json"];

@@ -84,10 +84,19 @@ pub fn reset_of_unresponsive(vmid: Vmid) -> Message {
     Message::new(format!("VM {vmid}'s QEMU is proved unresponsive, so it can't take a reset."), "Use cycle, which replaces the process.")
 }
 
-/// `reset` of a QEMU whose QMP could not be had.
-pub fn reset_without_qmp(vmid: Vmid, by: &str) -> Message {
+/// QEMU is another process than the one that the evidence is of.
+pub fn another_qemu(vmid: Vmid, verb: Verb) -> Message {
     Message::new(
-        format!("VM {vmid}'s QEMU could not be asked, and a reset goes only through it: {}.", show(by)),
+        format!("VM {vmid}'s QEMU was ended or replaced by somebody else while the evidence was taken, so {verb} was not sent."),
+        "Ask for status, and only where it is still needed for the verb again.",
+    )
+}
+
+/// `reset`, or `start` of a paused VM, whose QEMU did not greet us.
+pub fn without_qmp(vmid: Vmid, verb: Verb, by: &str) -> Message {
+    let only = if verb == Verb::Start { "a paused VM goes on only through it" } else { "a reset goes only through it" };
+    Message::new(
+        format!("VM {vmid}'s QEMU could not be asked, and {only}: {}.", show(by)),
         "Try again in a minute; if it stays so, use cycle.",
     )
 }
