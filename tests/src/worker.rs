@@ -60,7 +60,9 @@ pub fn arrival(words: &str, id: &str) -> Result<Vec<u8>> {
     };
     arrival["line"] = json!(format!("{words} --request-id={id}").into_bytes());
     arrival["fresh_id"] = json!(id);
-    Ok(arrival.to_string().into_bytes())
+    // Its length first, as between a front and its worker.
+    let arrival = arrival.to_string().into_bytes();
+    Ok([&u32::try_from(arrival.len()).unwrap_or(u32::MAX).to_be_bytes(), arrival.as_slice()].concat())
 }
 
 fn real_arrival() -> Result<Value> {
@@ -70,7 +72,7 @@ fn real_arrival() -> Result<Value> {
     command.args(["-o", trace, "-e", "trace=write", "-xx", "-s", "65536", "/usr/sbin/pve-verb", "cycle", "--dry-run"]);
     run(command.arg(format!("--request-id={id}")), Duration::from_secs(60))?.success("a dry run")?;
     let text = fs::read_to_string(trace).unwrap_or_default();
-    let said = text.lines().filter_map(|line| serde_json::from_slice::<Value>(&unhex(line.split('"').nth(1)?)?).ok());
+    let said = text.lines().filter_map(|line| serde_json::from_slice::<Value>(unhex(line.split('"').nth(1)?)?.get(4..)?).ok());
     said.into_iter()
         .find(|said| said["fresh_id"].is_string() && said["line"].is_array())
         .ok_or_else(|| Error::new("The front did not hand its worker an arrival", "Look at pve-verb/src/worker.rs"))
