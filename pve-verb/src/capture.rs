@@ -131,7 +131,7 @@ fn autopsy(run: &mut Run, locked: &Locked, qemu: QemuProcess, answers: &[Answer]
 }
 
 fn judge(
-    run: &Run,
+    run: &mut Run,
     vmid: proto::Vmid,
     set: Set,
     before: &Observation,
@@ -140,7 +140,10 @@ fn judge(
 ) -> Assessment {
     let artifact = |path: &str| answers.iter().filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes());
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
-    let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), operation::interrupted(&run.disk));
+    // What the log says without a disk being asked: a read has no time for that.
+    let last = run.last_intent(Duration::ZERO);
+    let interrupted = operation::interrupted(&run.disk, last.as_ref());
+    let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), interrupted);
     if set == Set::Status {
         let previous = sample::last(vmid);
         facts.window_ms = previous.as_ref().map(|(_, ago)| *ago);

@@ -209,13 +209,15 @@ pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) 
     let authorised = preserved.authorised();
     // Before the intent: a crash in between costs a grant, never a second use of it.
     run.spend_grant(authorised)?;
+    let operation = run.operation(authorised);
     let facts = json!({
         "grant": authorised.granted().map(crate::grant::Granted::facts),
         "bundle": preserved.name(),
+        "operation": operation,
         "plan": plan.sentence(authorised.verb()),
         "state_before": preserved.seen().state,
     });
     run.record_intent(facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
     run.count_mutation(authorised);
-    run.set_operation(authorised).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
+    run.set_operation(&operation).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
 }

@@ -112,6 +112,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("not_from unknown", say::not_from(vm, Verb::Reset, VmState::Host(HostState::Unknown))),
                 ("unknown_id", say::unknown_id(&id())),
                 ("id_not_looked_up", say::id_not_looked_up(&id())),
+                ("stored_answer_damaged", say::stored_answer_damaged(&id())),
                 ("ran_meanwhile", say::ran_meanwhile(&id())),
                 ("worker_hangs", say::worker_hangs(&id())),
             ],

@@ -26,6 +26,8 @@ const SCENARIOS: &[Scenario] = &[
     ("when_the_spool_is_deleted_then_a_finished_id_is_replayed_from_disk", spool_deleted),
     ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk_hangs_later),
     ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", not_looked_up),
+    ("when_what_is_stored_of_an_id_is_damaged_then_it_is_not_run_again", damaged),
+    ("when_a_worker_does_not_come_up_in_time_then_it_never_does", slow_worker),
     ("when_somebody_attaches_then_a_read_record_says_so", attach_recorded),
     ("when_many_come_upon_a_late_holder_then_one_takes_over_and_one_mutates", one_takes_over),
     ("when_the_holder_is_past_its_deadline_then_it_is_killed_and_taken_over", taken_over),
@@ -181,6 +183,10 @@ fn same_new_id(lab: &Lab) -> Result<()> {
         }
         let left = Traces::of(&id)?;
         assert_eq!((left.intents, left.outcomes, left.bundles.len()), (1, 1, 1), "{left:?}");
+        // Whoever came second is told so, and leaves a record of its own.
+        let second = both.iter().filter(|one| attached(one) == json!(true)).count();
+        let records = Chain::read()?.kind("read").into_iter().filter(|r| r["request_id"] == *id && r["attached"] == true).count();
+        assert_eq!((second, records), (2, 2));
     }
     Ok(())
 }
@@ -262,6 +268,53 @@ fn not_looked_up(lab: &Lab) -> Result<()> {
     assert_eq!(told["exit_code"], 0, "{told:#}");
     assert!(told["degraded"].to_string().contains("could not be looked up"), "{told:#}");
     drop(hung);
+    Ok(())
+}
+
+fn damaged(lab: &Lab) -> Result<()> {
+    let vm = bare_vm(lab)?;
+    let (ssh, id) = (anna(lab)?, fresh_id()?);
+    let request = format!("cycle --json --request-id={id}");
+    assert_eq!(ssh.call(&request)?.status, 0);
+    // Another one, so that the log's newest intent is not what remembers it.
+    assert_eq!(ssh.call("cycle")?.status, 0);
+    station::quiet(AMPLE)?;
+    for path in [format!("/run/pve-verb/spool/{id}.jsonl"), format!("/run/pve-verb/requests/{id}.json")] {
+        fs::remove_file(path).unwrap();
+    }
+    fs::write(format!("/var/lib/pve-verb/requests/{id}.json"), "{\"binding\":").unwrap();
+    let after = (vm.pid(), vm.start_ticks());
+    for request in [request.clone(), format!("cycle --json --attach --request-id={id}")] {
+        let told = body(&ssh.call(&request)?)?;
+        assert_eq!(told["exit_code"], 11, "{told:#}");
+        assert!(told["message"]["what"].as_str().unwrap().contains("can't be read"), "{told:#}");
+    }
+    assert_eq!((vm.pid(), vm.start_ticks()), after, "an id that ended ran again");
+    Ok(())
+}
+
+/// Workers go to a cgroup of their own before they make their spool; this one is frozen, as a host out of memory would be.
+fn slow_worker(lab: &Lab) -> Result<()> {
+    const OWN: &str = "/sys/fs/cgroup/pve-verb";
+    let vm = bare_vm(lab)?;
+    let (ssh, id) = (anna(lab)?, fresh_id()?);
+    let before = (vm.pid(), vm.start_ticks());
+    fs::create_dir_all(OWN).unwrap();
+    fs::write(format!("{OWN}/cgroup.freeze"), "1").unwrap();
+    let answer = ssh.call(format!("cycle --json --request-id={id}"));
+    let left = processes("worker");
+    fs::write(format!("{OWN}/cgroup.freeze"), "0").unwrap();
+    let told = body(&answer?)?;
+    assert_eq!((&told["outcome"], &told["exit_code"]), (&json!("internal"), &json!(70)), "{told:#}");
+    assert_eq!(left, Vec::<u32>::new(), "it says that nothing was done while its worker is there");
+    // What was frozen would go on now, and take longer for its first record than this.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((vm.pid(), vm.start_ticks()), before, "a worker came to life");
+    let left = Traces::of(&id)?;
+    assert!(left.none(), "{left:?}");
+    // Nothing was begun, so the id is free.
+    assert_eq!(ssh.call(format!("cycle --json --attach --request-id={id}"))?.status, 6);
+    assert_eq!(ssh.call(format!("cycle --json --request-id={id}"))?.status, 0);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::host;
+use crate::operation::{Mark, mark};
 use crate::sign::Signer;
 
 /// What a record is about.
@@ -69,6 +70,11 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// What it says about intents.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        mark(&self.text)
+    }
+
     /// Reads a line; none where it is no record.
     pub(super) fn read(text: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]

@@ -142,10 +142,18 @@ pub fn id_not_looked_up(id: &RequestId) -> Message {
     )
 }
 
+/// An id whose end is stored in a file that can't be read.
+pub fn stored_answer_damaged(id: &RequestId) -> Message {
+    Message::new(
+        format!("Request {id} ran, and what is stored of its end on the host can't be read, so it was not run again."),
+        format!("Look with status, and at what `pve-verb log show --request {id}` says on the host."),
+    )
+}
+
 /// Another worker had this id between the front's look and the lock.
 pub fn ran_meanwhile(id: &RequestId) -> Message {
     Message::new(
-        format!("Request {id} was run by another call a moment ago, so it was not run again."),
+        format!("Request {id} was run by another call, so it was not run again."),
         "Ask again with the same id: the answer is what came of it.",
     )
 }
