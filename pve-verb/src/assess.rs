@@ -16,6 +16,7 @@ mod paused;
 mod rrd;
 mod sample;
 mod serial;
+mod tasks;
 
 pub use sample::{Blocked, Queue, Sample};
 

@@ -25,7 +25,7 @@ use crate::writer::{Op, Reply};
 mod carry;
 mod chain;
 mod journal;
-mod line;
+pub(crate) mod line;
 mod record;
 
 use carry::Carried;

@@ -51,7 +51,8 @@ pub struct Finished {
 
 /// How many finished requests can be replayed.
 const KEPT_REQUESTS: u32 = 1_000;
-const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+/// Where it is on tmpfs.
+pub(crate) const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
 
 fn run_request(id: &RequestId) -> String {
     format!("{}/requests/{id}.json", path::RUN)

@@ -215,12 +215,22 @@ pub fn is_still(process: QemuProcess) -> bool {
     start_time(process.pid) == Some(process.started)
 }
 
+/// A process that holds the VM's disk although PVE calls the VM stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// Its pid.
+    pub pid: u32,
+    /// What it is, in a sentence.
+    pub text: String,
+}
+
 /// What holds the VM's disk although PVE calls it stopped; `skip` is the process that PVE does see.
-pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
+pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<Survivor> {
     let scope_line = format!("0::/qemu.slice/{vmid}.scope");
     let pids = std::fs::read_dir("/proc").ok()?.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| Some(*pid) != skip).find_map(|pid| {
         let stat = parse_stat(&read_text(format!("/proc/{pid}/stat")).ok()?)?;
+        let survivor = |text| Survivor { pid, text };
         // By its name first: reading the command line of every process could hang on one that has nothing to do with us.
         if !(stat.comm.contains("kvm") || stat.comm.starts_with("qemu")) {
             return None;
@@ -232,7 +242,7 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
         if stat.state == 'Z' {
             // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
             return (in_scope() && stat.threads > 1).then(|| {
-                format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1)
+                survivor(format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1))
             });
         }
         if !on_this_host(pid) {
@@ -241,10 +251,10 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
         let cmdline = read_capped(format!("/proc/{pid}/cmdline"), 1024 * 1024).ok()?;
         // An ending process gives its memory back, and its command line with it, before it closes its files: that may take long.
         if cmdline.is_empty() && in_scope() {
-            return Some(format!("process {pid} is ending and has not let go of its files (state {})", stat.state));
+            return Some(survivor(format!("process {pid} is ending and has not let go of its files (state {})", stat.state)));
         }
         is_qemu_of(&cmdline, vmid)
-            .map(|_| format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state))
+            .map(|_| survivor(format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state)))
     })
 }
 

@@ -30,7 +30,7 @@ pub(super) fn guest_panicked(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let line = console.last(&PANIC)?;
-    row(format!("{vm}'s guest kernel panicked; its console ends with \"{}\".", show(line.trim())), "console/serial.txt")
+    row(format!("{vm}'s guest kernel panicked; its console ends with \"{}\".", show(line.trim())), console.path)
 }
 
 pub(super) fn guest_oom(e: &Evidence<'_>) -> Option<Row> {
@@ -41,7 +41,7 @@ pub(super) fn guest_oom(e: &Evidence<'_>) -> Option<Row> {
         && let Some(console) = Console::read(e)
         && let Some(line) = console.last_recent(&OOM).or_else(|| console.last(&OOM).filter(|_| e.timed_out("guest/ping")))
     {
-        return row(format!("{vm}'s guest ran out of memory; its console says \"{}\".", show(line.trim())), "console/serial.txt");
+        return row(format!("{vm}'s guest ran out of memory; its console says \"{}\".", show(line.trim())), console.path);
     }
     let (path, events) = ["cgroup/memory.events.txt", "cgroup/memory.events"].into_iter().find_map(|p| Some((p, e.text(p)?)))?;
     let killed = oom_kills(&events).filter(|n| *n > 0)?;
@@ -68,7 +68,7 @@ pub(super) fn guest_disk_full(e: &Evidence<'_>) -> Option<Row> {
     }
     let console = Console::read(e)?;
     let line = console.last_recent(&FULL)?;
-    row(format!("{vm}'s guest has no room left on a file system; its console says \"{}\".", show(line.trim())), "console/serial.txt")
+    row(format!("{vm}'s guest has no room left on a file system; its console says \"{}\".", show(line.trim())), console.path)
 }
 
 /// 99 % used *and* less than 1 GiB free: 1 % of a large disk is room enough, and small ones fill early. `/boot` may be full.

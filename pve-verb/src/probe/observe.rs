@@ -159,7 +159,7 @@ pub(crate) fn tasks(vmid: Vmid, planned: &[Planned]) -> Vec<Thread> {
                 Ok(Pidfile::Runs(identity)) => Some(identity.pid),
                 _ => None,
             };
-            out.facts("observe/scan", since, None, json!(procfs::survivor(vmid, skip)));
+            out.facts("observe/scan", since, None, json!(procfs::survivor(vmid, skip).map(|s| s.text)));
         }),
         Thread::new(&["observe/pve"], move |out| {
             let since = Instant::now();

@@ -1,3 +1,5 @@
+//! Findings of `check`: each of a host that is set up wrongly in one way.
+
 use super::*;
 use crate::host::path;
 use std::fs::{Permissions, create_dir_all, set_permissions, write};
