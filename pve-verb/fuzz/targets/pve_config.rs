@@ -21,6 +21,13 @@ fuzz_target!(|text: &str| {
     let secret = |line: &&str| line.split_once(':').is_some_and(|(key, _)| key.trim() == "cipassword");
     assert!(redacted.lines().filter(secret).all(|line| line.ends_with("(redacted)")));
     assert_eq!(pve::lock_of(&redacted).is_some(), pve::lock_of(text).is_some());
+    // Whatever stands before it on its line, a member that is named as a secret does not show.
+    for line in text.lines().take(20) {
+        for hidden in [",password=S3CR3T", " {\"data\": \"S3CR3T\"}", ",key=S3CR3T,x", "\ncipassword:S3CR3T"] {
+            let shown = pve::redact_config(&format!("{line}{hidden}"));
+            assert!(line.contains("S3CR3T") || !shown.contains("S3CR3T"), "{shown}");
+        }
+    }
     let _ = pve::redact_cmdline(text.replace('\n', "\0").as_bytes());
     let _ = pve::parse_ha(text, Vmid::DEVVM);
     let _ = pve::locate(text, "pve", Vmid::DEVVM);
