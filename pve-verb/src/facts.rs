@@ -138,8 +138,14 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
         previous: None,
         window_ms: Some(WINDOW_MS),
         now_unix_s: Some(host::now().unix_ms() / 1000),
+        screens: answers.iter().find(|a| a.name == "console/screen-2").and_then(likeness),
         serial_is_live: Some(true),
     }
+}
+
+/// How the second screen compares with the first, as the helper found.
+fn likeness(screen: &Answer) -> Option<assess::Likeness> {
+    serde_json::from_value(screen.facts.as_ref()?.get("likeness")?.clone()).ok()
 }
 
 /// Whether the VM has disks in iothreads, as QEMU says; unknown counts as yes, for the harm is a QMP that dies.

@@ -13,6 +13,7 @@ pub mod process;
 pub mod pve;
 pub mod qmp;
 pub mod rrd;
+pub mod sketch;
 pub mod tools;
 pub mod wait;
 

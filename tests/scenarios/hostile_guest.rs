@@ -236,7 +236,7 @@ fn helpers_stopped(lab: &Lab) -> Result<()> {
         let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(file["digest"]["sha256"], hash, "{} changed after its seal", file["name"]);
     }
-    let found = lab::process::must("find", [bundle.folder().to_str().unwrap(), "-type", "f"])?.lines().len();
+    let found = lab::process::must("find", [bundle.folder().to_str().unwrap(), "-type", "f"])?.text().lines().count();
     assert_eq!(found, files.len() + 2, "the manifest's files, itself and its signature");
     assert!(vm.healthy());
     Ok(())

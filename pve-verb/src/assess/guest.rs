@@ -6,7 +6,7 @@ use proto::{Code, Verb};
 use serde_json::Value;
 
 use super::serial::Console;
-use super::{Evidence, Row, block, show};
+use super::{Evidence, Likeness, Row, block, show};
 
 const PANIC: [&str; 2] = ["Kernel panic - not syncing", "kernel panic - not syncing"];
 const OOM: [&str; 3] = ["Out of memory: Killed process", "invoked oom-killer", "oom-kill:"];
@@ -92,8 +92,8 @@ pub(super) fn guest_unresponsive(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let (activity, _) = block::activity(e);
-    let text =
-        format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen stands still; {activity}.", e.vm());
+    let still = if e.facts.screens == Some(Likeness::ButACursor) { "stands still but for its cursor" } else { "stands still" };
+    let text = format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen {still}; {activity}.", e.vm());
     let paths = ["guest/ping", "qmp/query-chardev.json", "console/screen-1.png", "console/screen-2.png", "qmp/query-blockstats.1.json"];
     let why = "QEMU is fine and the guest is not: reset; if it comes back, cycle.";
     Some(Row::new(Code::GuestUnresponsive, text, &paths, Some(Verb::Reset), why))
@@ -106,7 +106,11 @@ fn agent_port_is_open(e: &Evidence<'_>) -> Option<bool> {
     port.get("frontend-open")?.as_bool()
 }
 
+/// Whether the screen stands still; a text screen's cursor, which QEMU draws, blinks for a dead guest too.
 fn screens_alike(e: &Evidence<'_>) -> Option<bool> {
+    if let Some(likeness) = e.facts.screens {
+        return Some(likeness != Likeness::Different);
+    }
     let screen = |n: u8| ["png", "ppm"].into_iter().find_map(|kind| (e.artifact)(&format!("console/screen-{n}.{kind}")));
     Some(screen(1)? == screen(2)?)
 }

@@ -8,7 +8,7 @@ use crate::host::qemu_server;
 use crate::procfs::{self, Peers, Pidfile, read_capped, scope_dirs};
 use crate::pve::redact_cmdline;
 use proto::{ProbeOutcome, QemuProcess, Vmid};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
@@ -154,7 +154,7 @@ fn serial_log(cmdline: &[u8]) -> Option<PathBuf> {
 /// The end of a regular file. Its content is the guest's: it is carried, and not looked at.
 fn tail(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(open(path, flags, Mode::empty())?);
+    let mut file = File::from(openat(CWD, path, flags, Mode::empty())?);
     let about = file.metadata()?;
     if !about.is_file() {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "what QEMU logs the serial console to is no regular file"));

@@ -41,8 +41,9 @@ fn agent_hangs(lab: &Lab) -> Result<()> {
     let chardevs = bundle.json("qmp/query-chardev.json");
     let port = chardevs.as_array().unwrap().iter().find(|device| device["label"] == "qga0").unwrap();
     assert_eq!(port["frontend-open"], true, "an agent that is not there is no silent one");
-    let screens = ["console/screen-1.png", "console/screen-2.png"].map(|path| std::fs::read(bundle.folder().join(path)).unwrap());
-    assert!(screens[0] == screens[1]);
+    assert!(bundle.has("console/screen-1.png") && bundle.has("console/screen-2.png"));
+    // The cursor of a text screen blinks for the dead too: equal files would be luck.
+    assert!(bundle.finding("guest-unresponsive").contains("the screen stands still"), "{}", bundle.finding("guest-unresponsive"));
     assert!(bundle.advice().contains("cycle"), "if a reset does not last: {}", bundle.advice());
     Ok(())
 }
