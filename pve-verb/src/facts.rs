@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
-use crate::operation::Operation;
 use crate::helper::run::UNSERVED;
+use crate::operation::Operation;
 use crate::probe::Answer;
 use crate::probe::observe::{Observation, Process};
 use crate::procfs::{Proof, peer_of, unresponsive_proof};

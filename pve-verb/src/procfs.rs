@@ -242,7 +242,10 @@ pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<Survivor> {
         if stat.state == 'Z' {
             // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
             return (in_scope() && stat.threads > 1).then(|| {
-                survivor(format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1))
+                survivor(format!(
+                    "process {pid} was killed, but {} of its threads live on in the kernel and hold the disk",
+                    stat.threads - 1
+                ))
             });
         }
         if !on_this_host(pid) {

@@ -4,8 +4,6 @@
 //! What a row's code does to the verbs is in `verbs/`; here only the bundle and what can be read from it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
-#[path = "assessment/bundle.rs"]
-mod bundle;
 #[path = "assessment/guest.rs"]
 mod guest;
 #[path = "assessment/healthy.rs"]

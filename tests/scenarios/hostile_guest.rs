@@ -3,19 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 #![allow(clippy::print_stderr)] // the figures are worth a line
 
-#[path = "assessment/bundle.rs"]
-mod bundle;
 #[path = "hostile_guest/peers.rs"]
 mod peers;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bundle::Bundle;
+use lab::bundle::Bundle;
 use lab::installed::{Stamp, Told, agent, ask, prepare};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
@@ -24,6 +22,7 @@ use lab::station::processes;
 use lab::vm::send;
 use lab::{Lab, Result};
 use peers::{Agent, Flood, Impostor};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -125,9 +124,10 @@ fn hostile_agent(lab: &Lab) -> Result<()> {
         for path in QMP_EVIDENCE {
             assert!(bundle.has(path), "{how:?}: {path} is missing for the sake of the agent");
         }
-        // Whatever it was: a reason, and never an answer that the agent did not give.
-        let why = bundle.why_not("guest/fsinfo").unwrap_or_else(|| panic!("{how:?} answered fsinfo"));
-        assert!(!why.is_empty() && !bundle.has("guest/fsinfo.json"));
+        // A reason, or what it answered: much JSON is an answer too.
+        let why = bundle.why_not("guest/fsinfo");
+        assert_eq!(bundle.has("guest/fsinfo.json"), matches!(how, Agent::Bomb), "{how:?}: {why:?}");
+        assert!(matches!(how, Agent::Bomb) || why.as_ref().is_some_and(|why| !why.is_empty()), "{how:?}: {why:?}");
     }
     before.untouched(vm, "a hostile agent");
     assert!(vm.healthy());
@@ -138,7 +138,7 @@ fn serial_flood(lab: &Lab) -> Result<()> {
     lab.fresh()?;
     let line = b"\x1b[2J\x1b]0;owned\x07\x9b31m\xff\xfe Out of mem\r\n";
     let log = fs::read(SERIAL_LOG).unwrap();
-    let mut file = fs::File::options().append(true).open(SERIAL_LOG).unwrap();
+    let mut file = File::options().append(true).open(SERIAL_LOG).unwrap();
     let block = line.repeat(1 << 15);
     (0..(100 << 20) / block.len() + 1).for_each(|_| file.write_all(&block).unwrap());
     let impostor = Impostor::put(SERIAL, move |mut client| {
@@ -162,8 +162,8 @@ fn serial_flood(lab: &Lab) -> Result<()> {
 
 fn qmp_flood(lab: &Lab) -> Result<()> {
     lab.fresh()?;
-    let impostor = Impostor::put(QMP, |client| Flood { each: 2_000, bomb: false }.serve(client))?;
-    let bundle = under(lab, "QMP, 2,000 events before each answer");
+    let impostor = Impostor::put(QMP, |client| Flood { each: 200, bomb: false }.serve(client))?;
+    let bundle = under(lab, "QMP, 200 events before each answer");
     drop(impostor);
     let bundle = bundle?;
     for path in QMP_EVIDENCE {
@@ -171,7 +171,7 @@ fn qmp_flood(lab: &Lab) -> Result<()> {
     }
     assert_eq!(bundle.judgement["code"], "healthy", "{:#}", bundle.judgement);
     let events = bundle.json("qmp/events.json");
-    assert!(events["events"].as_array().unwrap().len() <= 1_000 && events["dropped"].as_u64().unwrap() > 10_000, "{}", events["dropped"]);
+    assert!(events["events"].as_array().unwrap().len() <= 1_000 && events["dropped"].as_u64().unwrap() > 5_000, "{}", events["dropped"]);
     Ok(())
 }
 
@@ -183,8 +183,7 @@ fn qmp_endless(lab: &Lab) -> Result<()> {
         let bundle = under(lab, &format!("QMP, {flood:?}"));
         drop(impostor);
         let bundle = bundle?;
-        let why = bundle.why_not("qmp/query-block").unwrap_or_else(|| panic!("{flood:?} answered query-block"));
-        assert!(!why.is_empty());
+        assert!(bundle.has("qmp/query-block.json") != bundle.why_not("qmp/query-block").is_some_and(|why| !why.is_empty()), "{flood:?}");
         let code = bundle.judgement["code"].as_str().unwrap();
         assert!(["healthy", "qmp-unavailable"].contains(&code), "{flood:?} is no proof of anything: {:#}", bundle.judgement);
     }
@@ -209,6 +208,10 @@ fn all_at_once(lab: &Lab) -> Result<()> {
 
 fn helpers_stopped(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
+    // Behind the door that only one of ours may open, `probe-guest` waits a second: long enough to be met before its first question.
+    let door = File::options().create(true).truncate(true).write(true).open("/run/pve-verb/qmp-102.lock").unwrap();
+    flock(&door, FlockOperation::LockExclusive).unwrap();
+    write!(&door, "read by-the-lab").unwrap();
     let running = agent(lab)?.spawn("forensics --json")?;
     let stopped = until("both helpers of the capture", Duration::from_secs(10), || {
         // The first `probe-host` is the observation's, which is over before there is a `probe-guest`.
@@ -218,6 +221,7 @@ fn helpers_stopped(lab: &Lab) -> Result<()> {
     for pid in &stopped {
         send(*pid, Signal::STOP)?;
     }
+    drop(door);
     let began = Instant::now();
     let told = Told::read(running.finish(Duration::from_secs(30))?.into())?.done();
     eprintln!("hostile guest: helpers stopped: {:?}", began.elapsed());
@@ -229,7 +233,9 @@ fn helpers_stopped(lab: &Lab) -> Result<()> {
     for pid in stopped {
         let _gone = send(pid, Signal::CONT);
     }
-    until("the helpers' end", Duration::from_secs(5), || [processes("probe-guest"), processes("probe-host")].concat().is_empty().then_some(()))?;
+    until("the helpers' end", Duration::from_secs(5), || {
+        [processes("probe-guest"), processes("probe-host")].concat().is_empty().then_some(())
+    })?;
     let files = manifest["subject"].as_array().unwrap();
     for file in files {
         let bytes = fs::read(bundle.folder().join(file["name"].as_str().unwrap())).unwrap();

@@ -93,7 +93,8 @@ pub(super) fn guest_unresponsive(e: &Evidence<'_>) -> Option<Row> {
     }
     let (activity, _) = block::activity(e);
     let still = if e.facts.screens == Some(Likeness::ButACursor) { "stands still but for its cursor" } else { "stands still" };
-    let text = format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen {still}; {activity}.", e.vm());
+    let text =
+        format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen {still}; {activity}.", e.vm());
     let paths = ["guest/ping", "qmp/query-chardev.json", "console/screen-1.png", "console/screen-2.png", "qmp/query-blockstats.1.json"];
     let why = "QEMU is fine and the guest is not: reset; if it comes back, cycle.";
     Some(Row::new(Code::GuestUnresponsive, text, &paths, Some(Verb::Reset), why))

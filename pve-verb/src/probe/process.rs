@@ -128,9 +128,7 @@ fn survivor(vmid: Vmid, out: &Outbox) {
         _ => None,
     };
     match procfs::survivor(vmid, skip) {
-        Some(left) => {
-            out.json("host/survivor", since, &json!({"pid": left.pid, "text": left.text, "threads": procfs::threads(left.pid)}))
-        }
+        Some(left) => out.json("host/survivor", since, &json!({"pid": left.pid, "text": left.text, "threads": procfs::threads(left.pid)})),
         None => {
             let why = "nothing of this VM is left but what PVE sees";
             out.without("host/survivor", since, ProbeOutcome::Unavailable, why);

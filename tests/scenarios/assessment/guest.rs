@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use lab::bundle::judged;
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::{Lab, Observed, Result, wedge};
 use serde_json::json;
-
-use crate::bundle::judged;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_the_guests_disk_is_full_then_the_file_system_is_named_and_nothing_is_cycled", disk_full),

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use lab::bundle::judged;
 use lab::installed::{agent, ask};
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::{Lab, Result, Vm, wedge};
-
-use crate::bundle::judged;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_the_vm_is_idle_then_it_is_healthy", |lab| runs(4, || idle(lab))),

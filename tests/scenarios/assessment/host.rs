@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use lab::bundle::judged;
 use lab::fuse::Hang;
 use lab::installed::{agent, ask};
 use lab::lab::Scenario;
@@ -12,8 +13,6 @@ use lab::vm::send;
 use lab::worker::{Moment, reaches};
 use lab::{Lab, Observed, Result, wedge};
 use rustix::process::Signal;
-
-use crate::bundle::judged;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_a_live_task_holds_the_lock_then_the_task_is_named", locked_by_a_task),

@@ -4,14 +4,13 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use lab::bundle::{Bundle, judged};
 use lab::lab::Scenario;
 use lab::process::{must, run, until};
 use lab::vm::send;
 use lab::{Host, Lab, Result, wedge};
 use rustix::process::Signal;
 use serde_json::Value;
-
-use crate::bundle::{Bundle, judged};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_the_disk_is_throttled_to_nothing_then_the_bundle_alone_says_what_hung", throttled),
@@ -118,7 +117,8 @@ fn nbd_stopped(lab: &Lab) -> Result<()> {
     vm.boot()?;
     backend.stop()?;
     vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
-    let flat = || vm.writes().ok().filter(|_| std::thread::sleep(Duration::from_secs(1)) == ()).filter(|n| vm.writes().is_ok_and(|m| m == *n));
+    let flat =
+        || vm.writes().ok().filter(|_| std::thread::sleep(Duration::from_secs(1)) == ()).filter(|n| vm.writes().is_ok_and(|m| m == *n));
     until("flat writes", Duration::from_secs(15), flat)?;
     let bundle = judged(lab, "block-stalled", Some("cycle"));
     backend.go_on()?;

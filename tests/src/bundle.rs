@@ -1,68 +1,73 @@
-//! A sealed bundle, read as somebody reads it who has nothing else; and what every judgement owes to it.
+//! A sealed bundle, read as somebody reads it who has nothing else; and what every judgement owes to its evidence. It panics where
+//! a bundle does not hold what it must: scenarios call it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // as a scenario fails
 
 use std::fs;
 use std::path::Path;
 
-use lab::installed::{Told, agent, ask};
-use lab::{Lab, Result};
 use serde_json::Value;
+
+use crate::error::Result;
+use crate::installed::{Told, agent, ask};
+use crate::lab::Lab;
 
 /// What a finding may name beside the bundle's own files and questions.
 const BESIDE: [&str; 2] = ["the audit log", "the sample of the last status"];
 
 /// A bundle on disk.
-pub(crate) struct Bundle {
+#[derive(Debug)]
+pub struct Bundle {
     folder: String,
     manifest: Value,
     /// `assessment.json`.
-    pub(crate) judgement: Value,
+    pub judgement: Value,
     /// The answer that made it.
-    pub(crate) told: Told,
+    pub told: Told,
 }
 
 impl Bundle {
     /// The bundle of this answer.
-    pub(crate) fn of(told: Told) -> Self {
+    pub fn of(told: Told) -> Self {
         let folder = told.bundle();
         let json = |name: &str| serde_json::from_slice(&fs::read(format!("{folder}/{name}")).unwrap()).unwrap();
         Self { manifest: json("manifest.json"), judgement: json("assessment.json"), folder, told }
     }
 
     /// Where it is.
-    pub(crate) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         Path::new(&self.folder)
     }
 
     /// An artifact as text.
-    pub(crate) fn text(&self, path: &str) -> String {
+    pub fn text(&self, path: &str) -> String {
         let bytes = fs::read(format!("{}/{path}", self.folder)).unwrap_or_else(|e| panic!("{path} of the bundle: {e}"));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// An artifact as JSON.
-    pub(crate) fn json(&self, path: &str) -> Value {
+    pub fn json(&self, path: &str) -> Value {
         serde_json::from_str(&self.text(path)).unwrap_or_else(|e| panic!("{path} is no JSON: {e}"))
     }
 
     /// Whether the manifest lists this file.
-    pub(crate) fn has(&self, path: &str) -> bool {
+    pub fn has(&self, path: &str) -> bool {
         self.manifest["subject"].as_array().unwrap().iter().any(|file| file["name"] == path)
     }
 
     /// Why there is no answer to this question, where there is none.
-    pub(crate) fn why_not(&self, question: &str) -> Option<String> {
+    pub fn why_not(&self, question: &str) -> Option<String> {
         let missing = self.manifest["predicate"]["not_captured"].as_array().unwrap();
         missing.iter().find(|entry| entry["name"] == question).map(|entry| entry["why"].as_str().unwrap().to_owned())
     }
 
     /// What a finding of this code says.
-    pub(crate) fn finding(&self, code: &str) -> String {
+    pub fn finding(&self, code: &str) -> String {
         let finding = self.judgement["findings"].as_array().unwrap().iter().find(|finding| finding["code"] == code);
         finding.unwrap_or_else(|| panic!("no finding {code}: {:#}", self.judgement))["text"].as_str().unwrap().to_owned()
     }
 
     /// Why the recommended verb, or none, is right.
-    pub(crate) fn advice(&self) -> String {
+    pub fn advice(&self) -> String {
         self.judgement["recommend"]["why"].as_str().unwrap().to_owned()
     }
 
@@ -85,7 +90,7 @@ impl Bundle {
 }
 
 /// `forensics`, which must judge so and recommend this verb (or none).
-pub(crate) fn judged(lab: &Lab, code: &str, verb: Option<&str>) -> Result<Bundle> {
+pub fn judged(lab: &Lab, code: &str, verb: Option<&str>) -> Result<Bundle> {
     let bundle = Bundle::of(ask(&agent(lab)?, "forensics")?.done());
     let said = &bundle.judgement;
     assert_eq!((&said["code"], said["recommend"]["verb"].as_str()), (&Value::from(code), verb), "{said:#}");
