@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn the_newest_start_or_stop_counts_and_nobody_elses() {
         let line = |kind: &str, id: &str| of(&format!("UPID:pve:00001234:00ABCDEF:6741A2B3:{kind}:{id}:root@pam: 6741A2B4 OK"), "102");
-        assert_eq!(line("qmstop", "102").unwrap(), "qmstop by root@pam ended at 2024-11-23T09:38:28.000Z: OK");
+        assert_eq!(line("qmstop", "102").unwrap(), "qmstop by root@pam ended at 2024-11-23T09:39:00.000Z: OK");
         assert!(line("qmstart", "102").unwrap().ends_with("no task stopped it since"));
         assert_eq!((line("qmstop", "1020"), line("vncproxy", "102"), of("garbage", "102")), (None, None, None));
         assert_eq!(of("UPID:pve:00001234:00ABCDEF:6741A2B3:qmstop:102:root@pam: FFFFFFFFFFFFFFFF OK", "102"), None);
