@@ -117,8 +117,11 @@ fn nbd_stopped(lab: &Lab) -> Result<()> {
     vm.boot()?;
     backend.stop()?;
     vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
-    let flat =
-        || vm.writes().ok().filter(|_| std::thread::sleep(Duration::from_secs(1)) == ()).filter(|n| vm.writes().is_ok_and(|m| m == *n));
+    let flat = || {
+        let before = vm.writes().ok()?;
+        std::thread::sleep(Duration::from_secs(1));
+        (vm.writes().ok()? == before).then_some(())
+    };
     until("flat writes", Duration::from_secs(15), flat)?;
     let bundle = judged(lab, "block-stalled", Some("cycle"));
     backend.go_on()?;
