@@ -250,7 +250,7 @@ static TABLE: &[Row] = &[
     process("process/fds.txt", 1_000, FULL),
     process("process/smaps_rollup.txt", 1_500, FULL),
     process("process/threads.2.json", 3_000, FULL),
-    process("console/log.txt", 1_000, FULL),
+    process("console/log.txt", 2_500, FULL),
     host("cgroup/procs.txt", 500, BOTH),
     host("cgroup/memory.events.txt", 500, BOTH),
     host("cgroup/memory.current.txt", 500, FULL),

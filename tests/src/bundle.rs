@@ -93,7 +93,12 @@ impl Bundle {
 pub fn judged(lab: &Lab, code: &str, verb: Option<&str>) -> Result<Bundle> {
     let bundle = Bundle::of(ask(&agent(lab)?, "forensics")?.done());
     let said = &bundle.judgement;
-    assert_eq!((&said["code"], said["recommend"]["verb"].as_str()), (&Value::from(code), verb), "{said:#}");
+    assert_eq!(
+        (&said["code"], said["recommend"]["verb"].as_str()),
+        (&Value::from(code), verb),
+        "{said:#}; not captured: {:#}",
+        bundle.manifest["predicate"]["not_captured"]
+    );
     assert_eq!((bundle.told.code().as_str(), &said["healthy"]), (code, &Value::from(code == "healthy")), "{said:#}");
     bundle.holds();
     Ok(bundle)
