@@ -16,7 +16,9 @@ mod paused;
 mod rrd;
 mod sample;
 mod serial;
+mod tasks;
 
+pub use crate::probe::sketch::Likeness;
 pub use sample::{Blocked, Queue, Sample};
 
 /// How a probe ended, and its detail.
@@ -64,6 +66,8 @@ pub struct Facts {
     pub window_ms: Option<u64>,
     /// Seconds since 1970 when the evidence was taken; without it the RRD's rows have no age.
     pub now_unix_s: Option<u64>,
+    /// How the two screens compare; where not said, their files are compared.
+    pub screens: Option<Likeness>,
     /// Whether `console/serial.txt` is what the socket said just now, and not a log file with a past.
     pub serial_is_live: Option<bool>,
 }

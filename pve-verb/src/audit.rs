@@ -27,7 +27,7 @@ mod carry;
 mod chain;
 mod flood;
 mod journal;
-mod line;
+pub(crate) mod line;
 mod record;
 
 use carry::Carried;

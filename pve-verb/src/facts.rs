@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
+use crate::helper::run::UNSERVED;
 use crate::operation::Operation;
 use crate::probe::Answer;
 use crate::probe::observe::{Observation, Process};
@@ -67,7 +68,9 @@ pub fn prove_unresponsive(
 ) -> Option<(MainThread, String)> {
     let process = qemu(before)?;
     let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
-    let silent = greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
+    // The helper's own word that it waited at the socket: one that hung itself, or got no CPU, has shown nothing about QEMU.
+    let waited = greeting.facts.as_ref().is_some_and(|f| f.get(UNSERVED).is_some());
+    let silent = waited && greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
     if !silent || !nobody_else_on(&host::qemu_server(vmid, "qmp")) {
         return None;
     }
@@ -140,8 +143,14 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
         previous: None,
         window_ms: Some(WINDOW_MS),
         now_unix_s: Some(host::now().unix_ms() / 1000),
+        screens: answers.iter().find(|a| a.name == "console/screen-2").and_then(likeness),
         serial_is_live: Some(true),
     }
+}
+
+/// How the second screen compares with the first, as the helper found.
+fn likeness(screen: &Answer) -> Option<assess::Likeness> {
+    serde_json::from_value(screen.facts.as_ref()?.get("likeness")?.clone()).ok()
 }
 
 /// Whether the VM has disks in iothreads, as QEMU says; unknown counts as yes, for the harm is a QMP that dies.

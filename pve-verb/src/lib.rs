@@ -25,6 +25,8 @@ pub mod door;
 pub mod entry;
 pub mod facts;
 pub mod front;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod grant;
 pub mod helper;
 pub mod host;

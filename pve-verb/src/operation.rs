@@ -58,7 +58,8 @@ pub struct Finished {
 
 /// How many finished requests can be replayed: on disk, and those of this boot on tmpfs as well.
 const KEPT_REQUESTS: u32 = 1_000;
-const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+/// Where it is on tmpfs.
+pub(crate) const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
 const RUN_REQUESTS: &str = "/run/pve-verb/requests";
 
 fn run_request(id: &RequestId) -> String {

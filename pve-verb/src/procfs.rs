@@ -10,7 +10,7 @@ mod thread;
 
 pub(crate) use peer::anybody_on;
 pub use peer::{Peer, Peers, peer_of};
-pub use survivor::survivor;
+pub use survivor::{Survivor, survivor};
 pub use thread::{Count, MainThread, Proof, Thread, threads, unresponsive_proof};
 
 use crate::host;

@@ -59,9 +59,9 @@ pub struct Position {
 
 /// A line of the chain as it stands in a file, without its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Line {
-    pub(super) seq: u64,
-    pub(super) prev: Sha256Hex,
+pub(crate) struct Line {
+    pub(crate) seq: u64,
+    pub(crate) prev: Sha256Hex,
     pub(super) kind: Kind,
     /// When, by the clock that the host had; none in a line that says it in another form.
     pub(super) at: Option<Timestamp>,
@@ -76,7 +76,7 @@ impl Line {
     }
 
     /// Reads a line; none where it is no record.
-    pub(super) fn read(text: &[u8]) -> Option<Self> {
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Members {
             seq: u64,

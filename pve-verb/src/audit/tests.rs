@@ -1,3 +1,5 @@
+//! The chain, its rungs and what a crash, a full or a hung disk makes of it.
+
 use super::*;
 use crate::disk::tests::{broken_disk, counted_hung_disk, disk_at, hung_disk};
 use crate::sign::{self, verify_raw, verify_sshsig};

@@ -160,7 +160,7 @@ pub(crate) fn tasks(vmid: Vmid, planned: &[Planned]) -> Vec<Thread> {
                 _ => None,
             };
             match procfs::survivor(vmid, skip) {
-                Ok(found) => out.facts("observe/scan", since, None, json!(found)),
+                Ok(found) => out.facts("observe/scan", since, None, json!(found.map(|left| left.text))),
                 Err(why) => out.without("observe/scan", since, ProbeOutcome::TimedOut, &why),
             }
         }),

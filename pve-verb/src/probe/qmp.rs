@@ -7,6 +7,7 @@
 //! One command that does not come back ends the group: QEMU serves one at a time, so that the next would only wait behind it.
 
 use super::host::WINDOW;
+use super::sketch::Sketch;
 use super::{Planned, Set, console, guest};
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
@@ -107,7 +108,7 @@ struct Group<'a> {
     out: &'a Outbox,
     wanted: BTreeSet<String>,
     screens: &'a Option<Screens>,
-    first: Arc<OnceLock<[u8; 32]>>,
+    first: Arc<OnceLock<Sketch>>,
     port: &'a OnceLock<Port>,
     greeting: Duration,
 }

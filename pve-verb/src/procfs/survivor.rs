@@ -11,6 +11,15 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+/// A process that holds the VM's disk although PVE calls the VM stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// Its pid.
+    pub pid: u32,
+    /// What it is, in a sentence.
+    pub text: String,
+}
+
 /// How long all command lines may take together; reading one takes microseconds.
 const WITHIN: Duration = Duration::from_millis(300);
 
@@ -21,7 +30,7 @@ type Read = Arc<dyn Fn(&Path) -> io::Result<Vec<u8>> + Send + Sync>;
 ///
 /// # Errors
 /// Where that could not be found out: which process did not let itself be looked at.
-pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Result<Option<String>, String> {
+pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Result<Option<Survivor>, String> {
     let read = |path: &Path| read_capped(path, 1024 * 1024);
     survivor_in(Path::new("/proc"), vmid, skip, Arc::new(read), WITHIN)
 }
@@ -34,9 +43,10 @@ enum Scope {
     NoVms,
 }
 
-fn survivor_in(proc: &Path, vmid: Vmid, skip: Option<u32>, read: Read, within: Duration) -> Result<Option<String>, String> {
+fn survivor_in(proc: &Path, vmid: Vmid, skip: Option<u32>, read: Read, within: Duration) -> Result<Option<Survivor>, String> {
     let entries = std::fs::read_dir(proc).map_err(|e| format!("{}: {e}", proc.display()))?;
     let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let survivor = |pid, text| Survivor { pid, text };
     let mut asked = BTreeMap::new();
     let (to, from) = mpsc::channel();
     for pid in pids.filter(|pid| Some(*pid) != skip) {
@@ -52,7 +62,10 @@ fn survivor_in(proc: &Path, vmid: Vmid, skip: Option<u32>, read: Read, within: D
             // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
             (Scope::Ours, 'Z') if stat.threads > 1 => {
                 let left = stat.threads - 1;
-                return Ok(Some(format!("process {pid} was killed, but {left} of its threads live on in the kernel and hold the disk")));
+                return Ok(Some(survivor(
+                    pid,
+                    format!("process {pid} was killed, but {left} of its threads live on in the kernel and hold the disk"),
+                )));
             }
             (_, 'Z') => continue,
             _ if !on_this_host(proc, pid) => continue,
@@ -71,18 +84,19 @@ fn survivor_in(proc: &Path, vmid: Vmid, skip: Option<u32>, read: Read, within: D
         let Ok(cmdline) = cmdline else { continue };
         // An ending process gives its memory back, and its command line with it, before it closes its files: that may take long.
         if cmdline.is_empty() && scope == Scope::Ours {
-            return Ok(Some(format!("process {pid} is ending and has not let go of its files (state {state})")));
+            return Ok(Some(survivor(pid, format!("process {pid} is ending and has not let go of its files (state {state})"))));
         }
         if is_qemu_of(&cmdline, vmid).is_some() {
-            return Ok(Some(format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {state})")));
+            return Ok(Some(survivor(pid, format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {state})"))));
         }
     }
     let hidden = asked.iter().find(|(_, (scope, _))| *scope == Scope::Ours).or_else(|| asked.iter().next());
     match hidden {
         None => Ok(None),
-        Some((pid, (Scope::Ours, state))) => {
-            Ok(Some(format!("process {pid} is in the VM's scope and hangs so that its command line can't be read (state {state})")))
-        }
+        Some((pid, (Scope::Ours, state))) => Ok(Some(survivor(
+            *pid,
+            format!("process {pid} is in the VM's scope and hangs so that its command line can't be read (state {state})"),
+        ))),
         Some((pid, (_, state))) => Err(format!("the command line of process {pid}, perhaps a QEMU, could not be read (state {state})")),
     }
 }
@@ -143,6 +157,7 @@ mod tests {
                 read_capped(path, 1024)
             };
             let found = survivor_in(self.0.path(), Vmid::DEVVM, skip, Arc::new(read), Duration::from_millis(200));
+            let found = found.map(|left| left.map(|left| left.text));
             (found, asked.load(Ordering::SeqCst))
         }
     }

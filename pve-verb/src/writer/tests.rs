@@ -1,3 +1,5 @@
+//! The writer child: its few operations, and the names and folders that it refuses.
+
 use super::*;
 use crate::host::path;
 use std::os::unix::fs::PermissionsExt;
