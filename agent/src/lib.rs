@@ -12,7 +12,10 @@
 
 pub mod answer;
 pub mod cli;
+pub mod config;
 pub mod hands;
+pub mod http;
+pub mod keyholder;
 pub mod receipt;
 pub mod say;
 pub mod signers;
