@@ -27,7 +27,7 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-Not there yet: verb, chat, runbook, serve, mcp, watch, doctor, receipts, evals, grant.
+Not there yet: verb, chat, runbook, serve, mcp, watch, doctor, receipts, evals.
 Until then the verbs are called with plain ssh, and receipt says what an answer is worth:
 
   ssh breakglass@HOST 'cycle --json --reason=disk%20stalled' | tee answer
@@ -43,6 +43,16 @@ pub enum Command {
     Receipt(Receipt),
     /// Hold the SSH keys and sign logins with them, for whoever may use its socket
     Keyholder(At),
+    /// A second key's permission for one mutation
+    #[command(subcommand)]
+    Grant(Grant),
+}
+
+/// `grant`.
+#[derive(Debug, Subcommand)]
+pub enum Grant {
+    /// Write a grant to be signed with ssh-keygen -Y sign; with --signed, pack it into what --grant takes
+    New(crate::grant::New),
 }
 
 /// Where the configuration is.
@@ -72,7 +82,7 @@ pub struct Receipt {
     pub file: Option<PathBuf>,
 }
 
-fn verb(text: &str) -> Result<Verb, String> {
+pub(crate) fn verb(text: &str) -> Result<Verb, String> {
     text.parse().map_err(|()| "one of status, forensics, reset, stop, start, cycle".to_owned())
 }
 
@@ -89,6 +99,9 @@ pub fn run() -> u8 {
     let ended = match &cli.command {
         Command::Receipt(args) => receipt(args),
         Command::Keyholder(at) => return quiet(keyholder(at)),
+        Command::Grant(Grant::New(args)) => {
+            return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));
+        }
     };
     match ended {
         Ok((said, status)) => {

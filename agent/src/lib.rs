@@ -13,6 +13,7 @@
 pub mod answer;
 pub mod cli;
 pub mod config;
+pub mod grant;
 pub mod hands;
 pub mod http;
 pub mod keyholder;
