@@ -16,7 +16,7 @@ mod look;
 mod tests;
 
 use look::{Acting, Verdict};
-pub use look::{Journal, Looked};
+pub use look::{Journal, Looked, Nowhere};
 
 /// How long it waits, and for what.
 #[derive(Clone, Copy, Debug)]
