@@ -17,10 +17,11 @@ mod receipts;
 mod show;
 mod walk;
 
-use files::{Files, whole};
+use files::Files;
+pub(crate) use files::whole;
 use finding::{At, Place};
 pub use finding::{Code, Finding, Findings};
-use keys::Keys;
+pub(crate) use keys::Keys;
 use receipts::Receipts;
 pub use show::{Wanted, show};
 use walk::{Head, Shared, Walk};

@@ -58,6 +58,14 @@ pub const LOOK: Duration = ms(1_100 + 500 + 2 * 700);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
 
+/// Sending a bundle that only the caller can keep. Where the caller may be asked to (`--json --inline`), this and [`ACK`] are added to
+/// what is published.
+pub const OFFER: Duration = s(10);
+/// Its acknowledgement.
+pub const ACK: Duration = s(10);
+/// Reading an existing bundle for `--bundle=`.
+pub const SHOW: Duration = s(8);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +98,22 @@ mod tests {
         assert!(preserved() + RECORD < published(Verb::Forensics));
         assert!(OBSERVE + CAPTURE_STATUS + ms(500) < published(Verb::Status));
         assert_eq!(LOOK, OBSERVE + QMP_DOOR + 2 * QMP_ASK);
+    }
+
+    #[test]
+    fn a_bundle_that_only_the_caller_keeps_has_its_own_time() {
+        use crate::door::{Arrival, Caller, parse};
+        let bound = |line: &str| {
+            let fresh_id = proto::RequestId::from_random([1; 16]);
+            let arrival = Arrival::new(Caller::console(proto::Vmid::DEVVM), line.as_bytes().to_vec(), fresh_id);
+            let parsed = parse(arrival).unwrap();
+            Duration::from_millis(crate::policy::authorise("pve", parsed).unwrap().deadline_ms())
+        };
+        assert_eq!(bound("cycle --json --inline"), published(Verb::Cycle) + OFFER + ACK);
+        assert_eq!(bound("forensics --json --inline"), published(Verb::Forensics) + OFFER + ACK);
+        assert_eq!(bound("cycle --json"), published(Verb::Cycle));
+        assert_eq!(bound("status --json --inline"), published(Verb::Status));
+        assert!(SHOW + RECORD < published(Verb::Forensics));
     }
 
     #[test]

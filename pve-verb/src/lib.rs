@@ -7,6 +7,7 @@
 // The doors are held in what ships; tests use the outside world as they need.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod ack;
 pub mod answer;
 pub mod assess;
 pub mod attest;
@@ -15,6 +16,7 @@ pub mod auditor;
 pub mod binary;
 pub mod bundle;
 pub mod capture;
+pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod deadline;
@@ -46,16 +48,21 @@ pub mod receipt;
 pub mod recover;
 pub mod replay;
 pub mod reset;
+pub mod retention;
 pub mod review;
 pub mod run;
 pub mod sample;
 pub mod sandbox;
 pub mod screens;
 pub mod setup;
+pub mod shelf;
+pub mod shown;
 pub mod sign;
 pub mod spawn;
 pub mod spool;
+pub mod tar;
 pub mod text;
+pub(crate) mod tree;
 pub mod trusted;
 pub mod verify;
 pub mod worker;

@@ -14,13 +14,19 @@ const CHUNK: usize = 4096;
 #[derive(Debug)]
 pub struct Out {
     stalled_after: Duration,
+    until: Option<Instant>,
     gone: bool,
 }
 
 impl Out {
     /// Standard output; a caller that takes no byte for `stalled_after` is taken for gone.
     pub const fn new(stalled_after: Duration) -> Self {
-        Self { stalled_after, gone: false }
+        Self { stalled_after, until: None, gone: false }
+    }
+
+    /// From here on all of it has to be taken by then, or the caller counts as gone; none: each piece has its own time again.
+    pub const fn within(&mut self, until: Option<Instant>) {
+        self.until = until;
     }
 
     /// Whether the caller is gone, as far as we could notice.
@@ -35,7 +41,8 @@ impl Out {
             if self.gone {
                 return;
             }
-            self.gone = !room(&stdout, self.stalled_after) || stdout.write_all(chunk).and_then(|()| stdout.flush()).is_err();
+            let left = self.until.map_or(self.stalled_after, |until| until.saturating_duration_since(Instant::now()));
+            self.gone = !room(&stdout, left.min(self.stalled_after)) || stdout.write_all(chunk).and_then(|()| stdout.flush()).is_err();
         }
     }
 
@@ -44,6 +51,18 @@ impl Out {
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(b'\n');
         self.write(&bytes);
+    }
+}
+
+/// The same for what only knows writers.
+impl Write for &mut Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Out::write(self, bytes);
+        if self.gone { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -3,12 +3,12 @@
 //! Its first line says which request it belongs to, so that an id can't be used for another one. The worker holds an exclusive
 //! flock on it for as long as it lives: a spool without a lock and without a receipt is the trace of a worker that was killed.
 
-use proto::{Event, KeyName, RequestId, Verb, Vmid};
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock};
+use proto::{Body, Event, KeyName, Receipt, RequestId, Verb, Vmid};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatvfs};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,9 @@ pub struct Binding {
 
 /// More than the events of any verb are without artifacts inside.
 const RESERVED: u64 = 256 * 1024;
+
+/// With less than this free, tmpfs takes no artifacts inside events.
+const ROOMY: u64 = 64 << 20;
 
 /// The writing end; held by the worker.
 #[derive(Debug)]
@@ -62,11 +65,22 @@ impl Spool {
         made.map(|()| Self { file })
     }
 
-    /// Appends an event. A full tmpfs loses the line, never the verb: the receipt is in the finished request and the log as well.
+    /// Appends an event. A full tmpfs loses the line, never the verb: the receipt is in the finished request and the log as well. An
+    /// artifact inside must not use up the room that the bundle needs; where it could, the event comes without it.
     pub fn append(&mut self, event: &Event) {
-        if let Ok(mut line) = serde_json::to_vec(event) {
-            line.push(b'\n');
-            let _ = self.file.write_all(&line);
+        let Ok(mut line) = serde_json::to_vec(event) else { return };
+        line.push(b'\n');
+        let Ok(before) = self.file.metadata().map(|m| m.len()) else { return };
+        if let Body::Probe(probe) = &event.body
+            && probe.data.is_some()
+            && !roomy(&self.file)
+        {
+            let body = Body::Probe(proto::Probe { data: None, ..probe.clone() });
+            return self.append(&Event { body, ..event.clone() });
+        }
+        if self.file.write_all(&line).is_err() {
+            // Half a line would take the next one with it.
+            let _ = self.file.set_len(before);
         }
     }
 }
@@ -98,6 +112,11 @@ impl Drop for Spool {
 /// Keeps room for all that a worker usually says: on a full tmpfs its last word must still fit, or a refusal would be taken for a death.
 fn reserve(file: &File) -> std::io::Result<()> {
     Ok(fallocate(file, FallocateFlags::KEEP_SIZE, 0, RESERVED)?)
+}
+
+/// Whether tmpfs has room for artifacts a second time.
+fn roomy(file: &File) -> bool {
+    fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) >= ROOMY)
 }
 
 /// Whether a spool can be made now.
@@ -176,20 +195,24 @@ impl Follower {
         serde_json::from_slice(&line).ok().map(|event| Next::Event(Box::new(event)))
     }
 
-    /// Whether the receipt stands in it. Reads to the end; for a spool whose worker is gone.
-    pub fn has_receipt(&mut self) -> bool {
+    /// The receipt that stands in it. Reads to the end; for a spool whose worker is gone.
+    pub fn receipt(&mut self) -> Option<Receipt> {
         loop {
-            match self.take_event() {
-                Some(Next::Event(event)) if matches!(event.body, proto::Body::Receipt(_)) => return true,
-                Some(_) => {}
-                None => return false,
+            if let Next::Event(event) = self.take_event()?
+                && let Body::Receipt(receipt) = event.body
+            {
+                return Some(receipt);
             }
         }
     }
 
-    /// Takes the spool away, so that its id can be used again.
+    /// Takes the spool away, so that its id can be used again; not one that has taken its place meanwhile.
     pub fn discard(self, id: &RequestId) {
-        let _ = std::fs::remove_file(path_of(id));
+        let path = path_of(id);
+        let same = |named: std::fs::Metadata| self.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (named.dev(), named.ino()));
+        if std::fs::symlink_metadata(&path).is_ok_and(same) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Whether its worker lives: it holds the spool's lock until it dies.

@@ -2,43 +2,36 @@
 //! lock, owns the deadline and finishes whatever becomes of its caller.
 //!
 //! Own session, own cgroup (a logout kills the session's), low OOM score, signals that hang-ups bring blocked; nothing of the SSH
-//! channel is inherited: its stdin is a pipe with the request, its other streams are /dev/null.
+//! channel is inherited: stdin and stdout are pipes of the front's (channel.rs), stderr is /dev/null.
 
 use nix::sys::signal::{SigSet, Signal};
-use std::io::Read;
 use std::process::Stdio;
 
 use crate::answer::Answer;
+use crate::channel::{Front, Worker};
 use crate::door::{self, Arrival};
 use crate::run::Run;
 use crate::spool::Spool;
 use crate::{pipeline, policy, spawn};
 
-/// More than any arrival is.
-const MOST: u64 = 64 * 1024;
-
 /// Starts the worker of this request. It makes the spool of its id, by which the front finds it.
 ///
 /// # Errors
 /// Where the host can't start a process, or the pipe breaks: then nothing was begun.
-pub fn start(arrival: &Arrival) -> std::io::Result<()> {
+pub fn start(arrival: &Arrival) -> std::io::Result<Worker> {
     let bytes = serde_json::to_vec(arrival)?;
-    let mut child = spawn::reexec("worker", Stdio::piped(), Stdio::null())?;
-    let mut stdin = child.stdin.take().ok_or_else(|| std::io::Error::other("no pipe to the worker"))?;
-    std::io::Write::write_all(&mut stdin, &bytes)
-    // The child is not waited for: it outlives us, and init reaps it.
+    Worker::hand(spawn::reexec("worker", Stdio::piped(), Stdio::piped())?, &bytes)
 }
 
 /// The worker's own main. Its exit status tells nobody anything; the receipt does.
 pub fn main() -> Result<(), String> {
     detach();
-    let mut bytes = Vec::new();
-    std::io::stdin().take(MOST).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    let (front, bytes) = Front::take().map_err(|e| e.to_string())?;
     let arrival: Arrival = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
     let parsed = door::parse(arrival).map_err(|rejection| rejection.1.to_string())?;
     // Another worker has this id: the fronts follow that one.
     let spool = Spool::create(parsed.id(), &parsed.binding()).map_err(|e| e.to_string())?;
-    let mut run = Run::begin(parsed.arrival(), Answer::to_spool(parsed.id().clone(), spool));
+    let mut run = Run::begin(parsed.arrival(), Answer::to_spool(parsed.id().clone(), spool, front));
     run.understood(&parsed);
     let end = policy::authorise(&run.host.node, parsed).and_then(|authorised| pipeline::work(&mut run, authorised));
     run.finish(end);

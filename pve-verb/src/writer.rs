@@ -18,11 +18,14 @@ mod bundle;
 mod durable;
 mod log;
 mod names;
+mod shelf;
 mod state;
 
 pub(crate) use log::TORN_SHOWN;
 pub use log::{Oldest, Tail};
 pub use names::{ArtifactPath, Nonce};
+pub(crate) use shelf::{INDEX, index};
+pub use shelf::{Shelved, Uptime};
 
 /// The longest header.
 const MOST_HEADER: u32 = 1 << 20;
@@ -70,6 +73,49 @@ pub enum Op {
         /// Which.
         name: BundleName,
     },
+    /// One file of a bundle that is built on disk, because tmpfs did not take it: the payload. Answer: [`Reply::Done`].
+    BundlePut {
+        /// Whose.
+        vmid: Vmid,
+        /// Which bundle.
+        name: BundleName,
+        /// Which file.
+        path: ArtifactPath,
+    },
+    /// That bundle is whole and gets its name. Answer: [`Reply::Done`].
+    BundleSeal {
+        /// Whose.
+        vmid: Vmid,
+        /// Which.
+        name: BundleName,
+    },
+    /// That bundle won't be whole. Answer: [`Reply::Done`], also where nothing of it is there.
+    BundleAbandon {
+        /// Whose.
+        vmid: Vmid,
+        /// Which.
+        name: BundleName,
+    },
+    /// Enters the bundles on disk that the shelf's index does not have yet, and lets all of them grow older. Answer: [`Reply::Shelf`].
+    Shelve {
+        /// Whose.
+        vmid: Vmid,
+        /// The number of the log's newest record: what a new bundle gets.
+        seq: u64,
+        /// The bundle of the request whose record that is.
+        own: Option<BundleName>,
+        /// The clock by which they grow older.
+        now: Uptime,
+    },
+    /// Drops a sealed bundle from disk, never the newest. Answer: [`Reply::Done`].
+    BundleDrop {
+        /// Whose.
+        vmid: Vmid,
+        /// Which.
+        name: BundleName,
+    },
+    /// Up to which record were mutations reviewed? Answer: [`Reply::Reviewed`].
+    LogReviewed {},
     /// The names of the sealed bundles on disk. Answer: [`Reply::Bundles`].
     BundleList {
         /// Whose.
@@ -158,6 +204,16 @@ pub enum Reply {
         /// Their names.
         names: Vec<BundleName>,
     },
+    /// The bundles on disk, in the order of the log.
+    Shelf {
+        /// All that the index has.
+        bundles: Vec<Shelved>,
+    },
+    /// The newest review.
+    Reviewed {
+        /// Its number; none where there is none within reach.
+        seq: Option<u64>,
+    },
     /// It could not be done.
     Failed {
         /// Why.
@@ -187,6 +243,12 @@ impl Root {
             Op::LogOldest { keep_bytes } => self.log_oldest(keep_bytes),
             Op::LogDrop { segment } => self.log_drop(segment),
             Op::CarryBundle { vmid, name } => self.carry_bundle(vmid, &name),
+            Op::BundlePut { vmid, name, path } => self.bundle_put(vmid, &name, &path, payload),
+            Op::BundleSeal { vmid, name } => self.bundle_seal(vmid, &name),
+            Op::BundleAbandon { vmid, name } => self.bundle_abandon(vmid, &name),
+            Op::Shelve { vmid, seq, own, now } => self.shelve(vmid, seq, own.as_ref(), &now),
+            Op::BundleDrop { vmid, name } => self.bundle_drop(vmid, &name),
+            Op::LogReviewed {} => self.log_reviewed(),
             Op::BundleList { vmid } => self.bundle_list(vmid),
             Op::BundleRead { vmid, name, path } => self.bundle_read(vmid, &name, &path),
             Op::OperationSet {} => self.operation_set(payload),

@@ -78,7 +78,9 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
             "5 refused-evidence",
             vec![
                 ("evidence_nowhere", say::evidence_nowhere("/run: no space left on device; /var: no answer in 3 s")),
-                ("not_acknowledged", say::not_acknowledged()),
+                ("no_room_for_a_worker", say::no_room_for_a_worker("No space left on device (os error 28)")),
+                ("not_acknowledged", say::not_acknowledged("it said nothing in time")),
+                ("bundle_unreadable", say::bundle_unreadable(&bundle, "its manifest is not there")),
                 ("intent_nowhere", say::intent_nowhere("/run: no space left on device")),
             ],
         ),
@@ -107,6 +109,9 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("not_from", say::not_from(vm, Verb::Start, VmState::Qmp(RunState::Postmigrate))),
                 ("not_from unknown", say::not_from(vm, Verb::Reset, VmState::Host(HostState::Unknown))),
                 ("unknown_id", say::unknown_id(&id())),
+                ("id_not_looked_up", say::id_not_looked_up(&id())),
+                ("ran_meanwhile", say::ran_meanwhile(&id())),
+                ("worker_hangs", say::worker_hangs(&id())),
             ],
         ),
         (
@@ -161,7 +166,6 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("internal, touched", say::internal(Some(true), "a thread panicked")),
                 ("internal, not touched", say::internal(Some(false), "a thread panicked")),
                 ("internal, not known", say::internal(None, "a thread panicked")),
-                ("not_built", say::not_built("--tar")),
                 ("hostile words", say::did_not_start(vm, "\x1b[2J\nreceipt 1 00 done\n\u{202e}")),
             ],
         ),

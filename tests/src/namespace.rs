@@ -43,6 +43,11 @@ pub fn becomes_qemu() -> bool {
     std::env::var(STAGE).is_ok_and(|stage| stage == "scope")
 }
 
+/// Whether [`enter`] would still have to make the lab: for what needs the network or the compiler, which are not inside.
+pub fn is_outside() -> bool {
+    std::env::var_os(STAGE).is_none()
+}
+
 /// Enters a fresh lab: call it first in `main`. It returns inside the lab only; outside it waits and exits as the inside did.
 pub fn enter() -> Result<Inside> {
     match std::env::var(STAGE).as_deref() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::line::{Kind, Position, hash};
 use super::{HASTY, Log, PATIENT};
+use crate::door::Whole;
 use crate::host;
 
 /// How much of a rejected request is kept.
@@ -72,11 +73,11 @@ impl Record {
     }
 
     /// The request was not in the grammar: what of it is kept.
-    pub fn rejected(&mut self, raw: &[u8], position: usize, why: &str) {
+    pub fn rejected(&mut self, raw: &[u8], whole: &Whole, position: usize, why: &str) {
         let kept = raw.get(..RAW).unwrap_or(raw);
         self.fact(
             "rejected",
-            json!({"raw": proto::escape_ascii(kept), "bytes": raw.len(), "sha256": hash(raw), "position": position, "why": why}),
+            json!({"raw": proto::escape_ascii(kept), "bytes": whole.bytes, "sha256": whole.sha256, "position": position, "why": why}),
         );
     }
 

@@ -344,7 +344,8 @@ fn a_rejected_request_is_kept_escaped_and_cut_and_a_grant_only_by_its_hash() {
     let mut log = host.log();
     let raw = [b"cycle\nverb=cycle COMPLETE ".as_slice(), &[b'a'; 300]].concat();
     let mut record = Record::open("pve1");
-    record.rejected(&raw, 5, "byte 0x0a is not printable ASCII");
+    let whole = crate::door::Whole { bytes: 70_000, sha256: Sha256Hex::from_bytes([7; 32]) };
+    record.rejected(&raw, &whole, 5, "byte 0x0a is not printable ASCII");
     let _ = record.close(&mut log, Closing::Refused, Outcome::RefusedRequest, Map::new());
     let mut record = Record::open("pve1");
     let request = Request::parse(b"cycle --grant=SECRET.grant --reason=why").unwrap();
@@ -352,7 +353,7 @@ fn a_rejected_request_is_kept_escaped_and_cut_and_a_grant_only_by_its_hash() {
     let _ = record.close(&mut log, Closing::Outcome, Outcome::Done, Map::new());
     let lines = host.sound();
     let rejected = &lines[0]["rejected"];
-    assert_eq!((rejected["bytes"].as_u64(), rejected["sha256"].as_str()), (Some(326), Some(line::hash(&raw).as_str())));
+    assert_eq!((rejected["bytes"].as_u64(), rejected["sha256"].as_str()), (Some(70_000), Some(whole.sha256.as_str())), "of the line before it was cut");
     assert!(rejected["raw"].as_str().is_some_and(|r| r.starts_with("cycle\\nverb") && r.len() == 257));
     assert_eq!(
         (lines[1]["outcome"].as_str(), lines[1]["exit_code"].as_u64(), lines[1]["verb"].as_str()),

@@ -71,7 +71,7 @@ impl Run {
             started: crate::procfs::start_time(pid),
             at: host::now(),
             bundle: self.facts.bundle.clone(),
-            deadline_boot_ms: host::boot_ms().saturating_add(authorised.verb().deadline_ms()),
+            deadline_boot_ms: host::boot_ms().saturating_add(authorised.deadline_ms()),
         };
         operation::set(self, &operation)
     }
@@ -88,6 +88,12 @@ impl Run {
             operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)
         ));
         self.append(Kind::Interrupted, json!({ "operation": operation }))
+    }
+
+    /// A bundle is about to be dropped; true where the record of it is on disk.
+    pub(crate) fn record_pruned(&mut self, facts: Value) -> bool {
+        let Value::Object(facts) = facts else { return false };
+        self.log.append(Kind::Pruned, facts).is_ok_and(|position| position.degraded.is_none())
     }
 
     /// A step begins: said, and recorded before it does anything.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Site;
 
+mod around;
 mod files;
 mod keys;
 mod system;
@@ -70,7 +71,16 @@ fn all(site: &Site) -> Vec<Check> {
     all.extend(files::folders(site));
     all.extend([files::binary(site), files::signing_key(site), files::config(site), files::disk(site)]);
     all.extend(keys::authorized(site));
-    all.extend([system::account(site), system::sshd(site), system::clock(site), system::qm(site), system::gdb(site)]);
+    all.extend(around::signers(site));
+    all.extend([system::account(site), system::sshd(site), around::socket(site), around::sessions(site), around::penalties(site)]);
+    all.extend([
+        around::logind(site),
+        system::clock(site),
+        system::qm(site),
+        system::gdb(site),
+        around::tools(site),
+        around::package(site),
+    ]);
     all
 }
 

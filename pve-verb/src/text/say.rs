@@ -242,11 +242,27 @@ pub fn evidence_nowhere(how: &str) -> Message {
     )
 }
 
-/// The caller was sent the evidence and did not acknowledge it.
-pub fn not_acknowledged() -> Message {
+/// Not even the worker of a mutation, which tells what it does in /run, can be begun.
+pub fn no_room_for_a_worker(how: &str) -> Message {
     Message::new(
-        "Only the caller could keep the evidence, and did not acknowledge it within 10 s.",
-        "Ask again with a client that answers `ack MANIFEST_SHA256`, or make room in /run on the host.",
+        format!("No mutation can be begun, for /run takes nothing more: {}.", show(how)),
+        "Make room in /run on the host, then try again; until then status and forensics still answer.",
+    )
+}
+
+/// The caller was sent the evidence and did not acknowledge it.
+pub fn not_acknowledged(how: &str) -> Message {
+    Message::new(
+        format!("Only the caller could keep the evidence, and it did not acknowledge it: {}.", show(how)),
+        "Ask again with a client that answers `ack MANIFEST_SHA256` within 10 s, or make room in /run on the host.",
+    )
+}
+
+/// An existing bundle that can't be shown.
+pub fn bundle_unreadable(bundle: &proto::BundleName, how: &str) -> Message {
+    Message::new(
+        format!("The bundle {bundle} can't be read: {}.", show(how)),
+        "Run `pve-verb bundle verify` on it on the host, or capture a new one with forensics.",
     )
 }
 

@@ -78,3 +78,11 @@ pub(super) fn remove(path: &Path) -> io::Result<bool> {
         Err(e) => Err(e),
     }
 }
+
+/// Removes a folder and all in it; nothing in it is followed.
+pub(super) fn remove_folder(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

@@ -186,6 +186,23 @@ impl Root {
         Ok(segments.first().is_none_or(|(first, _)| *first == 1).then_some(uses))
     }
 
+    /// The number of the newest review, as far back as reviews are looked for.
+    pub(super) fn log_reviewed(&self) -> io::Result<Reply> {
+        let mut read = 0;
+        for (segment, length) in self.segments()?.iter().rev() {
+            read += length;
+            if read > LOOK_BACK + MOST {
+                break;
+            }
+            let bytes = self.read_segment(*segment)?;
+            let reviews = lines(&bytes).0.into_iter().rev().filter(|l| l.windows(15).any(|w| w == br#""kind":"review""#));
+            if let Some((seq, _)) = reviews.filter_map(record).find(|(_, kind)| kind == "review") {
+                return Ok(Reply::Reviewed { seq: Some(seq) });
+            }
+        }
+        Ok(Reply::Reviewed { seq: None })
+    }
+
     pub(super) fn log_append(&self, segment: u64, at: u64, torn: u64, head: &str, payload: &[u8]) -> io::Result<Reply> {
         if payload.last() != Some(&b'\n') {
             return Err(io::Error::other("only whole lines are appended"));

@@ -165,6 +165,80 @@ fn a_link_in_a_bundle_is_not_followed() {
 }
 
 #[test]
+fn a_bundle_is_built_on_disk_file_by_file_and_a_half_of_one_is_taken_away() {
+    let place = Place::new();
+    let put = |path: &str, bytes: &[u8]| {
+        place.does(Op::BundlePut { vmid: VMID, name: bundle(), path: path.to_owned().try_into().unwrap() }, bytes)
+    };
+    assert_eq!(put("qmp/greeting.json", b"{}"), Reply::Done {});
+    assert_eq!(put("manifest.json", b"[]"), Reply::Done {});
+    assert!(matches!(put("manifest.json", b"[1]"), Reply::Failed { .. }), "never written twice");
+    assert_eq!(place.does(Op::BundleList { vmid: VMID }, &[]), Reply::Bundles { names: vec![] });
+    let sealed = || place.does(Op::BundleSeal { vmid: VMID, name: bundle() }, &[]);
+    assert_eq!(sealed(), Reply::Done {});
+    assert_eq!(place.does(Op::BundleList { vmid: VMID }, &[]), Reply::Bundles { names: vec![bundle()] });
+    assert!(matches!(sealed(), Reply::Failed { .. }), "there is nothing to seal");
+    put("manifest.json", b"[]");
+    for _ in 0..2 {
+        assert_eq!(place.does(Op::BundleAbandon { vmid: VMID, name: bundle() }, &[]), Reply::Done {});
+    }
+    let shelf = place.path(path::EVIDENCE).join("102");
+    assert_eq!(std::fs::read_dir(&shelf).unwrap().count(), 1, "the whole one stays");
+}
+
+fn named(n: u32) -> BundleName {
+    // Later ones have earlier times: the names' order is not the shelf's.
+    format!("202611{:02}T003000.123Z-forensics-{n:08x}", 28 - n).parse().unwrap()
+}
+
+#[test]
+fn the_shelf_is_in_the_order_of_the_log_and_grows_older_by_the_hosts_uptime() {
+    let place = Place::new();
+    let shelf = place.path(path::EVIDENCE).join("102");
+    let shelve = |seq: u64, own: Option<u32>, boot: &str, boot_ms: u64| {
+        let now = Uptime { boot_id: boot.to_owned(), boot_ms };
+        match place.does(Op::Shelve { vmid: VMID, seq, own: own.map(named), now }, &[]) {
+            Reply::Shelf { bundles } => bundles.into_iter().map(|b| (b.name, b.seq, b.bytes, b.aged_ms)).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let make = |n: u32| {
+        std::fs::create_dir_all(shelf.join(named(n).as_str()).join("qmp")).unwrap();
+        std::fs::write(shelf.join(named(n).as_str()).join("qmp/x.json"), vec![b' '; n as usize]).unwrap();
+    };
+    make(1);
+    assert_eq!(shelve(10, Some(1), "a", 5_000), [(named(1), 10, 1, 0)]);
+    make(3);
+    make(2);
+    // A request that was killed left number 3; 2 is of the call that notices it.
+    assert_eq!(shelve(20, Some(2), "a", 6_000), [(named(1), 10, 1, 1_000), (named(3), 20, 3, 0), (named(2), 20, 2, 0)]);
+    // After a boot only what is certain counts; a clock of another boot is never subtracted.
+    assert_eq!(shelve(30, None, "b", 400), [(named(1), 10, 1, 1_400), (named(3), 20, 3, 400), (named(2), 20, 2, 400)]);
+    assert_eq!(shelve(30, None, "b", 300)[0].3, 1_400, "never younger");
+    let drops = |n: u32| place.does(Op::BundleDrop { vmid: VMID, name: named(n) }, &[]);
+    assert!(failed(&drops(2), "newest") && failed(&drops(9), "index"));
+    assert_eq!(drops(1), Reply::Done {});
+    // Killed in the middle of a drop: renamed, and half of it gone. It is no bundle, and the next call ends it.
+    std::fs::rename(shelf.join(named(3).as_str()), shelf.join(format!("{}.dropped", named(3)))).unwrap();
+    assert_eq!(place.does(Op::BundleList { vmid: VMID }, &[]), Reply::Bundles { names: vec![named(2)] });
+    assert_eq!(shelve(31, None, "b", 300), [(named(2), 20, 2, 400)]);
+    assert!(!shelf.join(format!("{}.dropped", named(3))).exists());
+    // An index that was spoiled: everything is as young as its first sight.
+    std::fs::write(shelf.join(INDEX), "rubbish").unwrap();
+    assert_eq!(shelve(40, None, "b", 500), [(named(2), 40, 2, 0)]);
+}
+
+#[test]
+fn the_newest_review_is_found() {
+    let place = Place::new();
+    let reviewed = || place.does(Op::LogReviewed {}, &[]);
+    assert_eq!(reviewed(), Reply::Reviewed { seq: None });
+    place.append(1, 0, 0, b"{\"seq\":1,\"kind\":\"review\"}\n{\"seq\":2,\"kind\":\"review\"}\n");
+    place.append(3, 0, 0, b"{\"seq\":3,\"kind\":\"read\",\"note\":\"\\\"kind\\\":\\\"review\\\"\"}\n");
+    assert_eq!(reviewed(), Reply::Reviewed { seq: Some(2) });
+}
+
+#[test]
 fn a_grant_is_spent_once() {
     let place = Place::new();
     let nonce: Nonce = "n-1".to_owned().try_into().unwrap();

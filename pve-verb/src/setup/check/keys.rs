@@ -20,7 +20,7 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
     let mut keys = 0;
     match ours {
         Ok(bytes) => {
-            let found = lines(OURS, &String::from_utf8_lossy(&bytes), true);
+            let found = lines(site, OURS, &String::from_utf8_lossy(&bytes), true);
             keys = found.len();
             all.extend(found);
         }
@@ -38,7 +38,7 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
             "Keep breakglass keys in /etc/pve-verb/authorized_keys, which does not hang with /etc/pve.",
         )),
         Some(Ok(text)) => {
-            let found = lines(ROOTS, &text, false);
+            let found = lines(site, ROOTS, &text, false);
             if keys == 0 && !found.is_empty() && in_pmxcfs {
                 all.push(Check::weak(
                     NAME,
@@ -47,7 +47,9 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
                 ));
             }
             keys += found.len();
+            let forced = !found.is_empty();
             all.extend(found);
+            all.extend(shells(site, &text, forced));
         }
         Some(Err(_)) => {}
     }
@@ -61,17 +63,84 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
     all
 }
 
+/// Root's file beside ours: a key of ours that gets a shell there, bash's start-up file in front of a forced command, and how many
+/// others get a shell.
+fn shells(site: &Site, text: &str, forced: bool) -> Vec<Check> {
+    let ours = fs::read_to_string(site.path(OURS)).unwrap_or_default();
+    let keys = |text: &str| -> Vec<(bool, String)> {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines
+            .filter_map(|line| {
+                let (options, key) = options(line)?;
+                let shell = !options.iter().any(|(name, _)| name.eq_ignore_ascii_case("command"));
+                Some((shell, PublicKey::read(key).ok()?.fingerprint()))
+            })
+            .collect()
+    };
+    let known: Vec<String> = keys(&ours).into_iter().map(|(_, fingerprint)| fingerprint).collect();
+    let shells: Vec<String> = keys(text).into_iter().filter(|(shell, _)| *shell).map(|(_, fingerprint)| fingerprint).collect();
+    let mut all = Vec::new();
+    if let Some(both) = shells.iter().find(|fingerprint| known.contains(fingerprint)) {
+        all.push(Check::bad(
+            NAME,
+            format!("The breakglass key SHA256:{both} also gets a shell, by {ROOTS}."),
+            "Give breakglass a key of its own, and take this one out of one of the files.",
+        ));
+    }
+    let passwd = fs::read_to_string(site.path("/etc/passwd")).unwrap_or_default();
+    let bash = passwd.lines().any(|line| line.starts_with("root:") && line.ends_with("/bash"));
+    if forced && bash && site.path("/root/.bashrc").exists() {
+        all.push(Check::weak(
+            NAME,
+            "Root's bash reads /root/.bashrc before it starts pve-verb for a key in root's file.",
+            format!("Put the breakglass keys into {OURS}, for the account breakglass with its dash."),
+        ));
+    }
+    if !shells.is_empty() {
+        all.push(Check::ok(NAME, format!("{ROOTS} has {} that are not ours and get a shell.", counted(shells.len()))));
+    }
+    all
+}
+
+fn counted(n: usize) -> String {
+    if n == 1 { "one key of those".to_owned() } else { format!("{n} keys") }
+}
+
+/// What is too wide about a `from=`: everybody, a large network, or the address that this host's gateway gives to all behind it.
+fn wide(site: &Site, from: &str) -> Option<String> {
+    let gateway = gateway(&fs::read_to_string(site.path("/proc/net/route")).unwrap_or_default());
+    from.split(',').filter(|pattern| !pattern.starts_with('!')).find_map(|pattern| {
+        let bits = pattern.split_once('/').and_then(|(_, bits)| bits.parse::<u32>().ok());
+        let least = if pattern.contains(':') { 64 } else { 24 };
+        if matches!(pattern, "*" | "*.*" | "*.*.*.*") || bits.is_some_and(|bits| bits < least) {
+            return Some(format!("accepts its key from all of {pattern}"));
+        }
+        (gateway.as_deref() == Some(pattern))
+            .then(|| format!("accepts its key from {pattern}, the gateway: everybody behind it comes from there"))
+    })
+}
+
+/// The default route's gateway in the kernel's table: hexadecimal, in this machine's byte order.
+fn gateway(table: &str) -> Option<String> {
+    table.lines().find_map(|line| {
+        let words: Vec<_> = line.split_ascii_whitespace().collect();
+        let [_, "00000000", gateway, ..] = words.as_slice() else { return None };
+        let bytes = u32::from_str_radix(gateway, 16).ok()?.to_ne_bytes();
+        Some(std::net::Ipv4Addr::from(bytes).to_string())
+    })
+}
+
 /// One check for each line. `all_ours`: every line should be one of ours; else other people's are passed over.
-fn lines(file: &str, text: &str, all_ours: bool) -> Vec<Check> {
+fn lines(site: &Site, file: &str, text: &str, all_ours: bool) -> Vec<Check> {
     text.lines()
         .enumerate()
         .map(|(n, line)| (n + 1, line.trim()))
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#') && (all_ours || line.contains("pve-verb")))
-        .map(|(n, line)| judge(&format!("{file} line {n}"), line))
+        .map(|(n, line)| judge(site, &format!("{file} line {n}"), line))
         .collect()
 }
 
-fn judge(place: &str, line: &str) -> Check {
+fn judge(site: &Site, place: &str, line: &str) -> Check {
     let again = "Print the line anew with pve-verb authorize.";
     let bad = |why: &str| Check::bad(NAME, format!("{place} {why}."), again);
     let Some((options, key)) = options(line) else { return bad("could not be read") };
@@ -100,12 +169,15 @@ fn judge(place: &str, line: &str) -> Check {
     if said.is_some_and(|fp| fp != key.fingerprint()) {
         return bad("names the fingerprint of another key");
     }
-    if value("from").is_none() {
+    let Some(from) = value("from").flatten() else {
         return Check::weak(
             NAME,
             format!("{place} accepts its key from every address."),
             "Add from=\"…\" with the addresses that it comes from.",
         );
+    };
+    if let Some(what) = wide(site, from) {
+        return Check::weak(NAME, format!("{place} {what}."), "Name the addresses that it really comes from.");
     }
     Check::ok(NAME, format!("{place} forces pve-verb and nothing else."))
 }

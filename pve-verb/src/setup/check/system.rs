@@ -19,7 +19,7 @@ pub(super) fn root() -> Check {
 /// The account `breakglass`: uid 0, locked, a shell that reads nothing first.
 pub(super) fn account(site: &Site) -> Check {
     let name = "account";
-    let make = "Make it with useradd -o -u 0 -g 0 -d /root -s /bin/dash breakglass, and lock its password.";
+    let make = "Make it with useradd -o -u 0 -g 0 -M -d / -s /bin/dash breakglass, and lock its password.";
     let field = |file: &str| {
         let text = std::fs::read_to_string(site.path(file)).unwrap_or_default();
         let line = text.lines().find(|l| l.starts_with("breakglass:")).map(str::to_owned);

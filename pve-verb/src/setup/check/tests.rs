@@ -1,3 +1,5 @@
+//! A host on which everything is well, and one fault after another in it.
+
 use super::*;
 use crate::host::path;
 use std::fs::{Permissions, create_dir_all, set_permissions, write};
@@ -15,7 +17,15 @@ fn good() -> Host {
     let folder = tempfile::tempdir().unwrap();
     let site = Site { root: folder.path().to_owned(), owner: rustix::process::getuid().as_raw() };
     let host = Host { site, _folder: folder };
-    for f in ["/etc/ssh/sshd_config.d", "/usr/sbin", "/usr/bin", "/root/.ssh"] {
+    let folders = [
+        "/etc/ssh/sshd_config.d",
+        "/usr/sbin",
+        "/usr/bin",
+        "/root/.ssh",
+        "/usr/share/pve-verb",
+        "/etc/systemd/system/sockets.target.wants",
+    ];
+    for f in folders.into_iter().chain(["/proc/net", "/var/lib/dpkg"]) {
         create_dir_all(host.site.path(f)).unwrap();
     }
     for f in [path::ETC, path::VAR, path::LOG] {
@@ -27,7 +37,13 @@ fn good() -> Host {
     host.has(path::SIGNING_PUB, &key.public_key().to_openssh().unwrap(), 0o644);
     host.has("/usr/sbin/pve-verb", "", 0o755);
     host.has("/usr/sbin/qm", "", 0o755);
-    host.has("/usr/bin/gdb", "", 0o755);
+    for tool in ["/usr/bin/gdb", "/usr/bin/journalctl", "/usr/bin/df", "/usr/sbin/pvesm"] {
+        host.has(tool, "", 0o755);
+    }
+    // The hash of the empty file that stands there for the binary.
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    host.has("/usr/share/pve-verb/SHA256SUMS", &format!("{empty}  usr/sbin/pve-verb\n"), 0o644);
+    host.has("/var/lib/dpkg/status", "Package: x\nVersion: 1\n\nPackage: openssh-server\nVersion: 1:9.2p1-2+deb12u3\n", 0o644);
     host.has("/etc/passwd", "root:x:0:0::/root:/bin/bash\nbreakglass:x:0:0::/root:/bin/dash\n", 0o644);
     host.has("/etc/shadow", "breakglass:!:20000::::::\n", 0o600);
     host.has(
@@ -115,6 +131,47 @@ fn each_fault_is_named() {
         ),
         (&|h| std::fs::remove_file(h.site.path("/usr/sbin/qm")).unwrap(), "qm", Bad, "does not exist"),
         (&|h| std::fs::remove_file(h.site.path("/usr/bin/gdb")).unwrap(), "gdb", Weak, "no gdb"),
+        (&|h| std::fs::remove_file(h.site.path("/usr/sbin/pvesm")).unwrap(), "tools", Weak, "pvesm"),
+        (&|h| h.has("/usr/sbin/pve-verb", "another", 0o755), "package", Bad, "not the one"),
+        (&|h| std::fs::remove_file(h.site.path("/usr/share/pve-verb/SHA256SUMS")).unwrap(), "package", Weak, "No package"),
+        (&|h| h.has("/etc/systemd/logind.conf", "[Login]\nKillUserProcesses=yes\nKillExcludeUsers=\n", 0o644), "logind", Bad, "closes"),
+        (&|h| h.has("/etc/systemd/system/sockets.target.wants/ssh.socket", "", 0o644), "sshd's start", Weak, "each connection"),
+        (&|h| h.has("/etc/ssh/sshd_config", "MaxSessions 1\n", 0o644), "sshd's sessions", Weak, "1 sessions"),
+        (
+            &|h| h.has("/var/lib/dpkg/status", "Package: openssh-server\nVersion: 1:10.0p1-7\n", 0o644),
+            "sshd's penalties",
+            Weak,
+            "ten minutes",
+        ),
+        (&|h| h.has(ours, &line("restrict,from=\"10.0.0.0/8\"", forced), 0o600), "authorized keys", Weak, "all of 10.0.0.0/8"),
+        (
+            &|h| {
+                h.has(
+                    "/proc/net/route",
+                    &format!("Iface Destination Gateway\neth0 00000000 {:08X} 0003\n", u32::from_ne_bytes([192, 0, 2, 1])),
+                    0o644,
+                )
+            },
+            "authorized keys",
+            Weak,
+            "the gateway",
+        ),
+        (
+            &|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", &format!("{forced} --require-grant cycle")), 0o600),
+            "allowed signers",
+            Bad,
+            "nobody",
+        ),
+        (&|h| h.has("/root/.ssh/authorized_keys", KEY, 0o600), "authorized keys", Bad, "also gets a shell"),
+        (
+            &|h| {
+                h.has("/root/.bashrc", "", 0o644);
+                h.has("/root/.ssh/authorized_keys", &line("restrict,from=\"192.0.2.1\"", forced), 0o600);
+            },
+            "authorized keys",
+            Weak,
+            ".bashrc",
+        ),
     ];
     for (break_it, name, level, word) in faults {
         let host = good();
@@ -152,5 +209,6 @@ fn what_authorize_prints_is_well() {
     let mut out = Vec::new();
     super::super::authorize(&file, &policy, &mut out, &mut Vec::new()).unwrap();
     host.has("/etc/pve-verb/authorized_keys", std::str::from_utf8(&out).unwrap(), 0o600);
+    host.has("/etc/pve-verb/allowed_signers", &format!("owner {KEY}\n"), 0o600);
     assert_eq!(host.complaints(), []);
 }
