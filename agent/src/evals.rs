@@ -17,6 +17,7 @@ use proto::{Message, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub mod case;
+pub mod command;
 pub mod score;
 #[cfg(test)]
 mod tests;

@@ -75,16 +75,9 @@ pub async fn run(hands: &dyn Hands, journal: &mut dyn Journal, patience: Patienc
 }
 
 async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
-    let status = a.verb(Verb::Status, "runbook: what state is the VM in?").await;
-    let first = a.guest().await;
-    if let Verdict::Known(looked) = &status
-        && looked.code == Some(Code::Healthy)
-        && let Some(guest) = &first
-        && !guest.starved()
-    {
-        return Ended::well(format!("VM {} looks healthy and the devvm answers: nothing was changed.", looked.vmid));
-    }
-    // Two samples, the screens and the guest's own counters; and the bundle that has to be there before anything is repaired.
+    a.verb(Verb::Status, "runbook: what state is the VM in?").await;
+    // Also where status finds nothing: it has one sample, and a stalled guest's sshd answers out of its cache. And the bundle has to be
+    // there before the devvm is touched.
     let mut evidence = a.verb(Verb::Forensics, "runbook: evidence before anything else").await;
     if matches!(&evidence, Verdict::Known(looked) if looked.code == Some(Code::QmpUnavailable)) {
         tokio::time::sleep(a.patience.again).await;
@@ -96,7 +89,8 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
             return Ended::badly(format!("The host took no evidence: {}", looked.said.what), looked.said.next);
         }
         Verdict::Unknown(said) => {
-            let guest = if first.is_some() { "The devvm answers over SSH." } else { "The devvm does not answer over SSH either." };
+            let guest =
+                if a.guest().await.is_some() { "The devvm answers over SSH." } else { "The devvm does not answer over SSH either." };
             return Ended::badly(format!("{} {guest}", said.what), said.next);
         }
     };
@@ -108,8 +102,8 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
         return Ended::badly(looked.sentence.clone(), format!("Nobody asked, so nothing was changed. {}", looked.why));
     }
     match (code, looked.recommend) {
-        (Code::Healthy, _) => settled(a, first).await,
-        (Code::GuestOom, _) => soften(a, first).await,
+        (Code::Healthy, _) => settled(a).await,
+        (Code::GuestOom, _) => soften(a, None).await,
         // The host's storage is to be repaired first: resumed or cycled before, it stops again.
         (Code::Paused, _) if looked.state == VmState::Qmp(RunState::IoError) => Ended::badly(looked.sentence.clone(), looked.why.clone()),
         // An interrupted stop is completed by a stop, and that is for a person: the runbook never leaves a VM off.
@@ -125,17 +119,14 @@ fn somebody_did_it(code: Code, state: VmState) -> bool {
 }
 
 /// The host finds nothing wrong: then it is the guest's own word that counts.
-async fn settled(a: &mut Acting<'_>, first: Option<guest::Guest>) -> Ended {
-    match first {
-        Some(guest) if guest.starved() => soften(a, Some(guest)).await,
-        Some(_) => Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
-        None => match a.back(a.patience.soft).await {
-            Ok(_) => Ended::well("VM 102 looks healthy, and the devvm answers by now: nothing was changed."),
-            Err(why) => Ended::badly(
-                format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
-                "Look at its console in the bundle; reset boots the guest anew.",
-            ),
-        },
+async fn settled(a: &mut Acting<'_>) -> Ended {
+    match a.back(a.patience.soft).await {
+        Ok(guest) if guest.starved() => soften(a, Some(guest)).await,
+        Ok(_) => Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
+        Err(why) => Ended::badly(
+            format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
+            "Look at its console in the bundle; reset boots the guest anew.",
+        ),
     }
 }
 
@@ -143,6 +134,9 @@ async fn settled(a: &mut Acting<'_>, first: Option<guest::Guest>) -> Ended {
 async fn soften(a: &mut Acting<'_>, mut guest: Option<guest::Guest>) -> Ended {
     let begun = tokio::time::Instant::now();
     let mut told = false;
+    if guest.is_none() {
+        guest = a.guest().await;
+    }
     while begun.elapsed() < a.patience.soft {
         match &guest {
             Some(guest) if !guest.starved() => {
@@ -201,6 +195,9 @@ async fn mutate(a: &mut Acting<'_>, verb: Verb, looked: &Looked) -> Ended {
 /// Whether the guest came back after a verb that was done; the error is why not.
 async fn returned(a: &mut Acting<'_>, verb: Verb) -> Result<Ended, String> {
     let guest = a.back(a.patience.boot).await?;
+    // Two: the second compares its counters with the first one's.
+    a.verb(Verb::Status, "runbook: a first look after it").await;
+    tokio::time::sleep(a.patience.pause).await;
     let now = a.verb(Verb::Status, "runbook: is it healthy now?").await;
     let Verdict::Known(now) = now else { return Ok(Ended::badly("The devvm answers again, and the host does not.", "Ask with status.")) };
     if now.code == Some(Code::Healthy) {

@@ -77,9 +77,7 @@ fn bad_arguments(e: &clap::Error) -> u8 {
             let connection = std::env::var_os("SSH_CONNECTION");
             // Recorded where this host can record: somebody has a key whose line nobody meant.
             match (host::ready(), host::fresh_request_id(), Caller::unreadable(connection.as_deref())) {
-                (Ok(()), Ok(id), Some(caller)) => {
-                    pipeline::refuse(Arrival::new(caller, original_command(), id), Stop::host(message))
-                }
+                (Ok(()), Ok(id), Some(caller)) => pipeline::refuse(Arrival::new(caller, original_command(), id), Stop::host(message)),
                 _ => {
                     refuse_host(&message);
                     Outcome::RefusedHost.exit_code()

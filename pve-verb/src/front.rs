@@ -106,9 +106,7 @@ fn look_up(run: &Run, id: &RequestId) -> Found {
         let Some(receipt) = follower.receipt() else { return Found::Killed(Some(follower.binding)) };
         return match proto::decode_body(&receipt.body) {
             Ok((body, _)) if body.outcome.is_refusal() => Found::Refused(follower),
-            Ok((body, _)) => {
-                Found::Ended(Box::new(Finished { binding: follower.binding, receipt: Some(receipt), bundle: body.bundle }))
-            }
+            Ok((body, _)) => Found::Ended(Box::new(Finished { binding: follower.binding, receipt: Some(receipt), bundle: body.bundle })),
             Err(_) => Found::Killed(Some(follower.binding)),
         };
     }

@@ -205,7 +205,11 @@ fn end(holder: &Holder) -> Result<bool, Stop> {
         return Ok(true);
     }
     // Gone: whatever still holds the file is nobody who acts. There, and not to be killed: it may act at any time.
-    if lives(holder) { Err(Stop::busy(say::busy(holder.verb, &holder.request_id, holder.key_name.as_str(), holder.since))) } else { Ok(false) }
+    if lives(holder) {
+        Err(Stop::busy(say::busy(holder.verb, &holder.request_id, holder.key_name.as_str(), holder.since)))
+    } else {
+        Ok(false)
+    }
 }
 
 #[cfg(test)]

@@ -353,7 +353,11 @@ fn a_rejected_request_is_kept_escaped_and_cut_and_a_grant_only_by_its_hash() {
     let _ = record.close(&mut log, Closing::Outcome, Outcome::Done, Map::new());
     let lines = host.sound();
     let rejected = &lines[0]["rejected"];
-    assert_eq!((rejected["bytes"].as_u64(), rejected["sha256"].as_str()), (Some(70_000), Some(whole.sha256.as_str())), "of the line before it was cut");
+    assert_eq!(
+        (rejected["bytes"].as_u64(), rejected["sha256"].as_str()),
+        (Some(70_000), Some(whole.sha256.as_str())),
+        "of the line before it was cut"
+    );
     assert!(rejected["raw"].as_str().is_some_and(|r| r.starts_with("cycle\\nverb") && r.len() == 257));
     assert_eq!(
         (lines[1]["outcome"].as_str(), lines[1]["exit_code"].as_u64(), lines[1]["verb"].as_str()),
