@@ -27,11 +27,7 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-Not there yet: verb, chat, runbook, serve, mcp, watch, doctor, receipts.
-Until then the verbs are called with plain ssh, and receipt says what an answer is worth:
-
-  ssh breakglass@HOST 'cycle --json --reason=disk%20stalled' | tee answer
-  breakglass receipt --signing-key allowed_signers answer
+Not there yet: chat, serve, mcp.
 
 Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 10 failed,
 11 unknown, 70 a bug), 20 where there is no valid receipt, 64 for a wrong command line.";

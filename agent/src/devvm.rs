@@ -64,9 +64,11 @@ impl Devvm {
                 "Compare again, on the devvm's own console: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub.",
             ));
         }
-        let text = key.to_openssh().map_err(|error| Message::new(format!("The key can't be written: {error}."), "Report it: this is a bug."))?;
-        keep::write(&self.accepted, format!("{text}\n").as_bytes())
-            .map_err(|error| Message::new(format!("{} can't be written: {error}.", self.accepted.display()), "Make room, and try again."))?;
+        let text =
+            key.to_openssh().map_err(|error| Message::new(format!("The key can't be written: {error}."), "Report it: this is a bug."))?;
+        keep::write(&self.accepted, format!("{text}\n").as_bytes()).map_err(|error| {
+            Message::new(format!("{} can't be written: {error}.", self.accepted.display()), "Make room, and try again.")
+        })?;
         self.target.lock().unwrap_or_else(PoisonError::into_inner).host_key = key.clone();
         Ok(())
     }

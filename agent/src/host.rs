@@ -47,8 +47,7 @@ impl Ssh {
     pub fn open(config: &Config) -> Result<Self, Message> {
         let host = Config::need(config.host.as_ref(), "host")?;
         let socket = auth_sock(config)?;
-        let target =
-            Target { address: host.address, user: host.user.clone(), host_key: host.host_key.clone(), key_hint: "verbs" };
+        let target = Target { address: host.address, user: host.user.clone(), host_key: host.host_key.clone(), key_hint: "verbs" };
         let devvm = config.devvm.as_ref().map(|devvm| devvm::Devvm::new(devvm, &config.state.dir)).transpose()?;
         Ok(Self {
             wire: Wire::new(socket),
@@ -76,7 +75,8 @@ impl Ssh {
     pub async fn accept(&self, compared: &str) -> Result<(), Message> {
         let Some(devvm) = &self.devvm else { return Err(Message::new("The configuration has no [devvm].", "Add it.")) };
         let shown = self.wire.shown(&devvm.target()).await;
-        let key = shown.map_err(|why| Message::new(format!("The devvm shows no host key: {why}."), "Look whether it runs: breakglass verb status."))?;
+        let key = shown
+            .map_err(|why| Message::new(format!("The devvm shows no host key: {why}."), "Look whether it runs: breakglass verb status."))?;
         devvm.accept(&key, compared)
     }
 
@@ -204,7 +204,10 @@ fn lost(why: &Lost, ask: &VerbAsk) -> Message {
         ),
         Lost::By(Failure::Unreachable(_)) => Message::new(
             format!("The host gave no answer to the last try: {why}."),
-            format!("Whether {} began is not known. Look with status, or ask after it: breakglass verb {} --attach --request-id={id}.", ask.verb, ask.verb),
+            format!(
+                "Whether {} began is not known. Look with status, or ask after it: breakglass verb {} --attach --request-id={id}.",
+                ask.verb, ask.verb
+            ),
         ),
         _ => Message::new(
             format!("No receipt came for {} (request {id}): {why}.", ask.verb),

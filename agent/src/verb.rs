@@ -118,14 +118,14 @@ pub fn verb(args: &Verb) -> Result<u8, Message> {
 
 /// One thread drives everything; what blocks has threads of its own.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Message> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Message::new(format!("This process can't wait for anything: {error}."), "Free some file descriptors and try again."))
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Message::new(format!("This process can't wait for anything: {error}."), "Free some file descriptors and try again.")
+    })
 }
 
 fn grant(file: &std::path::Path) -> Result<Grant, Message> {
-    let bad = |why: String| Message::new(format!("The grant in {} can't be used: {why}.", file.display()), "Make one with grant new --signed.");
+    let bad =
+        |why: String| Message::new(format!("The grant in {} can't be used: {why}.", file.display()), "Make one with grant new --signed.");
     let text = std::fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
     text.trim().parse().map_err(|()| bad("it is not in the packed form".to_owned()))
 }

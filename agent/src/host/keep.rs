@@ -44,7 +44,10 @@ impl Keep {
         let (receipts, evidence) = (state.join("receipts"), state.join("evidence"));
         let made = folder(&receipts).and_then(|()| folder(&evidence));
         made.map_err(|error| {
-            Message::new(format!("The state folder {} can't be used: {error}.", state.display()), "Correct [state] dir, or its owner and space.")
+            Message::new(
+                format!("The state folder {} can't be used: {error}.", state.display()),
+                "Correct [state] dir, or its owner and space.",
+            )
         })?;
         let mut keep = Self { receipts, evidence, keep_bytes, witness: None };
         let newest = keep.all().pop().and_then(|path| crate::receipts::read(&path).ok());

@@ -45,9 +45,7 @@ impl Session {
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    let alive = login.as_ref().is_ok_and(|(session, stream)| {
-                        session.keepalive_send().is_ok() && !is_closed(stream)
-                    });
+                    let alive = login.as_ref().is_ok_and(|(session, stream)| session.keepalive_send().is_ok() && !is_closed(stream));
                     // A spare that is none is better gone: the next call makes a new one.
                     if !alive {
                         break;
