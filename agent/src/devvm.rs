@@ -90,28 +90,19 @@ pub(crate) async fn exec(ssh: &Ssh, ask: ExecAsk, news: Sender<ExecNews>) -> Exe
     }
     let until = Instant::now() + ask.timeout;
     let mut call = ssh.wire().call(&devvm.target(), line(&ask.command, devvm.sudo), until, false);
-    let mut started = false;
-    loop {
-        // The thread has the same deadline; this one is for a thread that hangs in the kernel.
-        let said = tokio::time::timeout_at((until + std::time::Duration::from_secs(10)).into(), call.said.recv()).await;
+    while let Some(said) = call.next().await {
         match said {
-            Ok(Some(Said::Started)) => started = true,
-            Ok(Some(Said::Output { stderr, bytes })) => _ = news.send(ExecNews { stderr, bytes }).await,
-            Ok(Some(Said::Exited(status))) => return ExecEnd::Exited(u32::try_from(status).unwrap_or(255)),
-            Ok(Some(Said::Signalled(signal))) => return ExecEnd::Signalled(signal),
-            Ok(Some(Said::Failed(failure))) => {
-                return match failure {
-                    Failure::Unreachable(why) => ExecEnd::Unreachable(why),
-                    Failure::HostKey { pinned, shown } => ExecEnd::HostKeyChanged { pinned, shown },
-                    Failure::Lost(why) => ExecEnd::Lost(why),
-                    Failure::TimedOut => ExecEnd::TimedOut,
-                };
-            }
-            Ok(None) => return ExecEnd::Lost("its session ended without a word".to_owned()),
-            Err(_) if started => return ExecEnd::TimedOut,
-            Err(_) => return ExecEnd::Unreachable("its session hangs".to_owned()),
+            Said::Started => {}
+            Said::Output { stderr, bytes } => _ = news.send(ExecNews { stderr, bytes }).await,
+            Said::Exited(status) => return ExecEnd::Exited(u32::try_from(status).unwrap_or(255)),
+            Said::Signalled(signal) => return ExecEnd::Signalled(signal),
+            Said::Failed(Failure::Unreachable(why)) => return ExecEnd::Unreachable(why),
+            Said::Failed(Failure::HostKey { pinned, shown }) => return ExecEnd::HostKeyChanged { pinned, shown },
+            Said::Failed(Failure::Lost(why)) => return ExecEnd::Lost(why),
+            Said::Failed(Failure::TimedOut) => return ExecEnd::TimedOut,
         }
     }
+    ExecEnd::Lost("its session ended without a word".to_owned())
 }
 
 #[cfg(test)]

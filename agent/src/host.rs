@@ -97,14 +97,11 @@ impl Ssh {
         loop {
             // Whoever has not heard for a minute must not start anything: it only asks what became of it.
             ask.attach |= ask.verb.mutates() && heard.elapsed() > ATTACH_AFTER;
-            let (checked, why) = self.once(&ask, &news, until).await;
+            let (checked, why) = self.once(&ask, &news, until, &mut heard).await;
             let again = match (&checked, &why) {
                 (Err(Unproved::Answer(Broken::Empty | Broken::CutOff | Broken::NoReceipt)), Some(why)) => why.clone(),
                 _ => return self.ended(ask, checked),
             };
-            if !matches!(checked, Err(Unproved::Answer(Broken::Empty))) {
-                heard = Instant::now();
-            }
             pause = pauses.next().unwrap_or(pause);
             let after = Duration::from_secs(pause);
             if Instant::now() + after >= until || again.is_final() {
@@ -129,8 +126,14 @@ impl Ssh {
         VerbEnd { request_id: ask.request_id, checked: checked.map(Box::new), status, said }
     }
 
-    /// Asks once; gives what the answer proves, and why the connection ended where it did not end well.
-    async fn once(&self, ask: &VerbAsk, news: &Sender<VerbNews>, until: Instant) -> (Result<Proved, Unproved>, Option<Lost>) {
+    /// Asks once, and notes when it last heard something; gives what the answer proves, and why the connection ended where it did not end well.
+    async fn once(
+        &self,
+        ask: &VerbAsk,
+        news: &Sender<VerbNews>,
+        until: Instant,
+        heard: &mut Instant,
+    ) -> (Result<Proved, Unproved>, Option<Lost>) {
         let witness = self.keep().witness();
         let line = match request(ask, witness) {
             Ok(line) => line,
@@ -141,10 +144,11 @@ impl Ssh {
         let mut evidence = Evidence::new(self.keep().folder(&ask.request_id));
         let mut raw = Vec::new();
         let mut lost = None;
-        while let Some(said) = call.said.recv().await {
+        while let Some(said) = call.next().await {
             match said {
                 Said::Started => self.wire.warm(&self.host),
                 Said::Output { stderr: false, bytes } => {
+                    *heard = Instant::now();
                     keep::last_line(&mut raw, &bytes);
                     let mut events = Vec::new();
                     reader.feed(&bytes, |event| events.push(event));

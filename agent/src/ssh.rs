@@ -1,14 +1,14 @@
 //! Commands over SSH by libssh2, whose calls block: each session lives on a thread of its own and is never joined.
 //!
-//! A session that hangs is abandoned: its TCP stream is shut down, so whatever the thread waits for fails, and the thread ends when
-//! the kernel lets it. One command a session, because a session has one mutex. Host keys are pinned; keys come from an ssh-agent's
+//! A session that hangs is abandoned: its caller stops waiting, its TCP stream is shut down, so whatever the thread waits for fails, and
+//! the thread ends when the kernel lets it. One command a session, because a session has one mutex. Host keys are pinned; keys come from an ssh-agent's
 //! socket and no other place. A spare session to the host is kept ready, so that a verb costs a channel and no handshake.
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as news;
 
@@ -16,6 +16,10 @@ mod talk;
 
 /// Sessions that hang may pile up to this; beyond, a call is refused instead.
 const MOST_THREADS: usize = 64;
+/// Connecting, the handshake and the login together, for the caller: libssh2 bounds its own steps, and nobody bounds an ssh-agent.
+const LOGIN: Duration = Duration::from_secs(30);
+/// A session's thread knows its deadline and says so itself; one that has not by then hangs.
+const LATE: Duration = Duration::from_secs(3);
 /// Blocks of output that wait for a slow reader; then the thread waits, and the peer with it.
 const WAITING: usize = 64;
 
@@ -78,11 +82,19 @@ struct Job {
     input: mpsc::Receiver<Vec<u8>>,
 }
 
-/// The stream of a session, to be shut down from outside.
-type Plug = Arc<Mutex<Option<TcpStream>>>;
+/// The stream of a session, to be shut down from outside: also one that is only made after that.
+type Plug = Arc<Mutex<Plugged>>;
+
+#[derive(Debug, Default)]
+struct Plugged {
+    stream: Option<TcpStream>,
+    pulled: bool,
+}
 
 fn pull(plug: &Plug) {
-    if let Some(stream) = plug.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    let mut plugged = plug.lock().unwrap_or_else(PoisonError::into_inner);
+    plugged.pulled = true;
+    if let Some(stream) = plugged.stream.take() {
         let _closed_already = stream.shutdown(Shutdown::Both);
     }
 }
@@ -90,13 +102,42 @@ fn pull(plug: &Plug) {
 /// A running command. Dropping it abandons its session; what it started over there may go on.
 #[derive(Debug)]
 pub struct Call {
-    /// What it says; ends after the last word.
-    pub said: news::Receiver<Said>,
+    said: news::Receiver<Said>,
     input: mpsc::Sender<Vec<u8>>,
     plug: Plug,
+    /// When its thread has to have said something else: that it started, then that it ended.
+    limit: Instant,
+    until: Instant,
+    over: bool,
 }
 
 impl Call {
+    fn new(said: news::Receiver<Said>, input: mpsc::Sender<Vec<u8>>, plug: Plug, until: Instant) -> Self {
+        let limit = until.min(Instant::now() + LOGIN) + LATE;
+        Self { said, input, plug, limit, until, over: false }
+    }
+
+    /// What it says next; none after its last word, which comes at its deadline at the latest, whatever its thread does.
+    pub async fn next(&mut self) -> Option<Said> {
+        if self.over {
+            return None;
+        }
+        let said = match tokio::time::timeout_at(self.limit.into(), self.said.recv()).await {
+            Ok(said) => said.unwrap_or_else(|| Said::Failed(Failure::Lost("its session ended without a word".to_owned()))),
+            Err(_) => {
+                pull(&self.plug);
+                // Whether the command was sent is not known of a thread that says nothing.
+                Said::Failed(if Instant::now() >= self.until { Failure::TimedOut } else { Failure::Lost("its session hangs".to_owned()) })
+            }
+        };
+        match said {
+            Said::Started => self.limit = self.until + LATE,
+            Said::Output { .. } => {}
+            Said::Exited(_) | Said::Signalled(_) | Said::Failed(_) => self.over = true,
+        }
+        Some(said)
+    }
+
     /// Sends bytes to its standard input. To one that has ended that is nothing.
     pub fn input(&self, bytes: Vec<u8>) {
         let _ended = self.input.send(bytes);
@@ -115,11 +156,11 @@ struct Spare {
     plug: Plug,
 }
 
-impl Drop for Spare {
+impl Drop for Wire {
+    /// With its sender gone the spare's thread ends by itself; pulling the plug is for one that hangs.
     fn drop(&mut self) {
-        // With the sender gone the thread ends by itself; this is for one that hangs.
-        if Arc::strong_count(&self.plug) == 1 {
-            pull(&self.plug);
+        if let Some(spare) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            pull(&spare.plug);
         }
     }
 }
@@ -163,24 +204,22 @@ impl Wire {
         let mut job = Job { command, until, said: tell, input: inputs };
         if warm {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(spare) = spare {
-                let plug = Arc::clone(&spare.plug);
-                match spare.jobs.send(job) {
-                    Ok(()) => return Call { said, input, plug },
+            if let Some(Spare { jobs, plug }) = spare {
+                match jobs.send(job) {
+                    Ok(()) => return Call::new(said, input, plug, until),
                     // It has died since; its job comes back.
                     Err(back) => job = back.0,
                 }
             }
         }
         match self.session(target) {
-            Ok(session) => {
-                let plug = Arc::clone(&session.plug);
-                let _a_thread_that_ended_says_so_itself = session.jobs.send(job);
-                Call { said, input, plug }
+            Ok(Spare { jobs, plug }) => {
+                let _a_thread_that_ended_says_so_itself = jobs.send(job);
+                Call::new(said, input, plug, until)
             }
             Err(why) => {
                 let _there_is_room = job.said.try_send(Said::Failed(Failure::Unreachable(why)));
-                Call { said, input, plug: Plug::default() }
+                Call::new(said, input, Plug::default(), until)
             }
         }
     }
@@ -197,7 +236,7 @@ impl Wire {
             let _nobody_waits = tell.send(session.shown());
         });
         started.map_err(|error| format!("no thread could be started: {error}"))?;
-        let heard = tokio::time::timeout(std::time::Duration::from_secs(20), hear).await;
+        let heard = tokio::time::timeout(LOGIN, hear).await;
         pull(&plug);
         heard.map_err(|_| "it did not answer in time".to_owned())?.map_err(|_| "it did not answer".to_owned())?
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ssh_key::HashAlg;
-use ssh2::{Channel, MethodType};
+use ssh2::{Channel, ErrorCode, MethodType};
 
 use super::{Failure, Job, Plug, Said, Target, pull};
 
@@ -17,6 +17,14 @@ use super::{Failure, Job, Plug, Said, Target, pull};
 const STEP: Duration = Duration::from_secs(8);
 /// A spare session asks this often whether it is still one.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How often a session with a running command asks.
+const ALIVE: Duration = Duration::from_secs(5);
+/// What was sent and is not acknowledged for so long was sent on a dead line.
+const DEAD: Duration = Duration::from_secs(30);
+/// A spare session that could not log in is soon forgotten: the next call tries anew.
+const FAILED: Duration = Duration::from_secs(1);
+/// libssh2's word for a server that said no to a command.
+const DENIED: i32 = -22;
 /// Between two looks at what else there is to do.
 const LOOK: Duration = Duration::from_millis(20);
 /// How many of the agent's keys are tried: sshd counts each that it does not know.
@@ -34,7 +42,7 @@ impl Session {
         let plug = Arc::clone(&self.plug);
         let login = self.log_in();
         loop {
-            match jobs.recv_timeout(KEEPALIVE) {
+            match jobs.recv_timeout(if login.is_ok() { KEEPALIVE } else { FAILED }) {
                 Ok(job) => {
                     let end = match login {
                         Ok((session, stream)) => run(&session, &stream, &job),
@@ -61,8 +69,16 @@ impl Session {
         let unreachable = |what: &str, why: String| Failure::Unreachable(format!("{} {what}: {why}", self.target.address));
         let stream = TcpStream::connect_timeout(&self.target.address, STEP).map_err(|e| unreachable("can't be reached", e.to_string()))?;
         let _slower_only = stream.set_nodelay(true);
+        // A line on which nothing comes back is found dead by this and the keepalive, long before the verb's own deadline.
+        let _found_later = rustix::net::sockopt::set_tcp_user_timeout(&stream, u32::try_from(DEAD.as_millis()).unwrap_or(u32::MAX));
         let clone = || stream.try_clone().map_err(|e| unreachable("can't be used", e.to_string()));
-        *self.plug.lock().unwrap_or_else(PoisonError::into_inner) = Some(clone()?);
+        {
+            let mut plugged = self.plug.lock().unwrap_or_else(PoisonError::into_inner);
+            if plugged.pulled {
+                return Err(Failure::Unreachable("nobody waits any more".to_owned()));
+            }
+            plugged.stream = Some(clone()?);
+        }
         let mut session = ssh2::Session::new().map_err(|e| unreachable("can't be used", e.to_string()))?;
         session.set_tcp_stream(clone()?);
         session.set_timeout(u32::try_from(STEP.as_millis()).unwrap_or(u32::MAX));
@@ -92,7 +108,7 @@ impl Session {
             return Err(Failure::HostKey { pinned: fingerprint(pinned), shown });
         }
         self.authenticate(&session).map_err(|why| Failure::Unreachable(format!("{} did not let us in: {why}", self.target.address)))?;
-        session.set_keepalive(true, 10);
+        session.set_keepalive(true, u32::try_from(ALIVE.as_secs()).unwrap_or(u32::MAX));
         Ok((session, stream))
     }
 
@@ -125,7 +141,8 @@ fn host_key(session: &ssh2::Session) -> Option<ssh_key::PublicKey> {
 
 /// Whether the peer has closed the connection.
 fn is_closed(stream: &TcpStream) -> bool {
-    let _blocking_again = stream.set_nonblocking(true);
+    // As libssh2 has it: it waits by itself where it is to wait.
+    let _stays_so = stream.set_nonblocking(true);
     let peeked = stream.peek(&mut [0]);
     matches!(&peeked, Ok(0)) || peeked.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
 }
@@ -137,12 +154,15 @@ fn run(session: &ssh2::Session, stream: &TcpStream, job: &Job) -> Said {
         Ok(channel) => channel,
         Err(error) => return nothing_ran(error),
     };
-    if let Err(error) = channel.exec(&job.command) {
-        return nothing_ran(error);
+    match channel.exec(&job.command) {
+        Ok(()) => {}
+        Err(error) if error.code() == ErrorCode::Session(DENIED) => return nothing_ran(error),
+        // The command was sent, and whether it was taken is not known.
+        Err(error) => return Said::Failed(Failure::Lost(format!("no word came whether the command was taken ({error})"))),
     }
     let _nobody_listens = job.said.blocking_send(Said::Started);
     session.set_blocking(false);
-    let (mut block, mut pending) = (vec![0; 64 * 1024], Vec::new());
+    let (mut block, mut pending, mut asked) = (vec![0; 64 * 1024], Vec::new(), Instant::now());
     loop {
         let mut idle = true;
         for stderr in [false, true] {
@@ -161,7 +181,7 @@ fn run(session: &ssh2::Session, stream: &TcpStream, job: &Job) -> Said {
             }
         }
         if idle && channel.eof() {
-            return last_word(session, stream, &mut channel);
+            return last_word(session, &mut channel);
         }
         match job.input.try_recv() {
             Ok(bytes) => pending.extend(bytes),
@@ -177,6 +197,10 @@ fn run(session: &ssh2::Session, stream: &TcpStream, job: &Job) -> Said {
         if Instant::now() >= job.until {
             return Said::Failed(Failure::TimedOut);
         }
+        if asked.elapsed() >= ALIVE {
+            asked = Instant::now();
+            let _a_broken_line_shows_at_the_next_read = session.keepalive_send();
+        }
         if idle {
             wait(stream);
         }
@@ -189,16 +213,16 @@ fn wait(stream: &TcpStream) {
     let _interrupted_is_as_good = poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&moment));
 }
 
-/// After the end of the output: how it ended. libssh2 reports a lost connection as an end with status 0, so the connection is looked at.
-fn last_word(session: &ssh2::Session, stream: &TcpStream, channel: &mut Channel) -> Said {
-    if is_closed(stream) {
-        return Said::Failed(Failure::Lost("the connection was closed".to_owned()));
-    }
+/// After the end of the output: how it ended. libssh2 gives 0 where no status came, so one is believed only of a channel that was closed.
+fn last_word(session: &ssh2::Session, channel: &mut Channel) -> Said {
+    let lost = |error: ssh2::Error| Said::Failed(Failure::Lost(format!("how it ended was not told ({error})")));
     session.set_blocking(true);
     session.set_timeout(2000);
-    let _the_status_comes_with_it = channel.wait_close();
+    if let Err(error) = channel.wait_close() {
+        return lost(error);
+    }
     match channel.exit_signal() {
         Ok(signal) if signal.exit_signal.is_some() => Said::Signalled(signal.exit_signal.unwrap_or_default()),
-        _ => channel.exit_status().map_or_else(|error| Said::Failed(Failure::Lost(error.to_string())), Said::Exited),
+        _ => channel.exit_status().map_or_else(lost, Said::Exited),
     }
 }
