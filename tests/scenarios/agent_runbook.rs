@@ -22,6 +22,7 @@ const SCENARIOS: &[Scenario] = &[
     ("when_a_process_eats_the_memory_then_the_runbook_ends_it_over_ssh_without_a_power_verb", memory),
     ("when_the_block_layer_stalls_then_the_runbook_cycles_and_the_guest_is_back", stall),
     ("when_nobody_asks_then_the_watch_tells_within_130_s_and_the_vm_is_recovered_and_explained", unattended),
+    ("when_the_watch_is_killed_in_mid_cycle_then_its_incident_goes_on_and_nothing_is_done_twice", killed),
 ];
 
 fn main() {
@@ -112,12 +113,49 @@ fn unattended(lab: &Lab) -> Result<()> {
     let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
     assert!(text.contains("block operation") && text.contains("cycle was done and observed"), "it explains: {text}");
 
+    let status = std::fs::read_to_string(format!("/proc/{}/status", watch.pid())).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().split_whitespace().next().unwrap().to_owned();
+    eprintln!("the watch's process has {resident} KiB resident");
+    assert!(resident.parse::<u64>().unwrap() < 40 * 1024);
+
     // The process that did all this never held a key.
     for seed in &desk.keys.seeds {
         assert!(!holds(watch.pid(), seed), "a key is in the memory of the process that watches");
         assert!(holds(desk.keys.pid(), seed), "and the keyholder has it, so that this way of looking finds one");
     }
-    until("the recovery", Duration::from_secs(150), || hook.told("better"))?;
     watch.kill()?;
+    Ok(())
+}
+
+fn killed(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let (hook, url) = Hook::listen();
+    let desk = desk(lab, &format!("[watch]\ninterval_s = 10\non = \"incident\"\nnotify_url = \"{url}\"\n"))?;
+    let watch = start(&mut desk.command(&["watch"]), &[])?;
+    std::thread::sleep(Duration::from_secs(8));
+    let before = vm.pid();
+    let stalled = wedge::block_stall(vm)?;
+    let cycles = || -> Vec<String> {
+        let (_, lines) = newest();
+        let asked = lines.iter().filter(|line| line["event"] == "verb_asked" && line["verb"] == "cycle");
+        asked.filter_map(|line| line["request_id"].as_str().map(str::to_owned)).collect()
+    };
+    until("an incident", Duration::from_secs(90), || hook.told("opened"))?;
+    until("its cycle", Duration::from_secs(90), || (cycles().len() == 1).then_some(()))?;
+    watch.kill()?;
+    let again = start(&mut desk.command(&["watch"]), &[])?;
+    let (_, ended) = until("the incident's end", Duration::from_secs(420), || hook.told("ended"))?;
+    stalled.forget();
+    let said = String::from_utf8_lossy(&again.output_so_far()).into_owned();
+    assert_eq!(ended["healthy"], true, "{ended} {said}");
+    assert_ne!(vm.pid(), before);
+    let mut ids = cycles();
+    assert_eq!(ids.len(), 2, "asked, and asked again after the restart: {ids:?}");
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "under the same id");
+    let log = lab::chain::Chain::read()?;
+    assert_eq!((log.count(&ids[0], "intent"), log.count(&ids[0], "outcome")), (1, 1));
+    assert_eq!(std::fs::read_dir(format!("{}/incidents", desk::STATE)).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 1);
+    again.kill()?;
     Ok(())
 }

@@ -9,14 +9,14 @@ use super::Journal;
 use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
 
 /// Tells it, and hands it on to the incident's own journal.
-pub struct Aloud<J, W> {
+pub(super) struct Aloud<J, W> {
     inner: J,
     out: W,
 }
 
 impl<J: Journal, W: Write + Send> Aloud<J, W> {
     /// A journal that tells to `out`.
-    pub const fn new(inner: J, out: W) -> Self {
+    pub(super) const fn new(inner: J, out: W) -> Self {
         Self { inner, out }
     }
 
