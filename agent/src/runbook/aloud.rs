@@ -12,12 +12,14 @@ use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
 pub(super) struct Aloud<J, W> {
     inner: J,
     out: W,
+    /// What was said of the devvm last: a guest that boots is asked many times.
+    devvm: String,
 }
 
 impl<J: Journal, W: Write + Send> Aloud<J, W> {
     /// A journal that tells to `out`.
     pub(super) const fn new(inner: J, out: W) -> Self {
-        Self { inner, out }
+        Self { inner, out, devvm: String::new() }
     }
 
     fn line(&mut self, text: &str) {
@@ -36,7 +38,7 @@ fn shown(event: &Event) -> Option<String> {
         Body::Assessment(own) => Some(format!("  {}: {}", own.code, plain(&own.sentence))),
         Body::Preserved(kept) => Some(format!("  evidence: {}", kept.bundle)),
         Body::Step(step) => {
-            let name = format!("{:?}", step.name).to_lowercase();
+            let name = serde_json::to_value(step.name).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default();
             let detail = step.detail.as_deref().map(|detail| format!(": {}", plain(detail))).unwrap_or_default();
             match step.outcome {
                 StepOutcome::Started => Some(format!("  {name} …")),
@@ -90,7 +92,10 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
             ExecEnd::Unreachable(why) | ExecEnd::Lost(why) => format!("does not answer: {}", proto::escape_cut(why.as_bytes(), 120)),
             other => format!("{other:?}"),
         };
-        self.line(&format!("devvm {how}"));
+        if self.devvm != how {
+            self.line(&format!("devvm {how}"));
+            self.devvm = how;
+        }
     }
 
     fn said(&mut self, text: &str) {
