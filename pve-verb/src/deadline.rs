@@ -57,6 +57,8 @@ pub const OBSERVE_AFTER: Duration = s(2);
 pub const LOOK: Duration = ms(1_100 + 500 + 2 * 700);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
+/// So is one that keeps us waiting for this long altogether. Eight megabytes of artifacts over a phone's link take less.
+pub const CALLER_PATIENCE: Duration = s(120);
 
 /// Sending a bundle that only the caller can keep. Where the caller may be asked to (`--json --inline`), this and [`ACK`] are added to
 /// what is published.

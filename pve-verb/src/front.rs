@@ -135,6 +135,8 @@ fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worke
                     let outcome = proto::decode_body(&receipt.body).map_or(Outcome::Internal, |(body, _)| body.outcome);
                     return run.leave(outcome);
                 }
+                // Here it may wait: the worker does not.
+                answer.flush();
                 if answer.nobody_listens() {
                     return run.leave(Outcome::Unknown);
                 }
@@ -157,8 +159,11 @@ fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worke
 
 /// Evidence that only the caller can keep, and its word that it does; false where there was none. Nobody reads the caller's input otherwise.
 fn pass_evidence(worker: &mut Worker, answer: &mut Answer) -> bool {
-    let Some(event) = worker.next() else { return false };
+    let Some(event) = worker.next_event() else { return false };
     answer.event(&event);
+    if matches!(event.body, Body::Offered(_)) {
+        answer.flush();
+    }
     if matches!(event.body, Body::Offered(_))
         && let Ok(said) = ack::read(std::io::stdin(), Instant::now() + deadline::ACK)
     {

@@ -208,7 +208,7 @@ pub(crate) fn lay_to_rest(disk: &Disk, operation: &Operation) {
     clear(disk);
 }
 
-/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests and spools go away. After the answer, and
+/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and
 /// all of it may fail: the next call tries again.
 pub fn tidy(run: &Run) {
     if run.disk.is_late() {
@@ -245,5 +245,4 @@ pub fn tidy(run: &Run) {
         let _ = std::fs::remove_file(path);
     }
     let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
-    crate::spool::prune();
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 use super::line::{Kind, Position, hash};
-use super::{HASTY, Log, PATIENT};
+use super::{Ended, HASTY, Log, PATIENT};
 use crate::door::Whole;
 use crate::host;
 
@@ -110,13 +110,15 @@ impl Record {
             Closing::Refused => (Kind::Refused, PATIENT),
             Closing::Outcome => (Kind::Outcome, PATIENT),
         };
-        let (position, degraded) = match log.append_within(kind, all, budget) {
-            Ok(position) => {
-                let degraded = position.degraded.iter().cloned().collect();
+        let (position, mut degraded) = match log.end(kind, &all, budget) {
+            Ok(Ended::Recorded(position)) => {
+                let degraded: Vec<String> = position.degraded.iter().cloned().collect();
                 (Some(position), degraded)
             }
+            Ok(Ended::Counted(sentence)) => (None, vec![sentence]),
             Err(why) => (None, vec![format!("no audit record could be written: {why}")]),
         };
+        degraded.extend(log.clock().map(str::to_owned));
         Closed { outcome, started, finished: host::now(), position, unreviewed: log.unreviewed(), degraded }
     }
 }

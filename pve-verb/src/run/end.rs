@@ -26,8 +26,9 @@ impl Run {
     }
 
     /// The end of a request before anything was started for it: and nothing is started for its record either.
-    pub fn refuse(self, stop: Stop) -> u8 {
+    pub fn refuse(mut self, stop: Stop) -> u8 {
         self.disk.without_child();
+        self.log.leave_on_tmpfs();
         self.finish(Err(stop))
     }
 
@@ -131,8 +132,11 @@ impl Run {
         // may ask for the next one at once.
         drop(held);
         self.answer.last(&body.request_id, receipt);
+        // The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
+        crate::spool::prune();
+        crate::litter::sweep();
         if how != Closing::Refused && self.made.is_some() {
-            // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now, and so can old bundles.
+            // So can what they had to leave on tmpfs, and old bundles.
             operation::tidy(&self);
             if let Some(at) = &body.audit {
                 let own = self.made.take();
@@ -145,6 +149,7 @@ impl Run {
     /// A receipt that can't be written as JSON: a bug. The caller gets no receipt, which every client takes as unknown.
     fn broken(&mut self, why: &str) -> u8 {
         self.answer.aside(&say::internal(Some(self.intent), why).to_string());
+        self.answer.flush();
         Outcome::Internal.exit_code()
     }
 }
