@@ -101,13 +101,20 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
     if unattended && somebody_did_it(code, looked.state) {
         return Ended::badly(looked.sentence.clone(), format!("Nobody asked, so nothing was changed. {}", looked.why));
     }
+    match code {
+        Code::Healthy => settled(a, unattended).await,
+        _ => advised(a, code, &looked).await,
+    }
+}
+
+/// What the assessment of something wrong leads to.
+async fn advised(a: &mut Acting<'_>, code: Code, looked: &Looked) -> Ended {
     match (code, looked.recommend) {
-        (Code::Healthy, _) => settled(a).await,
         (Code::GuestOom, _) => soften(a, None).await,
         // The host's storage is to be repaired first: resumed or cycled before, it stops again.
         (Code::Paused, _) if looked.state == VmState::Qmp(RunState::IoError) => Ended::badly(looked.sentence.clone(), looked.why.clone()),
         // An interrupted stop is completed by a stop, and that is for a person: the runbook never leaves a VM off.
-        (_, Some(verb)) if verb.mutates() && verb != Verb::Stop => mutate(a, verb, &looked).await,
+        (_, Some(verb)) if verb.mutates() && verb != Verb::Stop => mutate(a, verb, looked).await,
         _ => Ended::badly(looked.sentence.clone(), looked.why.clone()),
     }
 }
@@ -118,16 +125,24 @@ fn somebody_did_it(code: Code, state: VmState) -> bool {
     paused || matches!(code, Code::Stopped | Code::Interrupted | Code::Locked)
 }
 
-/// The host finds nothing wrong: then it is the guest's own word that counts.
-async fn settled(a: &mut Acting<'_>) -> Ended {
-    match a.back(a.patience.soft).await {
-        Ok(guest) if guest.starved() => soften(a, Some(guest)).await,
-        Ok(_) => Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
-        Err(why) => Ended::badly(
-            format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
-            "Look at its console in the bundle; reset boots the guest anew.",
-        ),
+/// The host finds nothing wrong: then it is the guest's own word that counts. Where it gives none for minutes, the evidence is taken
+/// once more: a guest that has just died still looked alive in the first.
+async fn settled(a: &mut Acting<'_>, unattended: bool) -> Ended {
+    let why = match a.back(a.patience.soft).await {
+        Ok(guest) if guest.starved() => return soften(a, Some(guest)).await,
+        Ok(_) => return Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
+        Err(why) => why,
+    };
+    if let Verdict::Known(again) = a.verb(Verb::Forensics, "runbook: once more, as the devvm does not answer").await
+        && let Some(code) = again.code.filter(|code| *code != Code::Healthy)
+        && !(unattended && somebody_did_it(code, again.state))
+    {
+        return advised(a, code, &again).await;
     }
+    Ended::badly(
+        format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
+        "Look at its console in the bundle; reset boots the guest anew.",
+    )
 }
 
 /// Memory pressure: the guest's kernel is told to end its largest process, and gets a bounded time; then it is reset.

@@ -153,3 +153,13 @@ fn a_refusal_and_advice_without_a_verb_end_it() {
     assert!(!run_in(&stop, false).0.healthy);
     assert!(!verbs(&stop).contains(&Verb::Stop));
 }
+
+#[test]
+fn a_guest_that_died_just_now_is_seen_in_the_second_evidence() {
+    let seen = state("seen", "guest-unresponsive", "reset", "reachable = false\non.reset = { to = \"well\" }");
+    let dying = state("dying", "healthy", "", "reachable = false\non.forensics = { to = \"seen\" }");
+    let world = world("dying", &format!("{dying}{seen}"));
+    let (ended, kept) = run_in(&world, true);
+    assert!(ended.healthy, "{ended:?} {kept:#?}");
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Forensics, Verb::Reset, Verb::Status, Verb::Status]);
+}

@@ -1,5 +1,7 @@
 //! `breakglass keyholder` on the lab's host, as its own container runs it: an account without rights, two keys, one socket.
 
+#![allow(dead_code)] // each scenario file uses its part
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
@@ -30,7 +32,7 @@ pub(crate) fn keyholder(lab: &Lab) -> Result<Keyholder> {
     lab.host.install_program(&built("breakglass")?, BREAKGLASS)?;
     let _from_before = fs::remove_dir_all(FOLDER);
     fs::create_dir_all(FOLDER).unwrap();
-    let keys = [("host", lab.host.key("agent")?), ("devvm", lab.host.inside.image.key())];
+    let keys = [("verbs", lab.host.key("agent")?), ("devvm", lab.host.inside.image.key())];
     let mut seeds = Vec::new();
     for (name, from) in &keys {
         let to = Path::new(FOLDER).join(name);
@@ -40,7 +42,7 @@ pub(crate) fn keyholder(lab: &Lab) -> Result<Keyholder> {
         seeds.push(seed(&fs::read_to_string(from).unwrap()));
     }
     chown(FOLDER, Some(NOBODY), Some(NOBODY)).unwrap();
-    let config = format!("[keyholder]\nsocket = \"{SOCKET}\"\nkey_files = [\"{FOLDER}/host\", \"{FOLDER}/devvm\"]\n");
+    let config = format!("[keyholder]\nsocket = \"{SOCKET}\"\nkey_files = [\"{FOLDER}/verbs\", \"{FOLDER}/devvm\"]\n");
     let file = format!("{FOLDER}/config.toml");
     fs::write(&file, config).unwrap();
     let mut command = Command::new("setpriv");
