@@ -9,6 +9,7 @@ use proto::{Body, RequestId, Verb, Vmid};
 
 use crate::UNKNOWN;
 use crate::answer::Reader;
+use crate::config::{self, Config};
 use crate::receipt::{Asked, Unproved, check, exit_code};
 use crate::say;
 use crate::signers::Pinned;
@@ -26,7 +27,7 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-Not there yet: verb, chat, runbook, serve, mcp, watch, keyholder, doctor, receipts, evals, grant.
+Not there yet: verb, chat, runbook, serve, mcp, watch, doctor, receipts, evals.
 Until then the verbs are called with plain ssh, and receipt says what an answer is worth:
 
   ssh breakglass@HOST 'cycle --json --reason=disk%20stalled' | tee answer
@@ -40,6 +41,26 @@ Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 
 pub enum Command {
     /// Read an answer that was asked for with --json, and say what it proves
     Receipt(Receipt),
+    /// Hold the SSH keys and sign logins with them, for whoever may use its socket
+    Keyholder(At),
+    /// A second key's permission for one mutation
+    #[command(subcommand)]
+    Grant(Grant),
+}
+
+/// `grant`.
+#[derive(Debug, Subcommand)]
+pub enum Grant {
+    /// Write a grant to be signed with ssh-keygen -Y sign; with --signed, pack it into what --grant takes
+    New(crate::grant::New),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct At {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
+    pub config: PathBuf,
 }
 
 /// `receipt`.
@@ -61,7 +82,7 @@ pub struct Receipt {
     pub file: Option<PathBuf>,
 }
 
-fn verb(text: &str) -> Result<Verb, String> {
+pub(crate) fn verb(text: &str) -> Result<Verb, String> {
     text.parse().map_err(|()| "one of status, forensics, reset, stop, start, cycle".to_owned())
 }
 
@@ -75,8 +96,14 @@ pub fn run() -> u8 {
             return if error.use_stderr() { 64 } else { 0 };
         }
     };
-    let Command::Receipt(args) = cli.command;
-    match receipt(&args) {
+    let ended = match &cli.command {
+        Command::Receipt(args) => receipt(args),
+        Command::Keyholder(at) => return quiet(keyholder(at)),
+        Command::Grant(Grant::New(args)) => {
+            return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));
+        }
+    };
+    match ended {
         Ok((said, status)) => {
             let _nobody_reads = writeln!(io::stdout(), "{said}");
             status
@@ -86,6 +113,29 @@ pub fn run() -> u8 {
             UNKNOWN
         }
     }
+}
+
+/// The end of a command that prints nothing of its own: 0, or 1 with what is wrong.
+fn quiet(ended: Result<(), proto::Message>) -> u8 {
+    ended.map_or_else(
+        |message| {
+            let _nobody_reads = writeln!(io::stderr(), "{message}");
+            1
+        },
+        |()| 0,
+    )
+}
+
+fn keyholder(at: &At) -> Result<(), proto::Message> {
+    log();
+    let config = Config::load(&at.config)?;
+    crate::keyholder::run(Config::need(config.keyholder.as_ref(), "keyholder")?)
+}
+
+/// Each event is one JSON line on standard output, for the cluster's log shipper.
+fn log() {
+    let _set_before =
+        tracing_subscriber::fmt().json().flatten_event(true).with_target(false).with_max_level(tracing::Level::INFO).try_init();
 }
 
 /// `receipt`: the two sentences and the exit status; or what could not be read.

@@ -12,10 +12,17 @@
 
 pub mod answer;
 pub mod cli;
+pub mod config;
+pub mod evals;
+pub mod grant;
 pub mod hands;
+pub mod http;
+pub mod keyholder;
 pub mod receipt;
+pub mod runbook;
 pub mod say;
 pub mod signers;
+pub mod watch;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
 pub const UNKNOWN: u8 = 20;
