@@ -17,11 +17,14 @@ pub mod evals;
 pub mod grant;
 pub mod hands;
 pub mod http;
+pub mod incident;
 pub mod keyholder;
 pub mod receipt;
+pub mod redact;
 pub mod runbook;
 pub mod say;
 pub mod signers;
+pub mod untrusted;
 pub mod watch;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
