@@ -20,13 +20,16 @@ pub mod grant;
 pub mod hands;
 pub mod host;
 pub mod http;
+pub mod incident;
 pub mod keyholder;
 pub mod receipt;
 pub mod receipts;
+pub mod redact;
 pub mod runbook;
 pub mod say;
 pub mod signers;
 pub mod ssh;
+pub mod untrusted;
 pub mod verb;
 pub mod watch;
 
