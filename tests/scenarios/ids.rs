@@ -1,6 +1,9 @@
 //! Request ids: joined while running, replayed afterwards, never run twice; and two callers at once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
+#[path = "ids/disk.rs"]
+mod disk;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -24,10 +27,10 @@ const SCENARIOS: &[Scenario] = &[
     ("when_two_callers_bring_the_same_new_id_then_it_runs_once_and_both_get_its_receipt", same_new_id),
     ("when_a_refused_id_is_asked_again_then_it_may_run", refused_again),
     ("when_the_spool_is_deleted_then_a_finished_id_is_replayed_from_disk", spool_deleted),
-    ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk_hangs_later),
-    ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", not_looked_up),
-    ("when_what_is_stored_of_an_id_is_damaged_then_it_is_not_run_again", damaged),
-    ("when_a_worker_does_not_come_up_in_time_then_it_never_does", slow_worker),
+    ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk::hangs_later),
+    ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", disk::not_looked_up),
+    ("when_what_is_stored_of_an_id_is_damaged_then_it_is_not_run_again", disk::damaged),
+    ("when_a_worker_does_not_come_up_in_time_then_it_never_does", disk::slow_worker),
     ("when_somebody_attaches_then_a_read_record_says_so", attach_recorded),
     ("when_many_come_upon_a_late_holder_then_one_takes_over_and_one_mutates", one_takes_over),
     ("when_the_holder_is_past_its_deadline_then_it_is_killed_and_taken_over", taken_over),
@@ -222,99 +225,6 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
     let again = body(&ssh.call(&request)?)?;
     assert_eq!((&again["replayed"], told(again.clone())), (&json!(true), told(first)));
     assert_eq!(vm.pid(), after);
-    Ok(())
-}
-
-fn hang_the_disk() -> Vec<lab::fuse::Served> {
-    ["/var/lib/pve-verb", "/var/log/pve-verb"].map(|folder| wedge::disk_hung(folder).unwrap()).into()
-}
-
-fn disk_hangs_later(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let ssh = anna(lab)?;
-    for spool_stays in [true, false] {
-        let id = fresh_id()?;
-        let request = format!("cycle --json --request-id={id}");
-        let first = body(&ssh.call(&request)?)?;
-        let after = (vm.pid(), vm.start_ticks());
-        let hung = hang_the_disk();
-        if spool_stays {
-            // The worst: the copy on tmpfs is gone as well, and only the spool tells.
-            fs::remove_file(format!("/run/pve-verb/requests/{id}.json")).unwrap();
-        } else {
-            fs::remove_file(format!("/run/pve-verb/spool/{id}.jsonl")).unwrap();
-        }
-        for request in [request.clone(), format!("cycle --json --attach --request-id={id}")] {
-            let again = body(&ssh.call(&request)?)?;
-            assert_eq!((&again["replayed"], &again["exit_code"]), (&json!(true), &json!(0)), "{again:#}");
-            assert_eq!(again["bundle"], first["bundle"]);
-        }
-        assert_eq!((vm.pid(), vm.start_ticks()), after, "a finished id ran again");
-        drop(hung);
-    }
-    Ok(())
-}
-
-fn not_looked_up(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let (ssh, id) = (anna(lab)?, fresh_id()?);
-    let before = (vm.pid(), vm.start_ticks());
-    let hung = hang_the_disk();
-    let told = body(&ssh.call(format!("cycle --json --attach --request-id={id}"))?)?;
-    assert_eq!((told["outcome"].as_str(), &told["exit_code"]), (Some("unknown"), &json!(11)), "{told:#}");
-    assert_eq!((vm.pid(), vm.start_ticks()), before);
-    // In the incident in which the disk hangs, an id of one's own must not keep anybody from acting.
-    let told = body(&ssh.call(format!("cycle --json --request-id={id}"))?)?;
-    assert_eq!(told["exit_code"], 0, "{told:#}");
-    assert!(told["degraded"].to_string().contains("could not be looked up"), "{told:#}");
-    drop(hung);
-    Ok(())
-}
-
-fn damaged(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let (ssh, id) = (anna(lab)?, fresh_id()?);
-    let request = format!("cycle --json --request-id={id}");
-    assert_eq!(ssh.call(&request)?.status, 0);
-    // Another one, so that the log's newest intent is not what remembers it.
-    assert_eq!(ssh.call("cycle")?.status, 0);
-    station::quiet(AMPLE)?;
-    for path in [format!("/run/pve-verb/spool/{id}.jsonl"), format!("/run/pve-verb/requests/{id}.json")] {
-        fs::remove_file(path).unwrap();
-    }
-    fs::write(format!("/var/lib/pve-verb/requests/{id}.json"), "{\"binding\":").unwrap();
-    let after = (vm.pid(), vm.start_ticks());
-    for request in [request.clone(), format!("cycle --json --attach --request-id={id}")] {
-        let told = body(&ssh.call(&request)?)?;
-        assert_eq!(told["exit_code"], 11, "{told:#}");
-        assert!(told["message"]["what"].as_str().unwrap().contains("can't be read"), "{told:#}");
-    }
-    assert_eq!((vm.pid(), vm.start_ticks()), after, "an id that ended ran again");
-    Ok(())
-}
-
-/// Workers go to a cgroup of their own before they make their spool; this one is frozen, as a host out of memory would be.
-fn slow_worker(lab: &Lab) -> Result<()> {
-    const OWN: &str = "/sys/fs/cgroup/pve-verb";
-    let vm = bare_vm(lab)?;
-    let (ssh, id) = (anna(lab)?, fresh_id()?);
-    let before = (vm.pid(), vm.start_ticks());
-    fs::create_dir_all(OWN).unwrap();
-    fs::write(format!("{OWN}/cgroup.freeze"), "1").unwrap();
-    let answer = ssh.call(format!("cycle --json --request-id={id}"));
-    let left = processes("worker");
-    fs::write(format!("{OWN}/cgroup.freeze"), "0").unwrap();
-    let told = body(&answer?)?;
-    assert_eq!((&told["outcome"], &told["exit_code"]), (&json!("internal"), &json!(70)), "{told:#}");
-    assert_eq!(left, Vec::<u32>::new(), "it says that nothing was done while its worker is there");
-    // What was frozen would go on now, and take longer for its first record than this.
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!((vm.pid(), vm.start_ticks()), before, "a worker came to life");
-    let left = Traces::of(&id)?;
-    assert!(left.none(), "{left:?}");
-    // Nothing was begun, so the id is free.
-    assert_eq!(ssh.call(format!("cycle --json --attach --request-id={id}"))?.status, 6);
-    assert_eq!(ssh.call(format!("cycle --json --request-id={id}"))?.status, 0);
     Ok(())
 }
 

@@ -1,5 +1,4 @@
 //! The way from an incident to the hands: everything that is done is a line before it is tried, and again when it ended.
-//!
 //! What was begun runs on in a task of its own, whoever stops waiting for it: its end comes into the log all the same.
 
 use std::sync::Arc;
@@ -23,7 +22,6 @@ const MAX_NEWS: usize = 64 << 10;
 const MAX_OUTPUT_LINES: u32 = 200;
 /// One of them.
 const MAX_OUTPUT: usize = 4000;
-
 /// What somebody wants done.
 #[derive(Clone, Debug, Default)]
 pub struct Asks {
