@@ -202,6 +202,17 @@ mod tests {
         assert!(Config::parse("[keyholder]\nsocket = \"/run/k\"\npassword = \"x\"\n").unwrap_err().contains("password"));
     }
 
+    /// What `install/` ships for the keyholder's container is a configuration.
+    #[test]
+    fn the_shipped_configuration_of_the_keyholder_is_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../install/k8s/base/config.yaml");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (_, own) = text.split_once("  keyholder.toml: |\n").unwrap();
+        let own: String = own.lines().map(|line| format!("{}\n", line.trim_start())).collect();
+        let keyholder = Config::parse(&own).unwrap().keyholder.unwrap();
+        assert_eq!((keyholder.group, keyholder.vault.unwrap().role.as_str()), (Some(8100), "breakglass"));
+    }
+
     #[test]
     fn a_host_is_an_address_and_two_keys() {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBpLSis2YWRD4CciWwtMA6RhdG6G8+Sd0iUYOol/V2a5";

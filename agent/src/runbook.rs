@@ -16,7 +16,7 @@ mod look;
 mod tests;
 
 use look::{Acting, Verdict};
-pub use look::{Journal, Looked};
+pub use look::{Journal, Looked, Nowhere};
 
 /// How long it waits, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -75,16 +75,9 @@ pub async fn run(hands: &dyn Hands, journal: &mut dyn Journal, patience: Patienc
 }
 
 async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
-    let status = a.verb(Verb::Status, "runbook: what state is the VM in?").await;
-    let first = a.guest().await;
-    if let Verdict::Known(looked) = &status
-        && looked.code == Some(Code::Healthy)
-        && let Some(guest) = &first
-        && !guest.starved()
-    {
-        return Ended::well(format!("VM {} looks healthy and the devvm answers: nothing was changed.", looked.vmid));
-    }
-    // Two samples, the screens and the guest's own counters; and the bundle that has to be there before anything is repaired.
+    a.verb(Verb::Status, "runbook: what state is the VM in?").await;
+    // Also where status finds nothing: it has one sample, and a stalled guest's sshd answers out of its cache. And the bundle has to be
+    // there before the devvm is touched.
     let mut evidence = a.verb(Verb::Forensics, "runbook: evidence before anything else").await;
     if matches!(&evidence, Verdict::Known(looked) if looked.code == Some(Code::QmpUnavailable)) {
         tokio::time::sleep(a.patience.again).await;
@@ -96,7 +89,8 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
             return Ended::badly(format!("The host took no evidence: {}", looked.said.what), looked.said.next);
         }
         Verdict::Unknown(said) => {
-            let guest = if first.is_some() { "The devvm answers over SSH." } else { "The devvm does not answer over SSH either." };
+            let guest =
+                if a.guest().await.is_some() { "The devvm answers over SSH." } else { "The devvm does not answer over SSH either." };
             return Ended::badly(format!("{} {guest}", said.what), said.next);
         }
     };
@@ -107,13 +101,20 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
     if unattended && somebody_did_it(code, looked.state) {
         return Ended::badly(looked.sentence.clone(), format!("Nobody asked, so nothing was changed. {}", looked.why));
     }
+    match code {
+        Code::Healthy => settled(a, unattended).await,
+        _ => advised(a, code, &looked).await,
+    }
+}
+
+/// What the assessment of something wrong leads to.
+async fn advised(a: &mut Acting<'_>, code: Code, looked: &Looked) -> Ended {
     match (code, looked.recommend) {
-        (Code::Healthy, _) => settled(a, first).await,
-        (Code::GuestOom, _) => soften(a, first).await,
+        (Code::GuestOom, _) => soften(a, None).await,
         // The host's storage is to be repaired first: resumed or cycled before, it stops again.
         (Code::Paused, _) if looked.state == VmState::Qmp(RunState::IoError) => Ended::badly(looked.sentence.clone(), looked.why.clone()),
         // An interrupted stop is completed by a stop, and that is for a person: the runbook never leaves a VM off.
-        (_, Some(verb)) if verb.mutates() && verb != Verb::Stop => mutate(a, verb, &looked).await,
+        (_, Some(verb)) if verb.mutates() && verb != Verb::Stop => mutate(a, verb, looked).await,
         _ => Ended::badly(looked.sentence.clone(), looked.why.clone()),
     }
 }
@@ -124,25 +125,33 @@ fn somebody_did_it(code: Code, state: VmState) -> bool {
     paused || matches!(code, Code::Stopped | Code::Interrupted | Code::Locked)
 }
 
-/// The host finds nothing wrong: then it is the guest's own word that counts.
-async fn settled(a: &mut Acting<'_>, first: Option<guest::Guest>) -> Ended {
-    match first {
-        Some(guest) if guest.starved() => soften(a, Some(guest)).await,
-        Some(_) => Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
-        None => match a.back(a.patience.soft).await {
-            Ok(_) => Ended::well("VM 102 looks healthy, and the devvm answers by now: nothing was changed."),
-            Err(why) => Ended::badly(
-                format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
-                "Look at its console in the bundle; reset boots the guest anew.",
-            ),
-        },
+/// The host finds nothing wrong: then it is the guest's own word that counts. Where it gives none for minutes, the evidence is taken
+/// once more: a guest that has just died still looked alive in the first.
+async fn settled(a: &mut Acting<'_>, unattended: bool) -> Ended {
+    let why = match a.back(a.patience.soft).await {
+        Ok(guest) if guest.starved() => return soften(a, Some(guest)).await,
+        Ok(_) => return Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
+        Err(why) => why,
+    };
+    if let Verdict::Known(again) = a.verb(Verb::Forensics, "runbook: once more, as the devvm does not answer").await
+        && let Some(code) = again.code.filter(|code| *code != Code::Healthy)
+        && !(unattended && somebody_did_it(code, again.state))
+    {
+        return advised(a, code, &again).await;
     }
+    Ended::badly(
+        format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
+        "Look at its console in the bundle; reset boots the guest anew.",
+    )
 }
 
 /// Memory pressure: the guest's kernel is told to end its largest process, and gets a bounded time; then it is reset.
 async fn soften(a: &mut Acting<'_>, mut guest: Option<guest::Guest>) -> Ended {
     let begun = tokio::time::Instant::now();
     let mut told = false;
+    if guest.is_none() {
+        guest = a.guest().await;
+    }
     while begun.elapsed() < a.patience.soft {
         match &guest {
             Some(guest) if !guest.starved() => {
@@ -201,6 +210,9 @@ async fn mutate(a: &mut Acting<'_>, verb: Verb, looked: &Looked) -> Ended {
 /// Whether the guest came back after a verb that was done; the error is why not.
 async fn returned(a: &mut Acting<'_>, verb: Verb) -> Result<Ended, String> {
     let guest = a.back(a.patience.boot).await?;
+    // Two: the second compares its counters with the first one's.
+    a.verb(Verb::Status, "runbook: a first look after it").await;
+    tokio::time::sleep(a.patience.pause).await;
     let now = a.verb(Verb::Status, "runbook: is it healthy now?").await;
     let Verdict::Known(now) = now else { return Ok(Ended::badly("The devvm answers again, and the host does not.", "Ask with status.")) };
     if now.code == Some(Code::Healthy) {

@@ -130,28 +130,33 @@ impl Watch {
         match opener.open(&told) {
             Ok(opened) => {
                 self.say(Notice { event: "opened", incident: Some(opened.id.clone()), at: now(), ..told.clone() });
-                let tell = self.tell.clone();
-                tokio::spawn(async move {
-                    let (healthy, said) = opened.end.await;
-                    let text = said.to_string();
-                    let end = Notice {
-                        event: "ended",
-                        incident: Some(opened.id),
-                        healthy: Some(healthy),
-                        at: now(),
-                        sentence: said.what,
-                        next: said.next,
-                        text,
-                        ..told
-                    };
-                    say(&tell, end);
-                });
+                self.ended(opened, told);
             }
             Err(why) => {
                 let text = format!("No incident could be opened. {why}");
                 self.say(Notice { event: "worse", at: now(), sentence: text.clone(), text, ..told });
             }
         }
+    }
+
+    /// Tells how an incident ends that was opened before a restart.
+    pub fn follow(&self, opened: Opened) {
+        let memory = self.remembered();
+        let (trouble, since) = memory.told.or_else(|| memory.last.last().copied()).unwrap_or((Trouble::HostSilent, now()));
+        let (sentence, next) = (String::new(), String::new());
+        let seen = Seen { look: Look::Bad(trouble), vmid: Vmid::DEVVM, sentence, next, recommend: None };
+        self.ended(opened, notice("opened", trouble, since, &seen));
+    }
+
+    fn ended(&self, opened: Opened, told: Notice) {
+        let tell = self.tell.clone();
+        tokio::spawn(async move {
+            let (healthy, said) = opened.end.await;
+            let said = Message::new(plain(&said.what), plain(&said.next));
+            let (at, text) = (now(), said.to_string());
+            let (incident, healthy, sentence, next) = (Some(opened.id), Some(healthy), said.what, said.next);
+            say(&tell, Notice { event: "ended", incident, healthy, at, sentence, next, text, ..told });
+        });
     }
 
     fn say(&self, notice: Notice) {
@@ -255,9 +260,13 @@ fn word(trouble: Trouble) -> String {
     }
 }
 
+/// Text that the host has escaped once: its backslashes stay as they are.
+fn plain(text: &str) -> String {
+    text.split('\\').map(|part| proto::escape(part.as_bytes())).collect::<Vec<_>>().join("\\")
+}
+
 /// A notice; what the host quotes of a guest is escaped here once more than the host did it.
 fn notice(event: &'static str, trouble: Trouble, since: Timestamp, seen: &Seen) -> Notice {
-    let plain = |text: &str| text.split('\\').map(|part| proto::escape(part.as_bytes())).collect::<Vec<_>>().join("\\");
     let (sentence, next) = (plain(&seen.sentence), plain(&seen.next));
     Notice {
         v: 1,

@@ -200,7 +200,9 @@ fn only_the_keyholder_s_files_know_of_private_keys() {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             let code = text.split("#[cfg(test)]").next().unwrap();
             for word in ["PrivateKey", "SigningKey", "Keypair", "key_files", "userauth_pubkey", "x-vault-token", "jwt_file"] {
-                assert!(path.ends_with("keyholder.rs") || !code.contains(word), "{} knows of {word}", path.display());
+                // The keyholder's own, and the replay's, which makes a key to sign the receipts of a host that is none.
+                let own = path.ends_with("keyholder.rs") || (path.ends_with("evals/world.rs") && matches!(word, "PrivateKey" | "Keypair"));
+                assert!(own || !code.contains(word), "{} knows of {word}", path.display());
             }
             seen += 1;
         }

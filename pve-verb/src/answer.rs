@@ -51,7 +51,7 @@ pub struct Answer {
 impl Answer {
     /// To the caller on standard output.
     pub fn to_caller(id: RequestId, form: Form) -> Self {
-        let out = Out::new(deadline::CALLER_STALLED);
+        let out = Out::new(deadline::CALLER_STALLED, deadline::CALLER_PATIENCE);
         let colour = form == Form::Text && std::io::IsTerminal::is_terminal(&std::io::stdout());
         Self::to(id, Place::Caller { out, form, renderer: text::Renderer::new(colour) })
     }
@@ -71,10 +71,19 @@ impl Answer {
     }
 
     /// Passes on an event that somebody else made: the front relays its worker's.
+    ///
+    /// Waits for a caller with the receipt only. Before, whoever reads slowly would spend the time in which evidence is taken. What is
+    /// inside an artifact goes out behind a record of who got it: with the first step, or the receipt.
     pub fn event(&mut self, event: &Event) {
         match &mut self.place {
             Place::Spool { spool, .. } => spool.append(event),
             Place::Caller { out, form: Form::Json, .. } => {
+                match &event.body {
+                    Body::Probe(probe) if probe.data.is_some() => out.hold(),
+                    // What only the caller can keep has to be with it before there can be a record of anything.
+                    Body::Step(_) | Body::Receipt(_) | Body::Offered(_) => out.release(),
+                    _ => {}
+                }
                 if let Ok(line) = serde_json::to_string(event) {
                     out.line(&line);
                 }
@@ -86,6 +95,16 @@ impl Answer {
                 }
             }
             Place::Caller { form: Form::Tar, renderer, .. } => self.said.push_str(&renderer.line(event)),
+        }
+        if matches!(event.body, Body::Receipt(_)) {
+            self.flush();
+        }
+    }
+
+    /// Waits until the caller has what may go out, or is gone.
+    pub fn flush(&mut self) {
+        if let Place::Caller { out, .. } = &mut self.place {
+            out.flush();
         }
     }
 
@@ -125,6 +144,7 @@ impl Answer {
             // A caller who is gone by now, or goes, is told by nobody; its record is closed.
             let _ = write_tar(out, self.files.take(), &self.said, &event);
         }
+        self.flush();
     }
 
     /// Sends a bundle to the caller and waits until it says that it keeps it.
@@ -137,11 +157,11 @@ impl Answer {
         let sent = Instant::now() + deadline::OFFER;
         match &mut self.place {
             Place::Caller { out, form: Form::Json, .. } => {
-                out.within(Some(sent));
+                out.release();
                 for event in events {
                     out.line(&serde_json::to_string(&event).unwrap_or_default());
                 }
-                out.within(None);
+                out.flush_by(sent);
                 if out.is_gone() {
                     return Err(Unkept::Silent("it is gone, or too slow to take it"));
                 }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ack;
 use crate::deadline;
@@ -25,9 +25,11 @@ const MOST_EVENT: usize = 12 << 20;
 /// The front's end.
 #[derive(Debug)]
 pub struct Worker {
+    child: Child,
     to: File,
     from: File,
     pending: Vec<u8>,
+    looked_at: usize,
 }
 
 impl Worker {
@@ -45,17 +47,37 @@ impl Worker {
         to.write_all(&[&length.to_be_bytes(), request].concat())?;
         fcntl_setfl(&from, fcntl_getfl(&from)? | OFlags::NONBLOCK)?;
         // The child is not waited for: it outlives us, and init reaps it.
-        Ok(Self { to, from, pending: Vec::new() })
+        Ok(Self { child, to, from, pending: Vec::new(), looked_at: 0 })
     }
 
-    /// The next event that came through the pipe, without waiting.
-    pub fn next(&mut self) -> Option<Event> {
+    /// Ends a worker that did not come up. It is our own child and not reaped, so its pid can't be another's.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    /// Whether it has ended; given a second for it, as one that was killed in state D does not.
+    pub fn has_ended(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(_)) => return true,
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                _ => return false,
+            }
+        }
+    }
+
+    /// The next event that came through the pipe; none where none is whole yet. Never waits.
+    pub fn next_event(&mut self) -> Option<Event> {
         let mut block = [0; 64 * 1024];
         loop {
-            if let Some(end) = self.pending.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = self.pending.drain(..=end).collect();
+            // Only what is new is looked at again and again: a line can have megabytes.
+            if let Some(end) = self.pending.iter().skip(self.looked_at).position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=self.looked_at + end).collect();
+                self.looked_at = 0;
                 return serde_json::from_slice(&line).ok();
             }
+            self.looked_at = self.pending.len();
             match self.from.read(&mut block) {
                 Ok(n) if n > 0 && self.pending.len() + n <= MOST_EVENT => self.pending.extend_from_slice(block.get(..n)?),
                 _ => return None,
@@ -126,5 +148,58 @@ impl Front {
             Ok(0) => Err("it was too slow to take it"),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{Body, RequestId, Timestamp};
+    use std::time::Duration;
+
+    /// Both ends, as two processes have them.
+    fn pipes() -> (Worker, Front) {
+        let (a, b) = io::pipe().unwrap();
+        let (c, d) = io::pipe().unwrap();
+        let file = |end: OwnedFd| File::from(end);
+        let child = std::process::Command::new("true").spawn().unwrap();
+        let worker = Worker { child, to: file(b.into()), from: file(c.into()), pending: Vec::new(), looked_at: 0 };
+        fcntl_setfl(&worker.from, fcntl_getfl(&worker.from).unwrap() | OFlags::NONBLOCK).unwrap();
+        (worker, Front { from: file(a.into()), to: file(d.into()) })
+    }
+
+    fn event(data: String) -> Event {
+        let artifact = proto::Artifact { path: "qmp/x.json".to_owned(), bytes: 1, sha256: Sha256Hex::zero(), data };
+        Event::new(Timestamp::from_unix_ms(0), RequestId::from_random([1; 16]), Body::Artifact(artifact))
+    }
+
+    #[test]
+    fn events_larger_than_the_pipe_come_whole_and_the_acknowledgement_goes_back() {
+        let (mut worker, mut front) = pipes();
+        let events = [event("a".repeat(3 << 20)), event(String::new()), event("b".repeat(70_000))];
+        let sent = events.clone();
+        let offering =
+            std::thread::spawn(move || front.offer(sent.into_iter(), &Sha256Hex::zero(), Instant::now() + Duration::from_secs(20)));
+        for wanted in events {
+            let until = Instant::now() + Duration::from_secs(20);
+            let got = loop {
+                match worker.next_event() {
+                    Some(got) => break got,
+                    None => assert!(Instant::now() < until),
+                }
+            };
+            assert!(got == wanted);
+        }
+        worker.acknowledge(&Ack(Sha256Hex::zero()));
+        assert_eq!(offering.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn a_front_that_is_gone_or_does_not_read_is_no_keeper() {
+        let soon = || Instant::now() + Duration::from_millis(200);
+        let (worker, mut front) = pipes();
+        assert_eq!(front.offer([event("a".repeat(1 << 20))].into_iter(), &Sha256Hex::zero(), soon()), Err("it was too slow to take it"));
+        drop(worker);
+        assert_eq!(front.offer([event(String::new())].into_iter(), &Sha256Hex::zero(), soon()), Err("it is gone"));
     }
 }

@@ -57,6 +57,8 @@ pub const OBSERVE_AFTER: Duration = s(2);
 pub const LOOK: Duration = ms(1_100 + 500 + 2 * 700);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
+/// So is one that keeps us waiting for this long altogether. Eight megabytes of artifacts over a phone's link take less.
+pub const CALLER_PATIENCE: Duration = s(120);
 
 /// Sending a bundle that only the caller can keep. Where the caller may be asked to (`--json --inline`), this and [`ACK`] are added to
 /// what is published.
@@ -105,7 +107,7 @@ mod tests {
         use crate::door::{Arrival, Caller, parse};
         let bound = |line: &str| {
             let fresh_id = proto::RequestId::from_random([1; 16]);
-            let arrival = Arrival { caller: Caller::console(proto::Vmid::DEVVM), line: line.as_bytes().to_vec(), fresh_id };
+            let arrival = Arrival::new(Caller::console(proto::Vmid::DEVVM), line.as_bytes().to_vec(), fresh_id);
             let parsed = parse(arrival).unwrap();
             Duration::from_millis(crate::policy::authorise("pve", parsed).unwrap().deadline_ms())
         };

@@ -29,6 +29,7 @@ pub mod grant;
 pub mod helper;
 pub mod host;
 pub mod kill;
+pub mod litter;
 pub mod lock;
 pub mod look;
 pub mod mutate;

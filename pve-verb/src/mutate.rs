@@ -156,7 +156,7 @@ fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
     let good = matches!(report.ended, qm::Ended::Exit(Some(0)));
     let outcome = match report.ended {
         qm::Ended::Exit(Some(0)) => StepOutcome::Done,
-        qm::Ended::Abandoned | qm::Ended::AfterTerm(_) => StepOutcome::TimedOut,
+        qm::Ended::Abandoned | qm::Ended::NotBegun | qm::Ended::AfterTerm(_) => StepOutcome::TimedOut,
         _ => StepOutcome::Failed,
     };
     let detail = report.detail(call);

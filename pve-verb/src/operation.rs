@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Disk;
 use crate::host::path;
 use crate::lock::{self, Locked};
-use crate::run::Run;
+use crate::run::{Run, Stop};
+use crate::text::say;
 use crate::writer::{Op, Reply};
 use crate::{deadline, spool::Binding};
 
@@ -49,12 +50,29 @@ pub struct Finished {
     pub bundle: Option<BundleName>,
 }
 
-/// How many finished requests can be replayed.
+/// How many finished requests can be replayed: on disk, and those of this boot on tmpfs as well.
 const KEPT_REQUESTS: u32 = 1_000;
 const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+const RUN_REQUESTS: &str = "/run/pve-verb/requests";
 
 fn run_request(id: &RequestId) -> String {
-    format!("{}/requests/{id}.json", path::RUN)
+    format!("{RUN_REQUESTS}/{id}.json")
+}
+
+/// Stands beside a finished request that the disk does not have yet.
+fn late_mark(id: &RequestId) -> String {
+    format!("{RUN_REQUESTS}/{id}.late")
+}
+
+/// What is known of an id.
+#[derive(Debug)]
+pub enum Known {
+    /// It ended.
+    Ended(Box<Finished>),
+    /// No end of it is stored.
+    No,
+    /// None of this boot; whether there is one of an earlier boot the disk did not say.
+    NotOfThisBoot,
 }
 
 /// Writes a small file on tmpfs as a whole or not at all.
@@ -84,11 +102,13 @@ pub fn finish(run: &Run, finished: &Finished, acted: bool) {
     }
 }
 
-/// What fails here costs the replay after a reboot, nothing else: the log has the outcome, and the spool the answer.
+/// On tmpfs always, so that a disk that hangs later can't make this id one that never ran (ADR 0018). What fails on disk is carried there
+/// by a later call.
 fn store(disk: &Disk, id: &RequestId, finished: &Finished) {
     let Ok(bytes) = serde_json::to_vec(finished) else { return };
+    let _ = std::fs::create_dir_all(RUN_REQUESTS).and_then(|()| replace(&run_request(id), &bytes));
     if disk.call(&Op::RequestStore { id: id.clone() }, &bytes, deadline::WRITE).is_err() {
-        let _ = std::fs::create_dir_all(format!("{}/requests", path::RUN)).and_then(|()| replace(&run_request(id), &bytes));
+        let _ = std::fs::write(late_mark(id), []);
     }
 }
 
@@ -98,12 +118,44 @@ pub(crate) fn clear(disk: &Disk) {
     let _ = std::fs::remove_file(RUN_OPERATION);
 }
 
-/// The finished request of this id.
-pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
-    if let Ok(bytes) = std::fs::read(run_request(id)) {
-        return serde_json::from_slice(&bytes).ok();
+/// What is known of this id.
+pub fn known(disk: &Disk, id: &RequestId) -> Known {
+    let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok();
+    if let Some(finished) = std::fs::read(run_request(id)).ok().and_then(read) {
+        return Known::Ended(Box::new(finished));
     }
-    bytes_of(disk, &Op::RequestLoad { id: id.clone() }).and_then(|bytes| serde_json::from_slice(&bytes).ok())
+    match disk.call(&Op::RequestLoad { id: id.clone() }, &[], deadline::WRITE) {
+        Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Known::No, |finished| Known::Ended(Box::new(finished))),
+        Ok(_) => Known::No,
+        Err(_) => Known::NotOfThisBoot,
+    }
+}
+
+/// The finished request of this id, where it is known.
+pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
+    match known(disk, id) {
+        Known::Ended(finished) => Some(*finished),
+        Known::No | Known::NotOfThisBoot => None,
+    }
+}
+
+/// Whoever holds the lock asks once more whether this id ran: between the front's look and the lock another worker may have.
+///
+/// # Errors
+/// It ran. Asking again with it tells what came of it.
+pub fn not_yet_run(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
+    let authorised = locked.authorised();
+    if !authorised.verb().mutates() {
+        return Ok(());
+    }
+    match known(&run.disk, authorised.id()) {
+        Known::Ended(_) => Err(Stop::request(say::ran_meanwhile(authorised.id()))),
+        Known::NotOfThisBoot if authorised.parsed().request().options().request_id.is_some() => {
+            run.degrade("whether this id ran before the host last booted could not be looked up: the disk did not answer".to_owned());
+            Ok(())
+        }
+        Known::No | Known::NotOfThisBoot => Ok(()),
+    }
 }
 
 fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
@@ -156,7 +208,7 @@ pub(crate) fn lay_to_rest(disk: &Disk, operation: &Operation) {
     clear(disk);
 }
 
-/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests and spools go away. After the answer, and
+/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and
 /// all of it may fail: the next call tries again.
 pub fn tidy(run: &Run) {
     if run.disk.is_late() {
@@ -171,14 +223,26 @@ pub fn tidy(run: &Run) {
         }
         let _ = std::fs::remove_dir_all(format!("{shelf}/{name}"));
     }
-    for entry in std::fs::read_dir(format!("{}/requests", path::RUN)).into_iter().flatten().flatten() {
-        let id = entry.file_name().to_str().and_then(|n| n.strip_suffix(".json")?.parse::<RequestId>().ok());
-        let (Some(id), Ok(bytes)) = (id, std::fs::read(entry.path())) else { continue };
-        if run.disk.call(&Op::RequestStore { id }, &bytes, deadline::WRITE).is_err() {
-            return;
+    let mut stored = Vec::new();
+    for entry in std::fs::read_dir(RUN_REQUESTS).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let id = |ending| name.to_str().and_then(|n| n.strip_suffix(ending)?.parse::<RequestId>().ok());
+        if let Some(id) = id(".late") {
+            let Ok(bytes) = std::fs::read(run_request(&id)) else { continue };
+            if run.disk.call(&Op::RequestStore { id }, &bytes, deadline::WRITE).is_err() {
+                return;
+            }
+            let _ = std::fs::remove_file(entry.path());
+        } else if id(".json").is_some()
+            && let Ok(made) = entry.metadata().and_then(|m| m.modified())
+        {
+            stored.push((made, entry.path()));
         }
-        let _ = std::fs::remove_file(entry.path());
+    }
+    stored.sort_unstable();
+    let too_many = stored.len().saturating_sub(KEPT_REQUESTS as usize);
+    for (_, path) in stored.into_iter().take(too_many).filter(|(_, path)| !path.with_extension("late").exists()) {
+        let _ = std::fs::remove_file(path);
     }
     let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
-    crate::spool::prune();
 }

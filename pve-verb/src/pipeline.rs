@@ -27,9 +27,14 @@ pub fn serve(arrival: Arrival) -> u8 {
         Err(rejection) => return run.reject(&rejection.0, rejection.1),
     };
     run.understood(&parsed);
+    if parsed.request().verb().mutates() {
+        return match policy::allow(parsed) {
+            Err(stop) => run.refuse(stop),
+            Ok(allowed) => front::serve(run, allowed),
+        };
+    }
     match policy::authorise(&run.host.node, parsed) {
         Err(stop) => run.refuse(stop),
-        Ok(authorised) if authorised.verb().mutates() => front::serve(run, authorised),
         Ok(authorised) => {
             let existing = authorised.parsed().request().options().bundle.clone();
             let end = match existing {
@@ -41,6 +46,11 @@ pub fn serve(arrival: Arrival) -> u8 {
     }
 }
 
+/// The end of a call that is refused before its request is looked at.
+pub fn refuse(arrival: Arrival, stop: Stop) -> u8 {
+    Run::begin(&arrival, Answer::to_caller(arrival.fresh_id.clone(), Form::Text)).refuse(stop)
+}
+
 /// The stages from the lock to the verdict.
 ///
 /// # Errors
@@ -49,6 +59,7 @@ pub fn work(run: &mut Run, authorised: Authorised) -> Result<Verified, Stop> {
     run.accepted(&authorised);
     let locked = lock::acquire(run, authorised)?;
     operation::settle(run, &locked);
+    operation::not_yet_run(run, &locked)?;
     let captured = capture::capture(run, locked)?;
     if captured.verb() == Verb::Status {
         return Ok(verify::status(captured));

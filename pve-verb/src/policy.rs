@@ -17,31 +17,46 @@ pub struct Authorised {
     granted: Option<Granted>,
 }
 
-/// Checks the key's policy.
+/// Checks the key's policy, its grant included.
 ///
 /// # Errors
 /// Refused-policy: what the key may say.
 pub fn authorise(node: &str, parsed: Parsed) -> Result<Authorised, Stop> {
-    let verb = parsed.request().verb();
-    let caller = parsed.caller();
-    let options = parsed.request().options();
-    if !caller.allow.0.contains(verb) {
-        return Err(Stop::policy(say::not_allowed(verb, caller.allow.0)));
-    }
-    // Whoever only watches starts nothing, and may do it when the grant is long spent.
-    let needed = caller.require_grant.0.contains(verb) && !options.attach;
-    let need = Need { vmid: caller.vmid, node, verb, key_name: &caller.key_name };
-    let granted = match &options.grant {
-        // One that was not asked for is checked and spent all the same: nothing is accepted and then ignored.
-        Some(grant) => grant::check(grant.as_str(), &need, &Signers::load(), host::now()).map(Some),
-        None if needed => Err(BadGrant::Missing),
-        None => Ok(None),
-    };
-    let granted = granted.map_err(|why| Stop::policy(say::grant(verb, &why)))?;
-    Ok(Authorised { parsed, granted })
+    let allowed = allow(parsed)?;
+    let granted = allowed.granted_now(node)?;
+    Ok(Authorised { granted, ..allowed })
+}
+
+/// Checks the verb alone, for whoever starts nothing yet: the front looks its request's id up first, because an answer that was earned
+/// once can be had again when its grant is long spent.
+///
+/// # Errors
+/// Refused-policy: what the key may say.
+pub fn allow(parsed: Parsed) -> Result<Authorised, Stop> {
+    let (verb, allow) = (parsed.request().verb(), parsed.caller().allow.0);
+    if allow.contains(verb) { Ok(Authorised { parsed, granted: None }) } else { Err(Stop::policy(say::not_allowed(verb, allow))) }
 }
 
 impl Authorised {
+    /// The request's grant, checked against what it would be spent for.
+    ///
+    /// # Errors
+    /// Refused-policy: it is missing, or why it does not count.
+    pub fn granted_now(&self, node: &str) -> Result<Option<Granted>, Stop> {
+        let (verb, caller) = (self.verb(), self.caller());
+        let need = Need { vmid: caller.vmid, node, verb, key_name: &caller.key_name };
+        let options = self.parsed.request().options();
+        let granted = match &options.grant {
+            // Whoever only watches starts nothing, whatever it sends along.
+            _ if options.attach => Ok(None),
+            // One that was not asked for is checked and spent all the same: nothing is accepted and then ignored.
+            Some(grant) => grant::check(grant.as_str(), &need, &Signers::load(), host::now()).map(Some),
+            None if caller.require_grant.0.contains(verb) => Err(BadGrant::Missing),
+            None => Ok(None),
+        };
+        granted.map_err(|why| Stop::policy(say::grant(verb, &why)))
+    }
+
     /// The verb.
     pub const fn verb(&self) -> Verb {
         self.parsed.request().verb()

@@ -135,13 +135,15 @@ fn rates(run: &Run, locked: &Locked) -> Result<(), Stop> {
             None => None,
         },
         Verb::Forensics => {
-            let mut rates = Rates::load();
-            let wait = rates.forensics_wait(key, &limits, now);
-            if wait.is_none() {
-                rates.count_forensics(key, now);
-                // A count that can't be kept is no reason to refuse evidence.
-                let _ = rates.store();
-            }
+            let counted = Rates::update(|rates| {
+                let wait = rates.forensics_wait(key, &limits, now);
+                if wait.is_none() {
+                    rates.count_forensics(key, now);
+                }
+                wait
+            });
+            // A count that can't be kept is no reason to refuse evidence.
+            let wait = counted.unwrap_or_else(|_| Rates::load().forensics_wait(key, &limits, now));
             wait.map(|wait| say::too_many_forensics(limits.forensics_per_minute, at(wait)))
         }
         Verb::Status | Verb::Start => None,

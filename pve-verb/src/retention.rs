@@ -34,7 +34,7 @@ impl From<&Evidence> for Quota {
 }
 
 /// Which of them go, oldest first. `shelf` is in the order of the log; `reviewed` is the number of the newest review.
-pub fn due<'a>(shelf: &'a [Shelved], mutations: Quota, reviewed: Option<u64>) -> Vec<&'a Shelved> {
+pub fn due(shelf: &[Shelved], mutations: Quota, reviewed: Option<u64>) -> Vec<&Shelved> {
     let (own, others): (Vec<_>, Vec<_>) = shelf.iter().partition(|b| b.name.verb() == Some(Verb::Forensics));
     let settled = |b: &Shelved| reviewed.is_some_and(|at| b.seq < at) && b.aged_ms >= YOUNG_MS;
     let mut gone = over(&own, FORENSICS, |_| true);

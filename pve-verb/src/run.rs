@@ -61,6 +61,7 @@ pub struct Run {
     inline_left: Option<usize>,
     bound: Duration,
     made: Option<proto::BundleName>,
+    joined: bool,
 }
 
 impl Run {
@@ -119,6 +120,7 @@ impl Run {
             inline_left: None,
             bound: Duration::ZERO,
             made: None,
+            joined: false,
         };
         if let Err(why) = &run.signer {
             run.degrade(format!("receipts and evidence are not signed: {why}"));

@@ -7,12 +7,15 @@
 //!
 //! The operations are a closed list with constant destinations: the parent names a VM, a bundle or a request, never a path. The child
 //! has no deadline of its own. Its parent kills it and never waits; whatever it may still do after that (a write that was stuck in the
-//! kernel completes) must be harmless: files are replaced by renaming, and log lines are written at the place they were meant for.
+//! kernel completes) must be harmless: files are replaced by renaming, each writer under a name of its own; log lines are written at the
+//! place they were meant for, and while one writer may still be at that, no other is let near (a flock in `/run`).
 
 use proto::{BundleName, RequestId, Sha256Hex, Vmid};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 mod bundle;
 mod durable;
@@ -223,16 +226,30 @@ pub enum Reply {
 
 /// Where the writer works: `/`, and in tests a folder that looks like it.
 #[derive(Clone, Debug)]
-pub(crate) struct Root(PathBuf);
+pub(crate) struct Root {
+    path: PathBuf,
+    abandoned: Abandoned,
+}
+
+/// Set where nobody waits for a writer any more that is a thread, and so can't be killed.
+pub(crate) type Abandoned = Arc<AtomicBool>;
 
 impl Root {
-    pub(crate) const fn at(path: PathBuf) -> Self {
-        Self(path)
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, abandoned: Abandoned::default() }
     }
 
     /// One of `host::path`'s constants, below this root.
     fn path(&self, constant: &str) -> PathBuf {
-        self.0.join(constant.trim_start_matches('/'))
+        self.path.join(constant.trim_start_matches('/'))
+    }
+
+    /// Asked between two steps of which the second must not come late.
+    ///
+    /// # Errors
+    /// Where nobody waits any more.
+    fn awaited(&self) -> io::Result<()> {
+        if self.abandoned.load(Ordering::SeqCst) { Err(io::Error::other("nobody waits for this any more")) } else { Ok(()) }
     }
 
     fn perform(&self, op: Op, payload: &[u8]) -> Reply {
@@ -274,9 +291,9 @@ pub fn run() -> io::Result<()> {
     serve(&Root::at(PathBuf::from("/")), &mut io::stdin().lock(), &mut io::stdout().lock())
 }
 
-/// The same for a thread of the parent: on this host, between these two ends.
-pub(crate) fn serve_here(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    serve(&Root::at(PathBuf::from("/")), from, to)
+/// The same for a thread of the parent: on this host, between these two ends, until it is abandoned.
+pub(crate) fn serve_here(abandoned: Abandoned, from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    serve(&Root { path: PathBuf::from("/"), abandoned }, from, to)
 }
 
 pub(crate) fn serve(root: &Root, from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {

@@ -109,6 +109,9 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("not_from", say::not_from(vm, Verb::Start, VmState::Qmp(RunState::Postmigrate))),
                 ("not_from unknown", say::not_from(vm, Verb::Reset, VmState::Host(HostState::Unknown))),
                 ("unknown_id", say::unknown_id(&id())),
+                ("id_not_looked_up", say::id_not_looked_up(&id())),
+                ("ran_meanwhile", say::ran_meanwhile(&id())),
+                ("worker_hangs", say::worker_hangs(&id())),
             ],
         ),
         (

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -15,9 +14,12 @@ use lab::chain::Chain;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, start, until};
 use lab::station::{self, BUNDLES, anna, bare_vm, body, console, fresh_id};
-use lab::{Answer, Lab, Observed, Result, Ssh, wedge};
+use lab::{Answer, Lab, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+#[path = "bundles/rungs.rs"]
+mod rungs;
 
 const SCENARIOS: &[Scenario] = &[
     ("when_a_bundle_is_made_then_it_is_listed_shown_verified_and_exported", admin),
@@ -26,9 +28,9 @@ const SCENARIOS: &[Scenario] = &[
     ("when_the_reader_of_a_tar_goes_away_then_the_record_is_written_all_the_same", tar_reader_gone),
     ("when_an_existing_bundle_is_asked_for_then_it_is_the_answer_and_nothing_is_captured", shown),
     ("when_there_are_more_than_twenty_forensics_then_the_oldest_go_and_are_recorded", retention),
-    ("when_tmpfs_is_too_small_then_the_bundle_goes_straight_to_disk", straight_to_disk),
+    ("when_tmpfs_is_too_small_then_the_bundle_goes_straight_to_disk", rungs::straight_to_disk),
     // Last: its small disks stay.
-    ("when_neither_tmpfs_nor_disk_takes_the_evidence_then_the_caller_who_acknowledges_keeps_it", acknowledged),
+    ("when_neither_tmpfs_nor_disk_takes_the_evidence_then_the_caller_who_acknowledges_keeps_it", rungs::acknowledged),
 ];
 
 const AMPLE: Duration = Duration::from_secs(60);
@@ -215,9 +217,10 @@ fn tar_reader_gone(lab: &Lab) -> Result<()> {
     let id = fresh_id()?;
     let mut ssh = anna(lab)?.command(format!("forensics --tar --request-id={id}").as_bytes());
     let mut client = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    until("the bundle", AMPLE, || (station::bundles(&id).len() == 1).then_some(()))?;
+    let made = until("the bundle", AMPLE, || (station::bundles(&id).len() == 1).then_some(()));
     client.kill().unwrap();
     client.wait().unwrap();
+    made?;
     station::quiet(AMPLE)?;
     assert_eq!(Chain::read()?.count(&id, "read"), 1);
     Ok(())
@@ -297,116 +300,5 @@ fn retention(lab: &Lab) -> Result<()> {
     assert_eq!(console("log verify", AMPLE)?.status, 0);
     assert_eq!(ssh.call(format!("forensics --bundle={}", made[0]))?.status, 2);
     assert_eq!(ssh.call(format!("forensics --bundle={}", made[5]))?.status, 0);
-    Ok(())
-}
-
-/// `/run/pve-verb` with room for a worker's spool and its records, and for no bundle.
-fn narrow_run() -> Result<impl Drop> {
-    station::quiet(AMPLE)?;
-    let undo = wedge::disk_full("/run/pve-verb")?;
-    let fill = fs::OpenOptions::new().write(true).open("/run/pve-verb/.fill").unwrap();
-    fill.set_len(fill.metadata().unwrap().len() - (360 << 10)).unwrap();
-    Ok(undo)
-}
-
-fn straight_to_disk(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let before = vm.pid();
-    let narrow = narrow_run()?;
-    for verb in ["forensics", "cycle"] {
-        let answer = anna(lab)?.call(format!("{verb} --json"))?;
-        let told = body(&answer)?;
-        assert_eq!((answer.status, &told["preserved_where"]), (0, &json!("disk")), "{verb}: {told}");
-        assert!(told["degraded"].to_string().contains("the bundle is not on tmpfs: "), "{told}");
-        let name = told["bundle"].as_str().unwrap();
-        assert_eq!(bundle(&format!("verify {name}")).status, 0);
-        assert_eq!(fs::read_dir(BUNDLES[1]).map_or(0, Iterator::count), 0, "a half of it is still on tmpfs");
-    }
-    station::quiet(AMPLE)?;
-    drop(narrow);
-    assert_ne!(vm.pid(), before);
-    Ok(())
-}
-
-/// A caller that keeps what it is offered, and says `ack` with this hash (none: the right one).
-fn keeps(ssh: &Ssh, request: &str, ack: Option<&str>) -> (i32, Vec<Value>, BTreeMap<String, Vec<u8>>) {
-    // What earlier requests said takes room as well, and the room here is for one spool.
-    for spool in fs::read_dir("/run/pve-verb/spool").unwrap().flatten() {
-        fs::remove_file(spool.path()).unwrap();
-    }
-    let mut command = ssh.command(request.as_bytes());
-    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut stdin = client.stdin.take().unwrap();
-    let (mut events, mut kept) = (Vec::new(), BTreeMap::new());
-    for line in BufReader::new(client.stdout.take().unwrap()).lines() {
-        let mut event: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        if event["event"] == "artifact" {
-            let bytes = Base64::decode_vec(event["data"].as_str().unwrap()).unwrap();
-            assert_eq!((&event["sha256"], &event["bytes"]), (&json!(hex(&bytes)), &json!(bytes.len())));
-            kept.insert(event["path"].as_str().unwrap().to_owned(), bytes);
-        }
-        if event["event"] == "offered" {
-            assert_eq!(event["files"], json!(kept.len()));
-            assert_eq!(event["manifest_sha256"], json!(hex(&kept["manifest.json"])));
-            let said = ack.unwrap_or_else(|| event["manifest_sha256"].as_str().unwrap());
-            writeln!(stdin, "ack {said}").unwrap();
-        }
-        event["data"].take();
-        events.push(event);
-    }
-    (client.wait().unwrap().code().unwrap_or(255), events, kept)
-}
-
-fn acknowledged(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let before = (vm.pid(), vm.start_ticks());
-    let ssh = anna(lab)?;
-    let _absent = fs::remove_dir_all("/var/lib/pve-verb/evidence");
-    let narrow = narrow_run()?;
-    wedge::disk_full("/var/lib/pve-verb")?.forget();
-
-    // Nobody who could keep it: nothing is done, and what is advised is there.
-    for request in ["cycle --json", "forensics --json"] {
-        let answer = ssh.call(request)?;
-        let told = body(&answer)?;
-        assert_eq!((answer.status, &told["outcome"]), (5, &json!("refused-evidence")), "{told}");
-        assert!(told["message"]["do"].as_str().unwrap().contains("--json --inline"), "{told}");
-    }
-    // One who is offered it and says nothing, or something else.
-    for wrong in [Some("0".repeat(64)), Some("nonsense".to_owned())] {
-        let (status, events, _) = keeps(&ssh, "cycle --json --inline", wrong.as_deref());
-        let told = lab::client::decoded(events.last().unwrap()["body"].as_str().unwrap()).unwrap();
-        assert_eq!((status, &told["outcome"]), (5, &json!("refused-evidence")), "{told}");
-        assert!(told["message"]["what"].as_str().unwrap().contains("did not acknowledge"), "{told}");
-    }
-    let silent = ssh.call("cycle --json --inline")?;
-    assert_eq!((silent.status, &body(&silent)?["outcome"]), (5, &json!("refused-evidence")));
-    assert_eq!((vm.pid(), vm.start_ticks(), vm.observe()), (before.0, before.1, Observed::State("running".into())), "untouched");
-
-    for request in ["forensics --json --inline", "cycle --json --inline"] {
-        let (status, events, kept) = keeps(&ssh, request, None);
-        let told = lab::client::decoded(events.last().unwrap()["body"].as_str().unwrap()).unwrap();
-        assert_eq!((status, &told["preserved_where"], &told["outcome"]), (0, &json!("caller"), &json!("done")), "{told}");
-        let weaker = told["degraded"].to_string();
-        for step in ["the bundle is not on tmpfs: ", "the bundle is not on disk either: ", "the bundle is with the caller only"] {
-            assert!(weaker.contains(step), "{step}: {weaker}");
-        }
-        assert_eq!(told["manifest_sha256"], json!(hex(&kept["manifest.json"])));
-        sound(&kept);
-        let at = |kind: &str| events.iter().position(|event| event["event"] == kind).unwrap_or_else(|| panic!("no {kind}"));
-        assert!(at("artifact") < at("offered") && at("offered") < at("preserved"));
-        assert_eq!(events[at("preserved")]["where"], "caller");
-        if request.starts_with("cycle") {
-            assert!(at("preserved") < at("step"), "the first act comes after the acknowledgement");
-            let id = events[0]["request_id"].as_str().unwrap();
-            station::quiet(AMPLE)?;
-            let chain = Chain::read()?;
-            assert_eq!((chain.count(id, "intent"), chain.count(id, "outcome")), (1, 1));
-            let outcome = chain.records.iter().find(|r| r["kind"] == "outcome" && r["request_id"] == json!(id)).unwrap();
-            assert_eq!((&outcome["preserved_where"], &outcome["manifest_sha256"]), (&json!("caller"), &told["manifest_sha256"]));
-        }
-    }
-    assert_ne!((vm.pid(), vm.start_ticks()), before, "the mutation went on");
-    drop(narrow);
     Ok(())
 }

@@ -24,6 +24,10 @@ const SCENARIOS: &[Scenario] = &[
     ("when_two_callers_bring_the_same_new_id_then_it_runs_once_and_both_get_its_receipt", same_new_id),
     ("when_a_refused_id_is_asked_again_then_it_may_run", refused_again),
     ("when_the_spool_is_deleted_then_a_finished_id_is_replayed_from_disk", spool_deleted),
+    ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk_hangs_later),
+    ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", not_looked_up),
+    ("when_somebody_attaches_then_a_read_record_says_so", attach_recorded),
+    ("when_many_come_upon_a_late_holder_then_one_takes_over_and_one_mutates", one_takes_over),
     ("when_the_holder_is_past_its_deadline_then_it_is_killed_and_taken_over", taken_over),
     ("when_a_late_holder_s_pid_was_reused_then_that_process_is_spared", reused_holder),
 ];
@@ -212,6 +216,90 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
     let again = body(&ssh.call(&request)?)?;
     assert_eq!((&again["replayed"], told(again.clone())), (&json!(true), told(first)));
     assert_eq!(vm.pid(), after);
+    Ok(())
+}
+
+fn hang_the_disk() -> Vec<lab::fuse::Served> {
+    ["/var/lib/pve-verb", "/var/log/pve-verb"].map(|folder| wedge::disk_hung(folder).unwrap()).into()
+}
+
+fn disk_hangs_later(lab: &Lab) -> Result<()> {
+    let vm = bare_vm(lab)?;
+    let ssh = anna(lab)?;
+    for spool_stays in [true, false] {
+        let id = fresh_id()?;
+        let request = format!("cycle --json --request-id={id}");
+        let first = body(&ssh.call(&request)?)?;
+        let after = (vm.pid(), vm.start_ticks());
+        let hung = hang_the_disk();
+        if spool_stays {
+            // The worst: the copy on tmpfs is gone as well, and only the spool tells.
+            fs::remove_file(format!("/run/pve-verb/requests/{id}.json")).unwrap();
+        } else {
+            fs::remove_file(format!("/run/pve-verb/spool/{id}.jsonl")).unwrap();
+        }
+        for request in [request.clone(), format!("cycle --json --attach --request-id={id}")] {
+            let again = body(&ssh.call(&request)?)?;
+            assert_eq!((&again["replayed"], &again["exit_code"]), (&json!(true), &json!(0)), "{again:#}");
+            assert_eq!(again["bundle"], first["bundle"]);
+        }
+        assert_eq!((vm.pid(), vm.start_ticks()), after, "a finished id ran again");
+        drop(hung);
+    }
+    Ok(())
+}
+
+fn not_looked_up(lab: &Lab) -> Result<()> {
+    let vm = bare_vm(lab)?;
+    let (ssh, id) = (anna(lab)?, fresh_id()?);
+    let before = (vm.pid(), vm.start_ticks());
+    let hung = hang_the_disk();
+    let told = body(&ssh.call(format!("cycle --json --attach --request-id={id}"))?)?;
+    assert_eq!((told["outcome"].as_str(), &told["exit_code"]), (Some("unknown"), &json!(11)), "{told:#}");
+    assert_eq!((vm.pid(), vm.start_ticks()), before);
+    // In the incident in which the disk hangs, an id of one's own must not keep anybody from acting.
+    let told = body(&ssh.call(format!("cycle --json --request-id={id}"))?)?;
+    assert_eq!(told["exit_code"], 0, "{told:#}");
+    assert!(told["degraded"].to_string().contains("could not be looked up"), "{told:#}");
+    drop(hung);
+    Ok(())
+}
+
+fn attach_recorded(lab: &Lab) -> Result<()> {
+    bare_vm(lab)?;
+    let (ssh, id) = (anna(lab)?, fresh_id()?);
+    let running = ssh.spawn(format!("cycle --json --request-id={id}"))?;
+    locked()?;
+    let joined = ssh.call(format!("cycle --json --attach --request-id={id} --actor=watcher"))?;
+    assert_eq!((joined.status, attached(&joined)), (0, json!(true)));
+    running.finish(AMPLE)?;
+    let of_the_id = |record: &&Value| record["request_id"] == *id.to_string() && record["kind"] == "read";
+    let log = lab::installed::log()?;
+    let reads: Vec<&Value> = log.iter().filter(of_the_id).collect();
+    assert_eq!(reads.len(), 1, "{reads:#?}");
+    assert_eq!((&reads[0]["attached"], &reads[0]["actor"], &reads[0]["exit_code"]), (&json!(true), &json!("watcher"), &json!(0)));
+    Ok(())
+}
+
+fn one_takes_over(lab: &Lab) -> Result<()> {
+    bare_vm(lab)?;
+    let ssh = anna(lab)?;
+    let from = lab::installed::log()?.len();
+    let (mut child, _) = late_holder(None)?;
+    let callers: Vec<_> = (0..8).map(|_| ssh.spawn("cycle --json --reason=takeover")).collect::<Result<_>>()?;
+    let answers: Vec<Answer> = callers.into_iter().map(|caller| caller.finish(AMPLE).map(Answer::from)).collect::<Result<_>>()?;
+    child.wait().unwrap();
+    let count = |status: i32| answers.iter().filter(|answer| answer.status == status).count();
+    assert!(count(0) >= 1 && count(0) + count(4) == answers.len(), "{:?}", answers.iter().map(|a| a.status).collect::<Vec<_>>());
+    let log = lab::installed::log()?.split_off(from);
+    assert_eq!(log.iter().filter(|record| record["kind"] == "takeover").count(), 1, "taken over once");
+    // Nobody's intent stands between another's intent and its outcome.
+    let marks = log.iter().filter(|record| ["intent", "outcome"].iter().any(|kind| record["kind"] == *kind));
+    let marks: Vec<_> = marks.map(|record| (record["kind"].as_str().unwrap(), record["request_id"].as_str().unwrap())).collect();
+    for pair in marks.chunks(2) {
+        assert!(pair.len() == 2 && pair[0].0 == "intent" && pair[1].0 == "outcome" && pair[0].1 == pair[1].1, "{marks:#?}");
+    }
+    assert_eq!(marks.len(), 2 * count(0));
     Ok(())
 }
 

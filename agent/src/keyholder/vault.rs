@@ -40,6 +40,8 @@ pub(super) struct Client {
     settings: super::Vault,
     http: reqwest::Client,
     login: Option<Login>,
+    /// Whether its policy lets a login be renewed: where it does not, there is a new login each time.
+    renews: bool,
 }
 
 #[derive(Derive)]
@@ -99,7 +101,7 @@ impl Client {
             return bad("path or mount is no path of Vault's API", "Write it as secret/data/breakglass, without a slash at either end.");
         }
         let http = crate::http::client(settings.ca_file.as_deref())?;
-        Ok(Self { settings, http, login: None })
+        Ok(Self { settings, http, login: None, renews: true })
     }
 
     /// The keys as they are in Vault now, and when to look again. Renews the login, or logs in again with the token file as it is now.
@@ -160,14 +162,17 @@ impl Client {
         Ok(granted.auth.into())
     }
 
-    async fn renewed(&self, login: Login) -> Option<Login> {
-        if !login.renewable {
+    async fn renewed(&mut self, login: Login) -> Option<Login> {
+        if !login.renewable || !self.renews {
             return None;
         }
         let granted: Result<Granted, _> = self.call(Method::POST, "auth/token/renew-self", Some(&login.token), Some(&json!({}))).await;
         match granted {
             Ok(granted) => Some(granted.auth.into()),
-            Err(Failed::Forbidden) => None,
+            Err(Failed::Forbidden) => {
+                self.renews = false;
+                None
+            }
             // Vault is away: the login may hold all the same.
             Err(Failed::Told(_)) => Some(login),
         }

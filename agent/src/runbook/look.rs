@@ -32,6 +32,19 @@ pub trait Journal: Send {
     fn said(&mut self, text: &str);
 }
 
+/// Nobody listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Nowhere;
+
+impl Journal for Nowhere {
+    fn asks(&mut self, _: &VerbAsk) {}
+    fn news(&mut self, _: &VerbAsk, _: &VerbNews) {}
+    fn ended(&mut self, _: &VerbAsk, _: &VerbEnd) {}
+    fn runs(&mut self, _: &str) {}
+    fn ran(&mut self, _: &str, _: &[u8], _: &ExecEnd) {}
+    fn said(&mut self, _: &str) {}
+}
+
 /// What a verb's answer says. All but sentence, recommendation and why is signed; these count only where the signed code is theirs.
 #[derive(Clone, Debug)]
 pub struct Looked {

@@ -58,7 +58,7 @@ fn a_healthy_vm_is_left_alone() {
     let world = world("well", "");
     let (ended, _) = run_in(&world, false);
     assert!(ended.healthy, "{ended:?}");
-    assert_eq!(verbs(&world), [Verb::Status]);
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics]);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_block_stall_is_cycled_after_evidence_and_the_guest_is_asked() {
     let world = world("bad", &state("bad", "block-stalled", "cycle", "reachable = false\non.cycle = { to = \"well\" }"));
     let (ended, kept) = run_in(&world, true);
     assert!(ended.healthy, "{ended:?} {kept:#?}");
-    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Status]);
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Status, Verb::Status]);
     assert!(kept.last().unwrap().contains("answers over SSH again, up for 100 s"), "{kept:#?}");
 }
 
@@ -86,7 +86,7 @@ fn after_an_unknown_mutation_there_is_no_second_one() {
 fn a_reset_that_does_not_bring_the_guest_back_is_followed_by_one_cycle() {
     let cured = world("bad", &state("bad", "guest-unresponsive", "reset", "reachable = false\non.cycle = { to = \"well\" }"));
     assert!(run_in(&cured, false).0.healthy);
-    assert_eq!(verbs(&cured), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Cycle, Verb::Status]);
+    assert_eq!(verbs(&cured), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Cycle, Verb::Status, Verb::Status]);
     let never = world("bad", &state("bad", "guest-unresponsive", "reset", "reachable = false"));
     assert!(!run_in(&never, false).0.healthy);
     assert_eq!(verbs(&never), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Cycle]);
@@ -98,7 +98,7 @@ fn a_failed_cycle_that_left_the_vm_stopped_is_started_once() {
     let bad = state("bad", "block-stalled", "cycle", "reachable = false\non.cycle = { to = \"off\", outcome = \"failed\" }");
     let world = world("bad", &format!("{bad}{off}"));
     assert!(run_in(&world, false).0.healthy);
-    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Start, Verb::Status]);
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Start, Verb::Status, Verb::Status]);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_starved_guest_is_repaired_over_ssh_and_reset_only_when_that_fails() {
     );
     let hard = world("bad", &state("bad", "guest-oom", "", "reachable = false\non.reset = { to = \"well\" }"));
     assert!(run_in(&hard, false).0.healthy);
-    assert_eq!(verbs(&hard), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Status]);
+    assert_eq!(verbs(&hard), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Status, Verb::Status]);
     // Healthy for the host, and starving: the same repair.
     let unseen = world("bad", &state("bad", "healthy", "", &format!("answers = {hog}")));
     assert!(run_in(&unseen, false).0.healthy);
@@ -152,4 +152,14 @@ fn a_refusal_and_advice_without_a_verb_end_it() {
     let stop = world("bad", &state("bad", "interrupted", "stop", "reachable = false"));
     assert!(!run_in(&stop, false).0.healthy);
     assert!(!verbs(&stop).contains(&Verb::Stop));
+}
+
+#[test]
+fn a_guest_that_died_just_now_is_seen_in_the_second_evidence() {
+    let seen = state("seen", "guest-unresponsive", "reset", "reachable = false\non.reset = { to = \"well\" }");
+    let dying = state("dying", "healthy", "", "reachable = false\non.forensics = { to = \"seen\" }");
+    let world = world("dying", &format!("{dying}{seen}"));
+    let (ended, kept) = run_in(&world, true);
+    assert!(ended.healthy, "{ended:?} {kept:#?}");
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Forensics, Verb::Reset, Verb::Status, Verb::Status]);
 }

@@ -29,6 +29,8 @@ pub enum Kind {
     Repair,
     /// A late holder of the mutation lock was killed.
     Takeover,
+    /// Reads or refusals of a key that were counted, and have no records of their own.
+    Summary,
     /// The oldest segment was dropped.
     Pruned,
     /// A person has looked at what was done.

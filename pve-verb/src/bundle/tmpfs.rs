@@ -1,6 +1,7 @@
 //! The first rung: a bundle on tmpfs, which does not hang with a disk.
 
 use proto::{BundleName, Vmid};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -15,10 +16,13 @@ pub(super) fn seal(vmid: Vmid, name: &BundleName, pack: &Pack<'_>) -> std::io::R
     let partial = format!("{parent}/{name}.partial");
     let sealed = (|| {
         folder(Path::new(&partial))?;
+        // Locked until it has its name: what is there without a lock is a dead one's (litter.rs).
+        let opened = File::open(&partial)?;
+        flock(&opened, FlockOperation::NonBlockingLockExclusive)?;
         for (path, bytes) in &pack.files {
             write(Path::new(&partial), path, bytes)?;
         }
-        File::open(&partial)?.sync_all()?;
+        opened.sync_all()?;
         std::fs::rename(&partial, format!("{parent}/{name}"))?;
         File::open(&parent)?.sync_all()
     })();

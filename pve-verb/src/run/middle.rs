@@ -48,9 +48,7 @@ impl Run {
         if authorised.caller().is_console() || authorised.verb() == Verb::Start {
             return;
         }
-        let mut rates = Rates::load();
-        rates.count_mutation(&authorised.caller().key_name, host::boot_ms());
-        if let Err(e) = rates.store() {
+        if let Err(e) = Rates::update(|rates| rates.count_mutation(&authorised.caller().key_name, host::boot_ms())) {
             self.degrade(format!("the mutation could not be counted: {e}"));
         }
     }

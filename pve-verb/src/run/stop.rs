@@ -55,6 +55,11 @@ impl Stop {
         Self::new(Outcome::RefusedPrecondition, message)
     }
 
+    /// Whether anything was done could not be told.
+    pub const fn unknown(message: Message) -> Self {
+        Self::new(Outcome::Unknown, message)
+    }
+
     /// A bug, or a host on which nothing can be started.
     pub const fn internal(message: Message) -> Self {
         Self::new(Outcome::Internal, message)

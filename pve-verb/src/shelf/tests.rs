@@ -313,7 +313,7 @@ fn the_list_and_one_bundle_are_shown_for_a_person() {
     let mut out = Vec::new();
     show_at(&place.rungs(), Vmid::DEVVM, name, &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
-    assert!(text.contains("VM 102 is running: healthy") && text.contains("  console/serial.txt (14)\n"), "{text}");
+    assert!(text.contains("VM 102 is running: healthy") && text.contains("  console/serial.txt (15)\n"), "{text}");
     assert!(text.contains(&format!("In /var/lib/pve-verb/evidence/102/{name}:")), "{text}");
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
     let other = Vmid::try_from(103).unwrap();

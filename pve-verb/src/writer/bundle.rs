@@ -1,15 +1,20 @@
 //! Bundles: carried from tmpfs to disk under their own name, listed, read. A sealed bundle is never changed.
 
 use proto::{BundleName, Vmid};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{ArtifactPath, Reply, Root, durable, state};
 use crate::host::path;
 use crate::tree::Tree;
 
+/// How long another carrier is waited for. Less than a parent waits for us: it is told that the shelf is busy, not that the disk is late.
+const SHELF: Duration = Duration::from_secs(2);
+/// Far longer than anybody builds a bundle.
+const YOUNG: Duration = Duration::from_secs(600);
 /// How deep a bundle's folders go; deeper is not a bundle of ours.
 const DEEPEST: u32 = 4;
 
@@ -28,7 +33,11 @@ impl Root {
         }
         let partial = self.partial(vmid, name);
         durable::remove_folder(&partial)?;
-        copy(&from, &partial, DEEPEST)?;
+        sweep(&shelf)?;
+        copy(&from, &partial, DEEPEST).inspect_err(|_| {
+            // Half a bundle on a full disk would keep it full.
+            let _ = durable::remove_folder(&partial);
+        })?;
         std::fs::rename(&partial, &to)?;
         durable::sync_folder(&shelf)?;
         Ok(Reply::Done {})
@@ -42,12 +51,10 @@ impl Root {
         self.shelf(vmid).join(format!("{name}.partial"))
     }
 
-    /// Freed when this process ends, killed or not. In /run like every lock: a disk that hangs must not hold one.
+    /// Freed when this process ends, killed or not. In /run like every lock: a disk that hangs must not hold one. Not waited for without an
+    /// end: somebody else's work on the shelf is no sign of a disk that hangs.
     pub(super) fn shelf_lock(&self) -> io::Result<File> {
-        durable::folder(&self.path(path::RUN))?;
-        let lock = durable::file(&self.path(path::RUN).join("shelf.lock"), OFlags::RDWR | OFlags::CREATE)?;
-        flock(&lock, FlockOperation::LockExclusive)?;
-        Ok(lock)
+        durable::lock(&self.path(path::RUN).join("shelf.lock"), SHELF)
     }
 
     pub(super) fn bundle_put(&self, vmid: Vmid, name: &BundleName, artifact: &ArtifactPath, bytes: &[u8]) -> io::Result<Reply> {
@@ -95,6 +102,18 @@ impl Root {
         let Some(bundle) = Tree::open(&self.shelf(vmid).join(name.as_str()))? else { return Ok(Reply::Absent {}) };
         Ok(state::bytes(bundle.read(artifact.as_str(), super::MOST_PAYLOAD.into())?))
     }
+}
+
+/// Takes away what carriers that were killed have left half done. Not what is young: another one may be at it.
+fn sweep(shelf: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(shelf)? {
+        let entry = entry?;
+        let old = entry.metadata()?.modified()?.elapsed().is_ok_and(|age| age >= YOUNG);
+        if old && entry.file_name().to_str().is_some_and(|n| n.ends_with(".partial")) {
+            durable::remove_folder(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a folder of regular files and folders, syncing each; anything else in there is not a bundle.

@@ -9,12 +9,15 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Reply, Root, durable};
 use crate::host::path;
 
 /// The longest file that is read as one: a segment and one batch beyond its limit.
 const MOST: u64 = 64 << 20;
+/// How long another writer is waited for.
+const APPENDING: Duration = Duration::from_millis(200);
 /// How far back reviews are looked for.
 const LOOK_BACK: u64 = 32 << 20;
 /// How much of a torn line a repair record can show.
@@ -209,16 +212,24 @@ impl Root {
         }
         let path = self.segment(segment);
         durable::folder(&self.path(path::LOG))?;
+        // Where an earlier writer may still be in the middle of this, its late cut would take our lines away.
+        let _lock = match durable::lock(&self.path(path::RUN).join("append.lock"), APPENDING) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+            // A `/run` that takes no lock is no reason to lose a record.
+            lock => lock.ok(),
+        };
         let file = durable::file(&path, OFlags::WRONLY | OFlags::CREATE)?;
         let length = file.metadata()?.len();
         if length != at + torn {
             return Ok(Reply::Mismatch { length });
         }
+        self.awaited()?;
         if torn > 0 {
             file.set_len(at)?;
         }
         write_at(&file, payload, at)?;
         file.sync_data()?;
+        self.awaited()?;
         // Also makes the segment's own name durable, if it is new: same folder.
         durable::replace(&self.head_path(), head.as_bytes())?;
         Ok(Reply::Done {})

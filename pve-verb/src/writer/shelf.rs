@@ -67,8 +67,7 @@ impl Root {
     pub(super) fn shelve(&self, vmid: Vmid, seq: u64, own: Option<&BundleName>, now: &Uptime) -> io::Result<Reply> {
         let shelf = self.shelf(vmid);
         durable::folder(&shelf)?;
-        let _lock = self.shelf_lock()?;
-        sweep(&shelf)?;
+        let lock = self.shelf_lock()?;
         let file = shelf.join(INDEX);
         let before = durable::read(&file, MOST).ok().flatten().unwrap_or_default();
         // Without an index nobody knows how old anything is: all bundles are then as young as their first sight.
@@ -95,12 +94,15 @@ impl Root {
         if after != before {
             durable::replace(&file, &after)?;
         }
+        // Removing takes its time, and somebody's evidence may be waiting to be carried.
+        drop(lock);
+        sweep(&shelf)?;
         Ok(Reply::Shelf { bundles: index.bundles })
     }
 
     pub(super) fn bundle_drop(&self, vmid: Vmid, name: &BundleName) -> io::Result<Reply> {
         let shelf = self.shelf(vmid);
-        let _lock = self.shelf_lock()?;
+        let lock = self.shelf_lock()?;
         let bundles = index(&durable::read(&shelf.join(INDEX), MOST)?.unwrap_or_default());
         if bundles.iter().all(|b| b.name != *name) || bundles.last().is_some_and(|b| b.name == *name) {
             return Err(io::Error::other("a bundle is dropped by the index only, and never the newest"));
@@ -110,6 +112,7 @@ impl Root {
         // From here on it is no bundle any more, whole or half.
         std::fs::rename(shelf.join(name.as_str()), &dropped)?;
         durable::sync_folder(&shelf)?;
+        drop(lock);
         durable::remove_folder(&dropped)?;
         Ok(Reply::Done {})
     }

@@ -156,6 +156,62 @@ fn two_that_carry_the_same_bundle_at_once_leave_it_whole() {
 }
 
 #[test]
+fn a_busy_shelf_is_said_to_be_busy_and_is_no_hung_disk() {
+    let place = Place::new();
+    seal(&place);
+    std::fs::create_dir_all(place.path(path::RUN)).unwrap();
+    let _held = durable::lock(&place.path(path::RUN).join("shelf.lock"), std::time::Duration::ZERO).unwrap();
+    let disk = crate::disk::tests::disk_at(place.folder.path());
+    let carried = disk.call(&Op::CarryBundle { vmid: VMID, name: bundle() }, &[], crate::deadline::CARRY * 4);
+    assert!(matches!(&carried, Err(crate::disk::DiskError::Failed(why)) if why.contains("busy")), "{carried:?}");
+    assert!(!disk.is_late(), "somebody else's copying was taken for a dead disk");
+    assert_eq!(disk.call(&Op::OperationSet {}, b"x", std::time::Duration::from_secs(20)), Ok(Reply::Done {}));
+}
+
+#[test]
+fn while_an_abandoned_append_may_still_land_nobody_else_appends() {
+    let place = Place::new();
+    place.append(1, 0, 0, b"{\"seq\":1,\"kind\":\"read\"}\n");
+    let held = durable::lock(&place.path(path::RUN).join("append.lock"), std::time::Duration::ZERO).unwrap();
+    assert!(failed(&place.append(1, 24, 0, b"x\n"), "busy"));
+    drop(held);
+    assert_eq!(place.append(1, 24, 0, b"{\"seq\":2,\"kind\":\"read\"}\n"), Reply::Done {});
+    // A thread can't be killed: it is told, and then changes nothing more.
+    let gone = place.root();
+    gone.abandoned.store(true, Ordering::SeqCst);
+    let op = Op::LogAppend { segment: 1, at: 48, torn: 0, head: "{}".to_owned() };
+    assert!(failed(&gone.perform(op, b"{\"seq\":3,\"kind\":\"read\"}\n"), "nobody waits"));
+    assert_eq!(place.tail().seq, 2);
+}
+
+#[test]
+fn what_another_writer_left_half_written_is_not_in_the_way() {
+    let place = Place::new();
+    let folder = place.path(path::LOG);
+    std::fs::create_dir_all(folder.join("head.json.new")).unwrap();
+    // Larger than any pid.
+    std::fs::write(folder.join("head.json.new.4999999.0"), "half").unwrap();
+    assert_eq!(place.append(1, 0, 0, b"{\"seq\":1,\"kind\":\"read\"}\n"), Reply::Done {});
+    assert_eq!(std::fs::read(folder.join("head.json")).unwrap(), b"{}");
+    place.does(Op::RequestStore { id: RequestId::from_random([1; 16]) }, b"x");
+    assert_eq!(place.does(Op::RequestsPrune { keep: 9 }, &[]), Reply::Done {});
+    assert!(!folder.join("head.json.new.4999999.0").exists());
+}
+
+#[test]
+fn a_carrier_that_fails_leaves_nothing_and_what_killed_ones_left_goes() {
+    let place = Place::new();
+    let from = seal(&place);
+    std::os::unix::fs::symlink("/etc/shadow", from.join("qmp/x.json")).unwrap();
+    let shelf = place.path(path::EVIDENCE).join("102");
+    let left = shelf.join("20261121T003000.124Z-cycle-1f0c9a2e.partial");
+    std::fs::create_dir_all(left.join("qmp")).unwrap();
+    std::fs::File::open(&left).unwrap().set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+    assert!(failed(&place.does(Op::CarryBundle { vmid: VMID, name: bundle() }, &[]), "does not belong"));
+    assert_eq!(std::fs::read_dir(&shelf).unwrap().count(), 0);
+}
+
+#[test]
 fn a_link_in_a_bundle_is_not_followed() {
     let place = Place::new();
     let from = seal(&place);

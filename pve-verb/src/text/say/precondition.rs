@@ -125,6 +125,30 @@ pub fn not_from(vmid: Vmid, verb: Verb, state: VmState) -> Message {
     Message::new(format!("VM {vmid} is {state}, and {verb} does nothing good from there."), next)
 }
 
+/// `--attach` with an id of which this boot knows nothing, while the disk, which may know it, does not answer.
+pub fn id_not_looked_up(id: &RequestId) -> Message {
+    Message::new(
+        format!("Whether request {id} ran before this host last booted is not known: the disk that would tell does not answer."),
+        "Look with status; ask again with --attach when the disk answers.",
+    )
+}
+
+/// Another worker had this id between the front's look and the lock.
+pub fn ran_meanwhile(id: &RequestId) -> Message {
+    Message::new(
+        format!("Request {id} was run by another call a moment ago, so it was not run again."),
+        "Ask again with the same id: the answer is what came of it.",
+    )
+}
+
+/// A worker that neither came up nor could be ended.
+pub fn worker_hangs(id: &RequestId) -> Message {
+    Message::new(
+        format!("The process for request {id} hangs while it starts, and could not be ended."),
+        format!("Look with status; ask again with --attach --request-id={id}, and look at the host's storage."),
+    )
+}
+
 /// `--attach` with an id that was never used here.
 pub fn unknown_id(id: &RequestId) -> Message {
     Message::new(
