@@ -49,6 +49,10 @@ pub enum Command {
     Receipt(Receipt),
     /// Hold the SSH keys and sign logins with them, for whoever may use its socket
     Keyholder(At),
+    /// An incident without a model: evidence, what the assessment recommends, is the guest back
+    Runbook(crate::runbook::command::Runbook),
+    /// Notice a wedge and tell it, or open an incident
+    Watch(At),
     /// Replay recorded incidents for who is to act in them, and score what was done
     Evals(crate::evals::command::Evals),
     /// A second key's permission for one mutation
@@ -144,6 +148,11 @@ pub fn run() -> u8 {
             }));
         }
         Command::Keyholder(at) => return quiet(keyholder(at)),
+        Command::Runbook(args) => return passed(crate::runbook::command::runbook(args)),
+        Command::Watch(at) => {
+            log();
+            return quiet(Config::load(&at.config).and_then(|config| crate::watch::command::watch(&config)));
+        }
         Command::Evals(args) => return passed(crate::evals::command::evals(args, |_| Err(no_model()))),
         Command::Grant(Grant::New(args)) => {
             return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));

@@ -10,6 +10,8 @@ use proto::{Code, Outcome, RunState, Verb, VmState};
 
 use crate::hands::Hands;
 
+mod aloud;
+pub mod command;
 mod guest;
 mod look;
 #[cfg(test)]

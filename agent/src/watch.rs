@@ -16,6 +16,7 @@ use proto::{Body, Code, Message, Origin, RequestId, Timestamp, Unit64, Verb, Vmi
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+pub mod command;
 pub mod judge;
 pub mod notify;
 
