@@ -153,7 +153,7 @@ pub fn run() -> u8 {
             log();
             return quiet(Config::load(&at.config).and_then(|config| crate::watch::command::watch(&config)));
         }
-        Command::Evals(args) => return passed(crate::evals::command::evals(args, |_| Err(no_model()))),
+        Command::Evals(args) => return passed(crate::evals::command::evals(args, model)),
         Command::Grant(Grant::New(args)) => {
             return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));
         }
@@ -189,8 +189,9 @@ fn passed(ended: Result<bool, proto::Message>) -> u8 {
     }
 }
 
-fn no_model() -> proto::Message {
-    proto::Message::new("This version plays no model yet.", "Let the runbook play: --runbook.")
+/// Who plays the recorded incidents, unless the runbook does.
+fn model(config: &Config) -> Result<Box<dyn crate::evals::Player>, proto::Message> {
+    Ok(Box::new(crate::claude::Model::new(&config.claude, config.budget, &config.state.dir)?))
 }
 
 fn keyholder(at: &At) -> Result<(), proto::Message> {

@@ -28,6 +28,10 @@ pub struct Config {
     pub devvm: Option<Devvm>,
     /// Where the SSH keys are.
     pub ssh: Ssh,
+    /// `[claude]`.
+    pub claude: crate::claude::Settings,
+    /// `[budget]`.
+    pub budget: crate::claude::Budget,
     /// `[watch]`; absent: off.
     pub watch: Option<Watch>,
     /// `[keyholder]`.
