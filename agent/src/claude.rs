@@ -93,9 +93,13 @@ pub async fn verdict(hands: &Arc<dyn Hands>, incident: &Arc<Incident>, task: Tas
         Err(why) => return (false, why),
     };
     match end {
-        Ok(ExecEnd::Exited(0)) => {
-            (true, Message::new(format!("VM {} looks healthy and the devvm answers over SSH.", body.vmid), "Read the evidence when you are awake."))
-        }
+        Ok(ExecEnd::Exited(0)) => (
+            true,
+            Message::new(
+                format!("VM {} looks healthy and the devvm answers over SSH.", body.vmid),
+                "Read the evidence when you are awake.",
+            ),
+        ),
         _ => (
             false,
             Message::new(

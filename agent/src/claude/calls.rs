@@ -179,7 +179,9 @@ impl Session {
         for call in calls {
             let pending = self.incident.facts().running.into_iter().find(|pending| pending.call.as_ref() == Some(call));
             let given = match pending {
-                None => Given::refused("The program was restarted before the result of this was written down. Nothing is known of it: look first."),
+                None => Given::refused(
+                    "The program was restarted before the result of this was written down. Nothing is known of it: look first.",
+                ),
                 Some(pending) => match self.incident.reattach(&self.mind.hands, self.task, &pending) {
                     Ok(None) => Given::refused("The program was restarted in the middle of this. It changed nothing: call it again."),
                     Ok(Some(running)) => match running.end().await {
@@ -189,7 +191,12 @@ impl Session {
                     Err(why) => Given::refused(why.to_string()),
                 },
             };
-            let what = What::Result { call: call.clone(), error: given.error, text: proto::escape_cut(given.text.as_bytes(), 16_000), images: given.pictures.len() };
+            let what = What::Result {
+                call: call.clone(),
+                error: given.error,
+                text: proto::escape_cut(given.text.as_bytes(), 16_000),
+                images: given.pictures.len(),
+            };
             self.incident.note(self.task, By::Agent, what);
             results.push(given.block(call));
         }

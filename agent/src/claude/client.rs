@@ -134,7 +134,9 @@ impl Client {
                 return Err(Attempt { failed: model(None, format!("the API did not answer within {} s", HEAD.as_secs())), again: None });
             }
         };
-        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(|text| proto::escape_cut(text.as_bytes(), 200));
+        let header = |name: &str| {
+            answer.headers().get(name).and_then(|value| value.to_str().ok()).map(|text| proto::escape_cut(text.as_bytes(), 200))
+        };
         let request = header("request-id");
         if !answer.status().is_success() {
             let status = answer.status().as_u16();

@@ -67,11 +67,7 @@ pub(super) fn verb(incident: &Incident, told: &VerbTold) -> Given {
             let body = proved.body();
             let mut line = format!(
                 "Signed receipt: {} {} (exit {}), VM was {}, is {}.",
-                told.verb,
-                body.outcome,
-                body.exit_code,
-                body.state_before,
-                body.state_after
+                told.verb, body.outcome, body.exit_code, body.state_before, body.state_after
             );
             if let Some(code) = body.assessment {
                 line.push_str(&format!(" Assessment: {code}."));
@@ -92,7 +88,10 @@ pub(super) fn verb(incident: &Incident, told: &VerbTold) -> Given {
             text.push(line);
             text.push(quote("the host's message", &format!("{}\n{}", body.message.what, body.message.next), NAMED));
         }
-        Err(_) => text.push(format!("UNKNOWN: there is no valid receipt, so nobody knows what {} did. Look with pve_status. Never repeat it blindly.", told.verb)),
+        Err(_) => text.push(format!(
+            "UNKNOWN: there is no valid receipt, so nobody knows what {} did. Look with pve_status. Never repeat it blindly.",
+            told.verb
+        )),
     }
     let mut named: Vec<&str> = Vec::new();
     if let Some(judged) = &told.assessment {
@@ -130,7 +129,8 @@ fn artifacts(incident: &Incident, kept: &[Kept], named: &[&str]) -> Vec<String> 
     let (mut out, mut rest, mut used) = (Vec::new(), Vec::new(), 0);
     for one in ordered {
         let is_text = one.media_type.starts_with("text/") || one.media_type == "application/json";
-        let bytes = (is_text && used < ROOM && one.bytes <= MAX_READ).then(|| incident.file(&one.file).and_then(|path| std::fs::read(path).ok()));
+        let bytes =
+            (is_text && used < ROOM && one.bytes <= MAX_READ).then(|| incident.file(&one.file).and_then(|path| std::fs::read(path).ok()));
         match bytes.flatten() {
             Some(bytes) => {
                 let room = if is_named(&one) { NAMED } else { Room::SMALL };

@@ -145,7 +145,8 @@ impl History {
     /// # Errors
     /// The file can't be read.
     pub(super) fn request(&mut self, model: &str) -> Result<Vec<u8>, Message> {
-        let text = self.text().map_err(|error| Message::new(format!("The conversation can't be read: {error}."), "Look at the state folder."))?;
+        let text =
+            self.text().map_err(|error| Message::new(format!("The conversation can't be read: {error}."), "Look at the state folder."))?;
         let messages = text.trim_end_matches('\n').replace('\n', ",");
         let model = Value::String(model.to_owned());
         // The mark of the request itself moves with its end and changes no message.

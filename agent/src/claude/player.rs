@@ -25,7 +25,10 @@ impl Model {
     /// There is no credential.
     pub fn new(settings: &Settings, budget: Budget, state: &std::path::Path) -> Result<Self, Message> {
         if settings.credential()?.is_none() {
-            return Err(Message::new("There is no API key, so there is no model to play.", "Give one, or let the runbook play: --runbook."));
+            return Err(Message::new(
+                "There is no API key, so there is no model to play.",
+                "Give one, or let the runbook play: --runbook.",
+            ));
         }
         // Alone, and without a person: what it would do by itself is the question.
         let settings = Settings { fallback_model: String::new(), autonomy: Autonomy::Full, ..settings.clone() };

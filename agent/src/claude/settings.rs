@@ -103,7 +103,10 @@ impl Settings {
             return Ok(key.map(|key| Credential::Key(key.into())));
         };
         let bad = |why: String| {
-            Message::new(format!("The API key in {} can't be used: {why}.", path.display()), "Write the key there, one line, and nothing else.")
+            Message::new(
+                format!("The API key in {} can't be used: {why}.", path.display()),
+                "Write the key there, one line, and nothing else.",
+            )
         };
         let mut text = String::new();
         let read = std::fs::File::open(path).and_then(|file| file.take(MAX_KEY).read_to_string(&mut text));

@@ -71,7 +71,9 @@ struct Command {
 /// What is wrong with it, as Claude is told.
 pub(super) fn read(tool: &str, input: &Map<String, Value>) -> Result<Tool, String> {
     let input = Value::Object(input.clone());
-    let plain = |error: serde_json::Error| format!("The input is not what the tool takes ({}). Nothing ran.", proto::escape_cut(error.to_string().as_bytes(), 200));
+    let plain = |error: serde_json::Error| {
+        format!("The input is not what the tool takes ({}). Nothing ran.", proto::escape_cut(error.to_string().as_bytes(), 200))
+    };
     let reasoned = |reason: String| {
         if reason.trim().is_empty() { Err("A reason is required, and it was empty. Nothing ran.".to_owned()) } else { Ok(reason) }
     };
@@ -118,7 +120,8 @@ fn verb(verb: Verb) -> Value {
     let does = match verb {
         Verb::Status => "Is the VM running, and does it look healthy? One sample; changes nothing.".to_owned(),
         Verb::Forensics => {
-            "Captures and preserves the full evidence: two samples, QMP, stacks, host, both screens as pictures; changes nothing.".to_owned()
+            "Captures and preserves the full evidence: two samples, QMP, stacks, host, both screens as pictures; changes nothing."
+                .to_owned()
         }
         Verb::Reset => {
             "Warm reset of the guest. Keeps the QEMU process: does not cure a stalled block layer and does not apply pending configuration."

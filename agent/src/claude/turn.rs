@@ -64,7 +64,11 @@ impl Session {
         let history = History::open(incident)?;
         let mut told = 0;
         for n in (1..=incident.facts().lines).rev() {
-            if incident.line(n).and_then(|text| serde_json::from_str::<Line>(&text).ok()).is_some_and(|line| matches!(line.what, What::Message { .. })) {
+            if incident
+                .line(n)
+                .and_then(|text| serde_json::from_str::<Line>(&text).ok())
+                .is_some_and(|line| matches!(line.what, What::Message { .. }))
+            {
                 told = n;
                 break;
             }
@@ -160,11 +164,8 @@ impl Session {
         };
         self.incident.note(self.task, By::Agent, what);
         let results = self.unanswered("The turn was stopped before this ran.");
-        let closed = if results.is_empty() {
-            Ok(())
-        } else {
-            self.history.append(self.task, By::Agent, Role::User, &Value::Array(results))
-        };
+        let closed =
+            if results.is_empty() { Ok(()) } else { self.history.append(self.task, By::Agent, Role::User, &Value::Array(results)) };
         if let Err(why) = closed.and_then(|()| self.close(note)) {
             tracing::warn!(event = "degraded", incident = self.incident.id().as_str(), "{why}");
         }
@@ -174,7 +175,10 @@ impl Session {
     /// What is said when a person stops it.
     pub(super) fn cancelled(&self) -> Halt {
         let running = self.incident.facts().running_said();
-        Halt::Turned(Turned::Cancelled(Message::new(format!("You stopped the turn. {running}"), "Say what to do next, or ask with status.")))
+        Halt::Turned(Turned::Cancelled(Message::new(
+            format!("You stopped the turn. {running}"),
+            "Say what to do next, or ask with status.",
+        )))
     }
 
     /// Answer after answer.
@@ -209,7 +213,10 @@ impl Session {
             "max_tokens" => "Your answer was cut off at its longest. Go on, and be shorter.",
             "pause_turn" => "Go on.",
             "model_context_window_exceeded" => {
-                let said = Message::new("The conversation is longer than the model can read.", "Open another incident; the buttons and the runbook work.");
+                let said = Message::new(
+                    "The conversation is longer than the model can read.",
+                    "Open another incident; the buttons and the runbook work.",
+                );
                 return Err(Halt::Turned(Turned::Stopped(said)));
             }
             _ => return Ok(false),
@@ -364,7 +371,8 @@ impl Session {
     fn count(&mut self, model: &str, stop: &str, api_request: Option<String>, usage: Usage) {
         let (input, output) = settings::price(model);
         let ms = std::mem::replace(&mut self.mark, Instant::now()).elapsed();
-        let (fresh, read, write) = (usage.input_tokens as f64, usage.cache_read_input_tokens as f64, usage.cache_creation_input_tokens as f64);
+        let (fresh, read, write) =
+            (usage.input_tokens as f64, usage.cache_read_input_tokens as f64, usage.cache_creation_input_tokens as f64);
         // Read from the cache: a tenth. Put there for an hour: twice.
         let usd = (input * (fresh + read / 10.0 + write * 2.0) + output * usage.output_tokens as f64) / 1e6;
         self.incident.note(
