@@ -64,7 +64,11 @@ pub fn chat(args: &Chat) -> Result<bool, Message> {
         let store = Store::open(&config.state.dir, config.state.keep_bytes, false)?;
         let mind = Mind::new(&config.claude, config.budget, &store, &hands)?;
         let incident = match &args.incident {
-            Some(id) => store.resume(id)?,
+            Some(id) => {
+                let incident = store.resume(id)?;
+                replay(&store, id, io::stdout())?;
+                incident
+            }
             None => store.create(args.text.as_deref().unwrap_or("a conversation"), By::Human, None)?,
         };
         Talk::new(mind, hands, incident, args.text.clone(), args.incident.is_some()).run().await
@@ -72,6 +76,15 @@ pub fn chat(args: &Chat) -> Result<bool, Message> {
     // A reader of standard input can't be stopped, and needn't be waited for.
     runtime.shutdown_background();
     talked
+}
+
+/// Shows an incident as far as it is, as the terminal does.
+///
+/// # Errors
+/// There is no such incident, or it can't be read.
+pub fn replay(store: &Store, id: &IncidentId, out: impl Write) -> Result<(), Message> {
+    let mut screen = Screen::new(out, false);
+    store.lines(id, 1, |line, _| screen.what(&line.what))
 }
 
 /// A conversation.

@@ -75,8 +75,10 @@ impl<W: Write> Screen<W> {
         let _nobody_reads = write!(self.out, "{}", plain(&live.text)).and_then(|()| self.out.flush());
     }
 
-    fn what(&mut self, what: &What) {
+    /// Shows a line.
+    pub(super) fn what(&mut self, what: &What) {
         match what {
+            What::Prompt { text, .. } => self.prompt(text),
             What::Text { text } => {
                 // What was shown already is not shown twice; what was missed is.
                 if self.said == *text {
@@ -132,6 +134,13 @@ impl<W: Write> Screen<W> {
             What::Cancelled { said, .. } => self.line(&plain(said)),
             What::Said { text } => self.line(&plain(text)),
             _ => {}
+        }
+    }
+
+    /// A person's words: they were typed here, unless this is shown later.
+    fn prompt(&mut self, text: &str) {
+        if !self.live {
+            self.line(&format!("> {}", plain(text)));
         }
     }
 
