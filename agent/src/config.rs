@@ -12,6 +12,10 @@ use serde::de::{Deserializer, Error as _};
 use crate::keyholder;
 use crate::signers::Pinned;
 
+mod web;
+
+pub use web::Web;
+
 /// Where it is, unless `--config` says otherwise.
 pub const DEFAULT: &str = "/etc/breakglass/config.toml";
 
@@ -34,8 +38,12 @@ pub struct Config {
     pub budget: crate::claude::Budget,
     /// `[watch]`; absent: off.
     pub watch: Option<Watch>,
-    /// `[keyholder]`.
+    /// `[keyholder]`, with what `[vault]` says in it.
     pub keyholder: Option<keyholder::Settings>,
+    /// `[vault]`.
+    vault: Option<keyholder::Vault>,
+    /// `[web]`.
+    pub web: Web,
     /// Where incidents and receipts are.
     pub state: State,
 }
@@ -174,10 +182,18 @@ impl Config {
     /// # Errors
     /// What is wrong with it, in one line.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|error| {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1);
             format!("line {line}: {}", error.message().replace('\n', " "))
         })?;
+        match (&mut config.keyholder, config.vault.take()) {
+            (Some(keyholder), vault) => keyholder.vault = vault,
+            (None, Some(_)) => return Err("[vault] is there for [keyholder], which is not".to_owned()),
+            (None, None) => {}
+        }
+        if !(config.budget.usd.is_finite() && config.budget.usd >= 0.0) {
+            return Err("budget.usd is not an amount of money".to_owned());
+        }
         if let Some(watch) = &config.watch
             && !(10..=60).contains(&watch.interval_s)
         {
@@ -196,33 +212,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_key_is_refused_by_name_and_line() {
-        let why = Config::parse("[state]\ndir = \"/x\"\nkeep = 1\n").unwrap_err();
-        assert!(why.contains("line 3") && why.contains("keep"), "{why}");
-        assert!(Config::parse("[keyholder]\nsocket = \"/run/k\"\npassword = \"x\"\n").unwrap_err().contains("password"));
-    }
-
-    /// What `install/` ships for the keyholder's container is a configuration.
-    #[test]
-    fn the_shipped_configuration_of_the_keyholder_is_read() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../install/k8s/base/config.yaml");
-        let text = std::fs::read_to_string(path).unwrap();
-        let (_, own) = text.split_once("  keyholder.toml: |\n").unwrap();
-        let own: String = own.lines().map(|line| format!("{}\n", line.trim_start())).collect();
-        let keyholder = Config::parse(&own).unwrap().keyholder.unwrap();
-        assert_eq!((keyholder.group, keyholder.vault.unwrap().role.as_str()), (Some(8100), "breakglass"));
-    }
-
-    #[test]
-    fn a_host_is_an_address_and_two_keys() {
-        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBpLSis2YWRD4CciWwtMA6RhdG6G8+Sd0iUYOol/V2a5";
-        let text = format!("[host]\naddress = \"192.0.2.1:22\"\nhost_key = \"{key}\"\nsigning_key = \"{key}\"\n");
-        assert_eq!(Config::parse(&text).unwrap().host.unwrap().user, "root");
-        assert!(Config::parse(&text.replace("192.0.2.1:22", "pve.example:22")).is_err());
-        assert!(Config::parse(&text.replace("AAAAC3Nz", "AAAA")).is_err());
-    }
-}
+mod tests;

@@ -28,7 +28,7 @@ impl Devvm {
     /// # Errors
     /// The accepted key's file can't be read.
     pub fn new(config: &config::Devvm, state: &Path) -> Result<Self, Message> {
-        let accepted = state.join("devvm_host_key.pub");
+        let accepted = state.join("devvm/known");
         let host_key = match std::fs::read_to_string(&accepted) {
             Ok(text) => ssh_key::PublicKey::from_openssh(&text).map_err(|error| {
                 Message::new(format!("{} holds no host key: {error}.", accepted.display()), "Remove it; the configured key counts then.")
@@ -66,9 +66,9 @@ impl Devvm {
         }
         let text =
             key.to_openssh().map_err(|error| Message::new(format!("The key can't be written: {error}."), "Report it: this is a bug."))?;
-        keep::write(&self.accepted, format!("{text}\n").as_bytes()).map_err(|error| {
-            Message::new(format!("{} can't be written: {error}.", self.accepted.display()), "Make room, and try again.")
-        })?;
+        let folder = self.accepted.parent().map_or(Ok(()), keep::folder);
+        let kept = folder.and_then(|()| keep::write(&self.accepted, format!("{text}\n").as_bytes()));
+        kept.map_err(|error| Message::new(format!("{} can't be written: {error}.", self.accepted.display()), "Make room, and try again."))?;
         self.target.lock().unwrap_or_else(PoisonError::into_inner).host_key = key.clone();
         Ok(())
     }

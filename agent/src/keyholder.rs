@@ -39,11 +39,12 @@ pub struct Settings {
     pub group: Option<u32>,
     /// OpenSSH private keys, ed25519, without a passphrase.
     pub key_files: Vec<PathBuf>,
-    /// `[keyholder.vault]`.
+    /// `[vault]`, a section of its own in the file.
+    #[serde(skip)]
     pub vault: Option<Vault>,
 }
 
-/// `[keyholder.vault]`.
+/// `[vault]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vault {
@@ -82,7 +83,7 @@ pub fn run(settings: &Settings) -> Result<(), Message> {
     ring.put("files", settings.key_files.iter().map(|file| keys::of_file(file)).collect::<Result<_, _>>()?);
     let vault = settings.vault.clone().map(vault::Client::new).transpose()?;
     if vault.is_none() && ring.is_empty() {
-        return Err(Message::new("The keyholder has no key to hold.", "Name key_files or [keyholder.vault] in the configuration."));
+        return Err(Message::new("The keyholder has no key to hold.", "Name key_files or [vault] in the configuration."));
     }
     let fault = |error: std::io::Error| Message::new(format!("The keyholder could not begin: {error}."), "Start it again.");
     // One thread: the stacks of more would be locked memory for nothing.

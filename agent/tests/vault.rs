@@ -117,7 +117,7 @@ impl Vault {
 
     fn keyholder(&self, ca: &str) -> Keyholder {
         let config = format!(
-            "[keyholder]\nsocket = \"DIR/agent.sock\"\n[keyholder.vault]\naddress = \"https://127.0.0.1:{}\"\nrole = \"breakglass\"\n\
+            "[keyholder]\nsocket = \"DIR/agent.sock\"\n[vault]\naddress = \"https://127.0.0.1:{}\"\nrole = \"breakglass\"\n\
              path = \"secret/data/breakglass\"\njwt_file = \"DIR/jwt\"\nca_file = \"DIR/ca.pem\"\n",
             self.port
         );

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
 use crate::host::{self, path};
+use crate::operation::LastIntent;
 use crate::sign::Signer;
 use crate::writer::{Op, Reply};
 
@@ -26,7 +27,7 @@ mod carry;
 mod chain;
 mod flood;
 mod journal;
-mod line;
+pub(crate) mod line;
 mod record;
 
 use carry::Carried;
@@ -209,6 +210,16 @@ impl Log {
         self.chain.lock(until).ok()?.standing().newest()
     }
 
+    /// The newest intent and what became of it; none where there is none, or where the disk does not say in time. Without any time no
+    /// disk is asked.
+    pub fn last_intent(&mut self, within: Duration) -> Option<LastIntent> {
+        let until = Instant::now() + within;
+        if !within.is_zero() && !self.chain.knows_the_disk() {
+            let _ = self.learn(until);
+        }
+        self.chain.lock(until).ok()?.standing().intent()
+    }
+
     /// What `head.json` would say now: the chain's end, signed.
     ///
     /// # Errors
@@ -239,6 +250,8 @@ impl Log {
     }
 }
 
+#[cfg(test)]
+mod begun;
 #[cfg(test)]
 mod crowded;
 #[cfg(test)]

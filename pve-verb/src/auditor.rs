@@ -12,7 +12,7 @@ mod every;
 mod files;
 mod finding;
 mod keys;
-mod raw;
+pub(crate) mod raw;
 mod receipts;
 mod show;
 mod walk;

@@ -50,6 +50,11 @@ impl Worker {
         Ok(Self { child, to, from, pending: Vec::new(), looked_at: 0 })
     }
 
+    /// Its pid.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends a worker that did not come up. It is our own child and not reaped, so its pid can't be another's.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -37,8 +37,10 @@ pub const WRITE: Duration = ms(700);
 pub const WITNESS: Duration = ms(300);
 /// Waiting for PVE's own lock on the VM's configuration before `reset`.
 pub const CONFIG_LOCK: Duration = s(1);
-/// Waiting for another of our own connections to QMP to end.
-pub const QMP_DOOR: Duration = ms(500);
+/// Waiting for another of our own connections to QMP to end. A read gives way in less (`qmp::door`).
+pub const QMP_DOOR: Duration = ms(800);
+/// How long a QEMU that moved since the proof is watched before it is killed, or not.
+pub const STILL_PROVED: Duration = ms(1_050);
 /// `system_reset` until its RESET event.
 pub const QMP_RESET: Duration = s(2);
 /// Opening a connection to QMP, or one short command on it, from the worker.
@@ -54,7 +56,7 @@ pub const QM_TERM: Duration = s(15);
 /// Until the wanted state is observed after a step.
 pub const OBSERVE_AFTER: Duration = s(2);
 /// One look at the VM: the process table, then QEMU.
-pub const LOOK: Duration = ms(1_100 + 500 + 2 * 700);
+pub const LOOK: Duration = ms(1_100 + 800 + 2 * 700);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
 /// So is one that keeps us waiting for this long altogether. Eight megabytes of artifacts over a phone's link take less.
@@ -128,7 +130,7 @@ mod tests {
 
     /// A proved kill, then `qm stop` (to clean up, or because the kill found another process).
     fn stop() -> Duration {
-        OBSERVE + DIES + QMP_DOOR + QM_STOP + QM_TERM
+        OBSERVE + STILL_PROVED + DIES + QMP_DOOR + QM_STOP + QM_TERM
     }
 
     fn start() -> Duration {

@@ -236,6 +236,7 @@ fn await_ready(file: &File, flags: PollFlags, until: Instant) -> Result<(), Brok
 pub(crate) mod tests {
     use super::*;
     use std::path::Path;
+    use std::sync::atomic::AtomicU32;
 
     /// A disk whose root is this folder, with the real writer's loop behind real pipes.
     pub(crate) fn disk_at(root: &Path) -> Disk {
@@ -258,6 +259,17 @@ pub(crate) mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { panic!("no pipes") };
         Writer::new(to.into(), from.into(), Some(child))
+    }
+
+    /// A disk that hangs, and how often it was asked from the beginning.
+    pub(crate) fn counted_hung_disk() -> (Disk, Arc<AtomicU32>) {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counts = Arc::clone(&asked);
+        let disk = Disk::with(Box::new(move || {
+            counts.fetch_add(1, Ordering::SeqCst);
+            hung_writer()
+        }));
+        (disk, asked)
     }
 
     /// A disk whose every operation fails, as a full or read-only one's.

@@ -118,6 +118,11 @@ impl Arrival {
         line.truncate(KEPT);
         Self { caller, line, whole, fresh_id }
     }
+
+    /// Whether one of its words is `--json`. That is no parsing: it says how to answer who could not be understood, nothing else.
+    pub fn says_json(&self) -> bool {
+        self.line.split(|b| *b == b' ').any(|word| word == b"--json")
+    }
 }
 
 /// A request in the grammar. Made by [`parse`] only.

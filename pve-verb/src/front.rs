@@ -23,6 +23,8 @@ enum Found {
     Running(Follower),
     Ended(Box<Finished>),
     Killed(Option<Binding>),
+    /// It ended, and what is stored of it can't be read.
+    Damaged,
     /// Asked before, and refused: that is not stored, and the id may be asked again.
     Refused(Follower),
     /// Nothing of this boot, and the disk does not say whether there is something of an earlier one.
@@ -31,14 +33,14 @@ enum Found {
 }
 
 /// Serves a mutating request; gives the exit status.
-pub fn serve(run: Run, authorised: Authorised) -> u8 {
+pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let wanted = authorised.parsed().binding();
     let parsed = authorised.parsed();
     let options = parsed.request().options();
     let form = if options.json { Form::Json } else { Form::Text };
     let id = parsed.id().clone();
     let named = options.request_id.is_some();
-    let found = if named { look_up(&run, parsed.id()) } else { Found::Nobody };
+    let found = if named { look_up(&mut run, parsed.id()) } else { Found::Nobody };
     match found {
         Found::Running(follower) | Found::Refused(follower) if follower.binding != wanted => {
             run.finish(Err(Stop::request(say::id_of_another_request(&id))))
@@ -49,6 +51,7 @@ pub fn serve(run: Run, authorised: Authorised) -> u8 {
             run.finish(Err(Stop::request(say::id_of_another_request(&id))))
         }
         Found::Killed(_) => replay::interrupted(run, &authorised, None),
+        Found::Damaged => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
         Found::NotLookedUp if options.attach => run.finish(Err(Stop::unknown(say::id_not_looked_up(&id)))),
         Found::Nobody | Found::Refused(_) if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
         Found::Refused(follower) => {
@@ -77,21 +80,25 @@ fn begin(run: Run, authorised: &Authorised, form: Form) -> u8 {
             return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
         }
     };
+    let mut ended = false;
     let follower = Follower::wait_for(id, APPEARS).or_else(|| {
-        // It must not come to life after we have said that nothing was done.
+        // It must not come to life after we have said that nothing was done; and only the dead make no spool any more.
         worker.kill();
+        ended = worker.has_ended();
         Follower::open(id)
     });
     match follower {
         Some(follower) if follower.binding != parsed.binding() => run.finish(Err(Stop::request(say::id_of_another_request(id)))),
+        // Another caller's worker had the id first, and ours is gone.
+        Some(follower) if follower.worker != worker.id() => relay(run, follower, form, None, authorised),
         Some(follower) => relay(run, follower, form, Some(worker), authorised),
-        None if worker.has_ended() => run.finish(Err(Stop::internal(say::internal(Some(false), "the worker did not come up")))),
+        None if ended => run.finish(Err(Stop::internal(say::internal(Some(false), "the worker did not come up")))),
         None => run.finish(Err(Stop::unknown(say::worker_hangs(id)))),
     }
 }
 
 /// Who has this id?
-fn look_up(run: &Run, id: &RequestId) -> Found {
+fn look_up(run: &mut Run, id: &RequestId) -> Found {
     let follower = Follower::open(id);
     match follower {
         Some(follower) if follower.worker_lives() => return Found::Running(follower),
@@ -99,6 +106,7 @@ fn look_up(run: &Run, id: &RequestId) -> Found {
     }
     let known = match operation::known(&run.disk, id) {
         Known::Ended(stored) => return Found::Ended(stored),
+        Known::Damaged => return Found::Damaged,
         known => known,
     };
     if let Some(mut follower) = follower {

@@ -25,6 +25,8 @@ pub mod door;
 pub mod entry;
 pub mod facts;
 pub mod front;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod grant;
 pub mod helper;
 pub mod host;
@@ -49,6 +51,7 @@ pub mod receipt;
 pub mod recover;
 pub mod replay;
 pub mod reset;
+pub mod resume;
 pub mod retention;
 pub mod review;
 pub mod run;

@@ -1,7 +1,8 @@
 //! The mutation in progress, and the finished ones: operation.json, requests/ID.json.
 //!
-//! Both are on disk and on tmpfs: the disk may hang, and tmpfs does not survive the host's power. operation.json stands from the
-//! intent to the stored end; found without a living worker it is the trace of a mutation that was killed.
+//! Both are on disk and on tmpfs: the disk may hang, and tmpfs does not survive the host's power. operation.json stands from behind the
+//! intent to the stored end; found without a living worker it is the trace of a mutation that was killed. The log's newest intent is
+//! another one, for what died before operation.json stood (intent.rs).
 
 use proto::{BundleName, KeyName, RequestId, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,13 @@ use crate::text::say;
 use crate::writer::{Op, Reply};
 use crate::{deadline, spool::Binding};
 
-/// What operation.json says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+mod intent;
+
+pub use intent::{End, LastIntent};
+pub(crate) use intent::{Mark, mark, may_mark};
+
+/// What operation.json says, and the `intent` record before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// The request.
     pub request_id: RequestId,
@@ -31,7 +37,7 @@ pub struct Operation {
     pub pid: u32,
     /// The worker's start time.
     pub started: Option<u64>,
-    /// When its intent was durable.
+    /// When it was declared.
     pub at: Timestamp,
     /// Its evidence.
     pub bundle: Option<BundleName>,
@@ -52,7 +58,8 @@ pub struct Finished {
 
 /// How many finished requests can be replayed: on disk, and those of this boot on tmpfs as well.
 const KEPT_REQUESTS: u32 = 1_000;
-const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+/// Where it is on tmpfs.
+pub(crate) const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
 const RUN_REQUESTS: &str = "/run/pve-verb/requests";
 
 fn run_request(id: &RequestId) -> String {
@@ -69,6 +76,8 @@ fn late_mark(id: &RequestId) -> String {
 pub enum Known {
     /// It ended.
     Ended(Box<Finished>),
+    /// Something is stored of it that can't be read: it ended, and nobody knows how.
+    Damaged,
     /// No end of it is stored.
     No,
     /// None of this boot; whether there is one of an earlier boot the disk did not say.
@@ -125,7 +134,7 @@ pub fn known(disk: &Disk, id: &RequestId) -> Known {
         return Known::Ended(Box::new(finished));
     }
     match disk.call(&Op::RequestLoad { id: id.clone() }, &[], deadline::WRITE) {
-        Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Known::No, |finished| Known::Ended(Box::new(finished))),
+        Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Known::Damaged, |finished| Known::Ended(Box::new(finished))),
         Ok(_) => Known::No,
         Err(_) => Known::NotOfThisBoot,
     }
@@ -135,7 +144,7 @@ pub fn known(disk: &Disk, id: &RequestId) -> Known {
 pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
     match known(disk, id) {
         Known::Ended(finished) => Some(*finished),
-        Known::No | Known::NotOfThisBoot => None,
+        Known::Damaged | Known::No | Known::NotOfThisBoot => None,
     }
 }
 
@@ -145,11 +154,16 @@ pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
 /// It ran. Asking again with it tells what came of it.
 pub fn not_yet_run(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
     let authorised = locked.authorised();
+    let id = authorised.id();
     if !authorised.verb().mutates() {
         return Ok(());
     }
-    match known(&run.disk, authorised.id()) {
-        Known::Ended(_) => Err(Stop::request(say::ran_meanwhile(authorised.id()))),
+    let began = run.last_intent(deadline::RECORD).is_some_and(|last| last.operation.request_id == *id);
+    let stands = standing(&run.disk).is_some_and(|operation| operation.request_id == *id);
+    match known(&run.disk, id) {
+        Known::Ended(_) | Known::Damaged => Err(Stop::request(say::ran_meanwhile(id))),
+        // Where its end could be stored nowhere, the log knows.
+        _ if began || stands => Err(Stop::request(say::ran_meanwhile(id))),
         Known::NotOfThisBoot if authorised.parsed().request().options().request_id.is_some() => {
             run.degrade("whether this id ran before the host last booted could not be looked up: the disk did not answer".to_owned());
             Ok(())
@@ -165,8 +179,8 @@ fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
     }
 }
 
-/// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
-pub(crate) fn standing(disk: &Disk) -> Option<Operation> {
+/// What operation.json says, if it stands.
+fn standing(disk: &Disk) -> Option<Operation> {
     let bytes = match std::fs::read(RUN_OPERATION) {
         Ok(bytes) => bytes,
         Err(_) => bytes_of(disk, &Op::OperationGet {})?,
@@ -174,38 +188,59 @@ pub(crate) fn standing(disk: &Disk) -> Option<Operation> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// A mutation that was killed half-way: it stands, and nobody holds the lock.
-pub fn interrupted(disk: &Disk) -> Option<Operation> {
-    let operation = standing(disk)?;
-    (lock::holder().is_none() && !ended(disk, &operation)).then_some(operation)
+/// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
+fn unfinished(disk: &Disk, last: Option<&LastIntent>) -> Option<Operation> {
+    let open = || last.filter(|last| last.end.is_none()).map(|last| last.operation.clone());
+    standing(disk).or_else(open).filter(|operation| !came_to_its_end(disk, operation))
+}
+
+/// Whether its answer is stored: then its worker was killed after its end, and only operation.json is left to take away.
+fn came_to_its_end(disk: &Disk, operation: &Operation) -> bool {
+    finished(disk, &operation.request_id).is_some_and(|finished| finished.receipt.is_some())
+}
+
+/// A mutation that was killed half-way: it stands, and whoever holds the lock is at something else.
+pub fn interrupted(disk: &Disk, last: Option<&LastIntent>) -> Option<Operation> {
+    let lives = |operation: &Operation| lock::holder().is_some_and(|holder| holder.request_id == operation.request_id);
+    unfinished(disk, last).filter(|operation| !lives(operation))
 }
 
 /// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may: then nobody can be at it.
 pub fn settle(run: &mut Run, locked: &Locked) {
-    if !locked.authorised().verb().mutates() {
-        return;
-    }
-    if let Some(operation) = standing(&run.disk) {
-        if ended(&run.disk, &operation) {
-            return clear(&run.disk);
-        }
-        // Where even the record fails it keeps standing, and the next call tells of it.
-        if run.note_interrupted(&operation).is_ok() {
-            lay_to_rest(&run.disk, &operation);
-        }
+    if locked.authorised().verb().mutates() {
+        let (disk, last) = (run.disk.clone(), run.last_intent(deadline::RECORD));
+        let _ = lay_to_rest(&disk, last.as_ref(), |operation| run.note_interrupted(operation));
     }
 }
 
-/// Whether the end of it is stored: then it was killed after its end, and only operation.json is left to take away.
-pub(crate) fn ended(disk: &Disk, operation: &Operation) -> bool {
-    finished(disk, &operation.request_id).is_some()
-}
-
-/// From now on its id answers `interrupted`, also after a reboot, and never runs again.
-pub(crate) fn lay_to_rest(disk: &Disk, operation: &Operation) {
-    let binding = Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
-    store(disk, &operation.request_id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+/// From now on the id of a mutation that was killed answers `interrupted`, also after a reboot, and never runs again; `tell` records
+/// that, and is called once for each, however often this is killed itself: first the id is stored, then told, then operation.json goes.
+/// Gives the one that was told of now.
+///
+/// # Errors
+/// Where even the record fails: it keeps standing, and the next call tells of it.
+pub(crate) fn lay_to_rest(
+    disk: &Disk,
+    last: Option<&LastIntent>,
+    tell: impl FnOnce(&Operation) -> Result<(), String>,
+) -> Result<Option<Operation>, String> {
+    let Some(operation) = unfinished(disk, last) else {
+        if standing(disk).is_some() {
+            clear(disk);
+        }
+        return Ok(None);
+    };
+    if finished(disk, &operation.request_id).is_none() {
+        let binding = Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
+        store(disk, &operation.request_id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+    }
+    let is_told = |last: &LastIntent| last.operation.request_id == operation.request_id && last.end == Some(End::Interrupted);
+    let told = last.is_some_and(is_told);
+    if !told {
+        tell(&operation)?;
+    }
     clear(disk);
+    Ok((!told).then_some(operation))
 }
 
 /// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and

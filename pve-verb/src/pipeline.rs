@@ -19,9 +19,7 @@ use crate::{bundle, capture, front, lock, mutate, operation, shown};
 
 /// Serves one request from its bytes to its receipt; gives the exit status.
 pub fn serve(arrival: Arrival) -> u8 {
-    let id = arrival.fresh_id.clone();
-    // Until it is parsed we can't know that the caller wants JSON, so a rejection is text; the grammar's users see it as well.
-    let mut run = Run::begin(&arrival, Answer::to_caller(id, Form::Text));
+    let mut run = Run::begin(&arrival, before_parsing(&arrival));
     let parsed = match door::parse(arrival) {
         Ok(parsed) => parsed,
         Err(rejection) => return run.reject(&rejection.0, rejection.1),
@@ -48,7 +46,14 @@ pub fn serve(arrival: Arrival) -> u8 {
 
 /// The end of a call that is refused before its request is looked at.
 pub fn refuse(arrival: Arrival, stop: Stop) -> u8 {
-    Run::begin(&arrival, Answer::to_caller(arrival.fresh_id.clone(), Form::Text)).refuse(stop)
+    Run::begin(&arrival, before_parsing(&arrival)).refuse(stop)
+}
+
+/// How a request is answered that was not parsed, or not yet. A program that says `--json` reads NDJSON, also where the rest of what it
+/// says is not in the grammar of this host's version.
+fn before_parsing(arrival: &Arrival) -> Answer {
+    let form = if arrival.says_json() { Form::Json } else { Form::Text };
+    Answer::to_caller(arrival.fresh_id.clone(), form)
 }
 
 /// The stages from the lock to the verdict.

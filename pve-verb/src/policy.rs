@@ -99,3 +99,25 @@ impl Authorised {
         self.parsed.request().options().dry_run
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::{self, Arrival, Verbs};
+    use proto::VerbSet;
+
+    #[test]
+    fn whoever_only_watches_needs_no_grant_and_whoever_begins_needs_one() {
+        let asked = |line: &str| {
+            let caller =
+                Caller { require_grant: Verbs(VerbSet::ALL), key_name: "careful".parse().unwrap(), ..Caller::console(Vmid::DEVVM) };
+            let fresh_id = RequestId::from_random([1; 16]);
+            allow(door::parse(Arrival::new(caller, line.as_bytes().to_vec(), fresh_id)).unwrap()).unwrap().granted_now("pve1")
+        };
+        let id = "--request-id=1f0c9a2e-0000-4000-8000-00000000c001";
+        assert!(asked(&format!("cycle --attach {id}")).unwrap().is_none());
+        assert!(asked(&format!("cycle --attach {id} --grant=expired.or-nonsense")).unwrap().is_none());
+        assert!(asked(&format!("cycle {id}")).is_err());
+        assert!(asked(&format!("cycle {id} --grant=expired.or-nonsense")).is_err());
+    }
+}

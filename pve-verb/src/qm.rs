@@ -24,7 +24,8 @@ pub enum Call {
 }
 
 impl Call {
-    const fn word(self) -> &'static str {
+    /// The sub-command.
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Start => "start",

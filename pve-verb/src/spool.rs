@@ -27,6 +27,16 @@ pub struct Binding {
     pub dry_run: bool,
 }
 
+/// A spool's first line.
+#[derive(Debug, Serialize, Deserialize)]
+struct First {
+    #[serde(flatten)]
+    binding: Binding,
+    /// The worker that made it.
+    #[serde(default)]
+    worker: u32,
+}
+
 /// More than the events of any verb are without artifacts inside.
 const RESERVED: u64 = 256 * 1024;
 /// Room that is kept behind every line, for the last word: a receipt is far shorter.
@@ -63,7 +73,7 @@ impl Spool {
         let made = (|| {
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             reserve(&file, 0, RESERVED)?;
-            let mut line = serde_json::to_vec(binding)?;
+            let mut line = serde_json::to_vec(&First { binding: binding.clone(), worker: std::process::id() })?;
             line.push(b'\n');
             file.write_all(&line)?;
             std::fs::hard_link(&hidden, path_of(folder, id))?;
@@ -128,8 +138,10 @@ fn prune_in(folder: &Path) {
         if n < KEPT && fits.is_some() {
             continue;
         }
-        let ended = File::open(&file).is_ok_and(|f| flock(&f, FlockOperation::NonBlockingLockShared).is_ok());
-        if ended {
+        let Ok(opened) = File::open(&file) else { continue };
+        let ended = flock(&opened, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let there = std::fs::symlink_metadata(&file).is_ok_and(|there| opened.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
+        if ended && there {
             let _ = std::fs::remove_file(file);
         }
     }
@@ -173,6 +185,8 @@ pub struct Follower {
     pending: Vec<u8>,
     /// What the id is bound to.
     pub binding: Binding,
+    /// The pid of the worker that made it.
+    pub worker: u32,
 }
 
 /// What following gave.
@@ -199,9 +213,10 @@ impl Follower {
             at: 0,
             pending: Vec::new(),
             binding: Binding { key_name: KeyName::console("-"), verb: Verb::Status, vmid: Vmid::DEVVM, dry_run: false },
+            worker: 0,
         };
         let first = follower.take_line()?;
-        follower.binding = serde_json::from_slice(&first).ok()?;
+        First { binding: follower.binding, worker: follower.worker } = serde_json::from_slice(&first).ok()?;
         Some(follower)
     }
 
@@ -249,7 +264,20 @@ impl Follower {
 
     /// Takes the spool away, so that its id can be used again; not one that has taken its place meanwhile.
     pub fn discard(self, id: &RequestId) {
-        let named = path_of(Path::new(path::SPOOL), id);
+        self.discard_in(Path::new(path::SPOOL), id);
+    }
+
+    fn discard_in(self, folder: &Path, id: &RequestId) {
+        let named = path_of(folder, id);
+        // Only whoever holds this file's lock takes its name away: so between the look and the act nobody else does, and no worker of
+        // another caller can have made a new spool under the name. Others hold the lock for moments, to see who lives.
+        let until = Instant::now() + Duration::from_millis(200);
+        while flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let same = |there: std::fs::Metadata| self.file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()));
         if std::fs::symlink_metadata(&named).is_ok_and(same) {
             let _ = std::fs::remove_file(named);
@@ -290,73 +318,4 @@ impl Follower {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proto::{Body, Step, StepName, StepOutcome, Timestamp};
-
-    fn id(n: u8) -> RequestId {
-        RequestId::from_random([n; 16])
-    }
-
-    fn binding() -> Binding {
-        Binding { key_name: KeyName::console("-"), verb: Verb::Cycle, vmid: Vmid::DEVVM, dry_run: false }
-    }
-
-    fn event(detail: usize) -> Event {
-        let step = Step { name: StepName::Preflight, outcome: StepOutcome::Done, ms: 1, detail: Some("x".repeat(detail)) };
-        Event::new(Timestamp::from_unix_ms(0), id(1), Body::Step(step))
-    }
-
-    fn detail(next: &Next) -> usize {
-        match next {
-            Next::Event(event) => match &event.body {
-                Body::Step(step) => step.detail.as_ref().map_or(0, String::len),
-                other => panic!("{other:?}"),
-            },
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_line_that_was_cut_off_half_way_does_not_spoil_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut spool = Spool::create_in(folder.path(), &id(1), &binding()).unwrap();
-        let mut follower = Follower::open_in(folder.path(), &id(1)).unwrap();
-        spool.append(&event(1));
-        assert_eq!(detail(&follower.follow()), 1);
-        // What a write that met a full tmpfs leaves, seen by who follows before it is cut off.
-        spool.file.write_all(&[b'{'; 3000]).unwrap();
-        assert!(matches!(follower.follow(), Next::Nothing));
-        spool.cut_back();
-        spool.append(&event(2));
-        assert_eq!(detail(&follower.follow()), 2);
-        assert!(matches!(follower.follow(), Next::Nothing));
-        drop(spool);
-        assert!(matches!(follower.follow(), Next::WorkerGone));
-    }
-
-    #[test]
-    fn spools_of_the_ended_are_kept_up_to_a_number_and_a_size_and_those_of_the_living_always() {
-        let folder = tempfile::tempdir().unwrap();
-        let made = |n: u8, bytes: usize| {
-            let mut spool = Spool::create_in(folder.path(), &id(n), &binding()).unwrap();
-            spool.append(&event(bytes));
-            // Timestamps of files are as coarse as the kernel's tick.
-            std::thread::sleep(Duration::from_millis(12));
-            spool
-        };
-        let living = made(0, 12 << 20);
-        for n in 1..4 {
-            drop(made(n, 7 << 20));
-        }
-        prune_in(folder.path());
-        let there = |n: u8| path_of(folder.path(), &id(n)).exists();
-        assert_eq!((0..4).map(there).collect::<Vec<_>>(), [true, false, true, true]);
-        for n in 4..120 {
-            drop(Spool::create_in(folder.path(), &id(n), &binding()).unwrap());
-        }
-        prune_in(folder.path());
-        assert!(there(0) && std::fs::read_dir(folder.path()).unwrap().count() <= KEPT + 1);
-        drop(living);
-    }
-}
+mod tests;

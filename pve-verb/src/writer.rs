@@ -183,7 +183,7 @@ pub enum Reply {
     /// Where the log ends.
     Tail {
         /// None where there is no record at all.
-        tail: Option<Tail>,
+        tail: Option<Box<Tail>>,
         /// What `head.json` holds, as text.
         head: Option<String>,
     },

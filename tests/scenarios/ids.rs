@@ -1,6 +1,9 @@
 //! Request ids: joined while running, replayed afterwards, never run twice; and two callers at once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
+#[path = "ids/disk.rs"]
+mod disk;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -24,8 +27,10 @@ const SCENARIOS: &[Scenario] = &[
     ("when_two_callers_bring_the_same_new_id_then_it_runs_once_and_both_get_its_receipt", same_new_id),
     ("when_a_refused_id_is_asked_again_then_it_may_run", refused_again),
     ("when_the_spool_is_deleted_then_a_finished_id_is_replayed_from_disk", spool_deleted),
-    ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk_hangs_later),
-    ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", not_looked_up),
+    ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk::hangs_later),
+    ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", disk::not_looked_up),
+    ("when_what_is_stored_of_an_id_is_damaged_then_it_is_not_run_again", disk::damaged),
+    ("when_a_worker_does_not_come_up_in_time_then_it_never_does", disk::slow_worker),
     ("when_somebody_attaches_then_a_read_record_says_so", attach_recorded),
     ("when_many_come_upon_a_late_holder_then_one_takes_over_and_one_mutates", one_takes_over),
     ("when_the_holder_is_past_its_deadline_then_it_is_killed_and_taken_over", taken_over),
@@ -181,6 +186,10 @@ fn same_new_id(lab: &Lab) -> Result<()> {
         }
         let left = Traces::of(&id)?;
         assert_eq!((left.intents, left.outcomes, left.bundles.len()), (1, 1, 1), "{left:?}");
+        // Whoever came second is told so, and leaves a record of its own.
+        let second = both.iter().filter(|one| attached(one) == json!(true)).count();
+        let records = Chain::read()?.kind("read").into_iter().filter(|r| r["request_id"] == *id && r["attached"] == true).count();
+        assert_eq!((second, records), (2, 2));
     }
     Ok(())
 }
@@ -216,52 +225,6 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
     let again = body(&ssh.call(&request)?)?;
     assert_eq!((&again["replayed"], told(again.clone())), (&json!(true), told(first)));
     assert_eq!(vm.pid(), after);
-    Ok(())
-}
-
-fn hang_the_disk() -> Vec<lab::fuse::Served> {
-    ["/var/lib/pve-verb", "/var/log/pve-verb"].map(|folder| wedge::disk_hung(folder).unwrap()).into()
-}
-
-fn disk_hangs_later(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let ssh = anna(lab)?;
-    for spool_stays in [true, false] {
-        let id = fresh_id()?;
-        let request = format!("cycle --json --request-id={id}");
-        let first = body(&ssh.call(&request)?)?;
-        let after = (vm.pid(), vm.start_ticks());
-        let hung = hang_the_disk();
-        if spool_stays {
-            // The worst: the copy on tmpfs is gone as well, and only the spool tells.
-            fs::remove_file(format!("/run/pve-verb/requests/{id}.json")).unwrap();
-        } else {
-            fs::remove_file(format!("/run/pve-verb/spool/{id}.jsonl")).unwrap();
-        }
-        for request in [request.clone(), format!("cycle --json --attach --request-id={id}")] {
-            let again = body(&ssh.call(&request)?)?;
-            assert_eq!((&again["replayed"], &again["exit_code"]), (&json!(true), &json!(0)), "{again:#}");
-            assert_eq!(again["bundle"], first["bundle"]);
-        }
-        assert_eq!((vm.pid(), vm.start_ticks()), after, "a finished id ran again");
-        drop(hung);
-    }
-    Ok(())
-}
-
-fn not_looked_up(lab: &Lab) -> Result<()> {
-    let vm = bare_vm(lab)?;
-    let (ssh, id) = (anna(lab)?, fresh_id()?);
-    let before = (vm.pid(), vm.start_ticks());
-    let hung = hang_the_disk();
-    let told = body(&ssh.call(format!("cycle --json --attach --request-id={id}"))?)?;
-    assert_eq!((told["outcome"].as_str(), &told["exit_code"]), (Some("unknown"), &json!(11)), "{told:#}");
-    assert_eq!((vm.pid(), vm.start_ticks()), before);
-    // In the incident in which the disk hangs, an id of one's own must not keep anybody from acting.
-    let told = body(&ssh.call(format!("cycle --json --request-id={id}"))?)?;
-    assert_eq!(told["exit_code"], 0, "{told:#}");
-    assert!(told["degraded"].to_string().contains("could not be looked up"), "{told:#}");
-    drop(hung);
     Ok(())
 }
 

@@ -28,7 +28,7 @@ fn main() {
     run_scenarios(SCENARIOS, station::install)
 }
 
-/// An ssh client whose output nobody ever reads.
+/// A caller whose output nobody reads. It ends with this.
 struct Deaf(Child);
 
 impl Deaf {
@@ -76,12 +76,13 @@ fn forensics_never_reads(lab: &Lab) -> Result<()> {
 }
 
 /// By hand, because a pipe holds less than what ssh and sshd take for a reader who does not.
+#[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
 fn slow_reader(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let (id, began) = (fresh_id()?, Instant::now());
     let mut command = Command::new("/usr/sbin/pve-verb");
     command.args(["forensics", "--json", "--inline", &format!("--request-id={id}")]).current_dir("/");
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Deaf(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
     until("the record", AMPLE, || Chain::read().ok().filter(|chain| chain.count(&id, "read") == 1).map(drop))?;
     // All evidence, and the record of who gets it, while not a byte was read.
     let recorded = began.elapsed();
@@ -91,8 +92,8 @@ fn slow_reader(lab: &Lab) -> Result<()> {
     assert_eq!((&record["outcome"], &record["preserved_where"]), (&json!("done"), &json!("disk")), "{record}");
     std::thread::sleep(Duration::from_secs(3));
     let mut said = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
-    assert!(child.wait().unwrap().success());
+    child.0.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert!(child.0.wait().unwrap().success());
     assert!(said.len() > 100_000, "a pipe would have held all {} bytes", said.len());
     let events: Vec<serde_json::Value> = said.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     let probes: Vec<_> = events.iter().filter(|event| event["event"] == "probe").collect();

@@ -87,7 +87,7 @@ enum Failed {
 impl Client {
     /// A client; nothing is sent yet.
     pub(super) fn new(settings: super::Vault) -> Result<Self, Message> {
-        let bad = |what: &str, next: &str| Err(Message::new(format!("keyholder.vault.{what}."), next));
+        let bad = |what: &str, next: &str| Err(Message::new(format!("vault.{what}."), next));
         if !settings.address.starts_with("https://") {
             return bad("address is not https://IP:PORT", "Vault's keys don't travel without TLS: set address and ca_file.");
         }
@@ -150,7 +150,7 @@ impl Client {
         let unreadable = |why: String| {
             Failed::Told(Message::new(
                 format!("The service account's token {} can't be used: {why}.", file.display()),
-                "Mount it, or set keyholder.vault.jwt_file.",
+                "Mount it, or set vault.jwt_file.",
             ))
         };
         let jwt = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| unreadable(error.to_string()))?);

@@ -60,7 +60,7 @@ impl Sshd {
         write("forced", &FORCED.replace("DIR", &dir), 0o755);
         let mut config = format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {dir}/host_key\nAuthorizedKeysFile {dir}/authorized\nStrictModes no\n\
-             UsePAM no\nPidFile none\nPermitRootLogin yes\nExposeAuthInfo yes\nLogLevel VERBOSE\n"
+             UsePAM no\nPidFile none\nPermitRootLogin yes\nExposeAuthInfo yes\nLogLevel VERBOSE\nMaxStartups 200\n"
         );
         if forced {
             config.push_str(&format!("ForceCommand {dir}/forced\n"));

@@ -4,7 +4,7 @@ use proto::{Sha256Hex, escape_cut};
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
-use super::chain::{Carrying, DiskEnd, Held, Standing, newest, unreviewed};
+use super::chain::{Carrying, DiskEnd, Held, Standing, intent, newest, unreviewed};
 use super::flood::{CROWDED, Floods};
 use super::line::{Kind, Line, Position, claimed_head, hash, signed_head};
 use super::{CLOCK_BEHIND_MS, Log, journal};
@@ -130,8 +130,17 @@ impl Log {
                     let held = self.chain.lock(until)?;
                     let Some(last) = batch.last() else { continue };
                     let unreviewed = unreviewed(end.unreviewed, batch);
-                    let newest = newest(end.newest, batch);
-                    held.remember(&DiskEnd { segment, length, torn: 0, seq: last.seq, head: last.hash.clone(), unreviewed, newest });
+                    let (newest, intent) = (newest(end.newest, batch), intent(end.intent, batch));
+                    held.remember(&DiskEnd {
+                        segment,
+                        length,
+                        torn: 0,
+                        seq: last.seq,
+                        head: last.hash.clone(),
+                        unreviewed,
+                        newest,
+                        intent,
+                    });
                     held.keep_what_is_not_on_disk();
                 }
             }
@@ -178,8 +187,8 @@ impl Log {
             return Err("the disk's log does not end where it should".to_owned());
         };
         let unreviewed = unreviewed(end.unreviewed, &lines);
-        let newest = newest(end.newest, &lines);
-        held.remember(&DiskEnd { segment, length, torn: 0, seq: line.seq, head: line.hash.clone(), unreviewed, newest });
+        let (newest, intent) = (newest(end.newest, &lines), intent(end.intent, &lines));
+        held.remember(&DiskEnd { segment, length, torn: 0, seq: line.seq, head: line.hash.clone(), unreviewed, newest, intent });
         held.keep_what_is_not_on_disk();
         Ok(Position {
             seq: line.seq,
@@ -200,7 +209,7 @@ impl Log {
 
     fn ask_tail(&self, until: Instant) -> Result<(Option<Tail>, Option<String>), String> {
         match self.disk.call(&Op::LogTail {}, &[], until.saturating_duration_since(Instant::now())) {
-            Ok(Reply::Tail { tail, head }) => Ok((tail, head)),
+            Ok(Reply::Tail { tail, head }) => Ok((tail.map(|tail| *tail), head)),
             Ok(other) => Err(format!("the writer answered {other:?}")),
             Err(e) => Err(e.to_string()),
         }
@@ -298,7 +307,8 @@ impl Plan {
 
 /// Pure, so that every kind of damage can be thrown at it.
 fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>, overflow: &[u8]) -> Plan {
-    let empty = DiskEnd { segment: 0, length: 0, torn: 0, seq: 0, head: Sha256Hex::zero(), unreviewed: Some(0), newest: None };
+    let empty =
+        DiskEnd { segment: 0, length: 0, torn: 0, seq: 0, head: Sha256Hex::zero(), unreviewed: Some(0), newest: None, intent: None };
     let (mut end, torn_text, damaged) = match tail {
         None => (empty, String::new(), None),
         Some(t) => (
@@ -310,6 +320,7 @@ fn reconcile(tail: Option<Tail>, head: Option<String>, expected: Option<DiskEnd>
                 head: t.hash,
                 unreviewed: t.unreviewed,
                 newest: t.at,
+                intent: t.intent,
             },
             t.torn_text,
             t.damaged,

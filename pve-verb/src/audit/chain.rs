@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::line::{Kind, Line};
+use crate::operation::LastIntent;
 
 /// The lines that the disk has not taken yet.
 const OVERFLOW: &str = "audit-overflow.jsonl";
@@ -37,6 +38,8 @@ pub(super) struct DiskEnd {
     pub(super) unreviewed: Option<u64>,
     /// The latest time that a record up to that line says, as far as it was seen.
     pub(super) newest: Option<Timestamp>,
+    /// The newest intent up to that line.
+    pub(super) intent: Option<LastIntent>,
 }
 
 /// What the overflow's lines come to, so that nobody has to read them all to add one: `audit-pending.json`. It covers the first
@@ -58,6 +61,8 @@ pub(super) struct Tally {
     uses: u64,
     /// The latest time that one of the lines says.
     newest: Option<Timestamp>,
+    /// The newest intent of all, the disk's among them, and what became of it.
+    intent: Option<LastIntent>,
 }
 
 impl Tally {
@@ -65,6 +70,7 @@ impl Tally {
         self.first_prev.get_or_insert_with(|| line.prev.clone());
         self.last = Some((line.seq, line.hash.clone()));
         self.newest = self.newest.max(line.at);
+        self.intent = LastIntent::after(self.intent.take(), line.mark());
         match line.kind {
             Kind::Review => (self.reviewed, self.uses) = (true, 0),
             Kind::Intent => self.uses += 1,
@@ -95,6 +101,11 @@ impl Standing {
     /// The latest time that any record says, as far as it was seen.
     pub(super) fn newest(&self) -> Option<Timestamp> {
         self.tally.newest.max(self.disk.as_ref().and_then(|d| d.newest))
+    }
+
+    /// The newest intent, and what became of it.
+    pub(super) fn intent(self) -> Option<LastIntent> {
+        self.tally.intent
     }
 
     /// Mutating uses since the last review; `Err` where some of the overflow's lines are on disk too, so that they have to be looked at.
@@ -134,6 +145,10 @@ impl Known {
 
 pub(super) fn newest(before: Option<Timestamp>, lines: &[Line]) -> Option<Timestamp> {
     lines.iter().map(|l| l.at).chain([before]).max().flatten()
+}
+
+pub(super) fn intent(before: Option<LastIntent>, lines: &[Line]) -> Option<LastIntent> {
+    lines.iter().fold(before, |last, line| LastIntent::after(last, line.mark()))
 }
 
 pub(super) fn unreviewed(before: Option<u64>, lines: &[Line]) -> Option<u64> {
@@ -244,17 +259,21 @@ impl Chain {
 impl Held<'_> {
     /// Where the chain stands. Reads only what was not counted yet.
     pub(super) fn standing(&self) -> Standing {
-        Standing { disk: self.chain.disk_end(), tally: self.tally().unwrap_or_default() }
+        let disk = self.chain.disk_end();
+        // Counting goes on from what the disk has.
+        let nothing = Tally { intent: disk.as_ref().and_then(|d| d.intent.clone()), ..Tally::default() };
+        let tally = self.tally(&nothing).unwrap_or(nothing);
+        Standing { disk, tally }
     }
 
-    fn tally(&self) -> io::Result<Tally> {
+    fn tally(&self, nothing: &Tally) -> io::Result<Tally> {
         let file = match self.chain.file(OVERFLOW, OFlags::RDWR) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Tally::default()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(nothing.clone()),
             opened => opened?,
         };
         let (inode, length) = (file.metadata()?.ino(), file.metadata()?.len());
         let stored = self.small(TALLY).and_then(|text| serde_json::from_slice::<Tally>(&text).ok());
-        let mut tally = stored.filter(|t| t.inode == inode && t.bytes <= length).unwrap_or_else(|| Tally { inode, ..Tally::default() });
+        let mut tally = stored.filter(|t| t.inode == inode && t.bytes <= length).unwrap_or_else(|| Tally { inode, ..nothing.clone() });
         if tally.bytes < length {
             let mut more = vec![0; usize::try_from(length - tally.bytes).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut more, tally.bytes)?;

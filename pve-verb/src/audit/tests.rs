@@ -1,12 +1,13 @@
+//! The chain, its rungs and what a crash, a full or a hung disk makes of it.
+
 use super::*;
-use crate::disk::tests::{broken_disk, disk_at, hung_disk};
+use crate::disk::tests::{broken_disk, counted_hung_disk, disk_at, hung_disk};
 use crate::sign::{self, verify_raw, verify_sshsig};
 use base64ct::{Base64, Encoding};
 use line::Line;
 use proto::{Outcome, Request};
 use ssh_key::private::{Ed25519Keypair, PrivateKey};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 pub(super) struct Host {
     pub(super) root: tempfile::TempDir,
@@ -76,17 +77,6 @@ fn chain_of(bytes: &[u8], signer: &Signer) -> Vec<Value> {
         all.push(value);
     }
     all
-}
-
-/// A disk that hangs, and how often it was asked from the beginning.
-pub(super) fn counted_hung_disk() -> (Disk, Arc<AtomicU32>) {
-    let asked = Arc::new(AtomicU32::new(0));
-    let counts = Arc::clone(&asked);
-    let disk = Disk::with(Box::new(move || {
-        counts.fetch_add(1, Ordering::SeqCst);
-        crate::disk::tests::hung_writer()
-    }));
-    (disk, asked)
 }
 
 pub(super) fn kinds(lines: &[Value]) -> Vec<&str> {

@@ -1,3 +1,5 @@
+//! Logs that are sound, and what the auditor says of those that are not.
+
 use super::*;
 use crate::audit::{Kind, Log};
 use crate::disk::tests::{broken_disk, disk_at, hung_disk};

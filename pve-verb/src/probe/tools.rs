@@ -45,7 +45,7 @@ pub fn run_tools(until: Instant) -> Vec<Answer> {
     for p in planned() {
         let (to, within) = (to.clone(), p.deadline.min(left));
         // One that can't be started gives no answer.
-        let _ = std::thread::Builder::new().spawn(move || to.send(run(&p, within)));
+        let _ = std::thread::Builder::new().spawn(move || drop(to.send(run(&p, within))));
     }
     drop(to);
     let mut answers = Vec::new();

@@ -1,3 +1,5 @@
+//! Which bundles go, and which may not: by age, number, size and whether somebody has looked at them.
+
 use super::*;
 use proptest::prelude::*;
 use proto::{RequestId, Timestamp};

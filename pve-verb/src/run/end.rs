@@ -101,6 +101,8 @@ impl Run {
     }
 
     fn seal(mut self, how: Closing, outcome: Outcome, held: Option<Preserved>) -> u8 {
+        // A refusal behind its own intent is the end of that: an id with an intent never runs again.
+        let how = if self.intent { Closing::Outcome } else { how };
         let facts = json!({
             "already": self.facts.already,
             "interrupted": self.facts.interrupted,
@@ -123,8 +125,7 @@ impl Run {
             Ok(made) => made,
             Err(why) => return self.broken(&why),
         };
-        // A refusal behind its own intent is an end as well: an id with an intent never runs again.
-        if let (true, Some(binding)) = (how == Closing::Outcome || self.intent, self.binding.clone()) {
+        if let (Closing::Outcome, Some(binding)) = (how, self.binding.clone()) {
             let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone() };
             operation::finish(&self, &finished, self.intent);
         }

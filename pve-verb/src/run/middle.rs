@@ -3,11 +3,11 @@
 
 use proto::{Body, Step, StepName, StepOutcome, Verb};
 use serde_json::{Map, Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Run;
 use crate::audit::Kind;
-use crate::operation::{self, Operation};
+use crate::operation::{self, LastIntent, Operation};
 use crate::policy::Authorised;
 use crate::rate::Rates;
 use crate::run::Stop;
@@ -57,9 +57,14 @@ impl Run {
     ///
     /// # Errors
     /// Where no rung takes it.
-    pub fn set_operation(&mut self, authorised: &Authorised) -> Result<(), String> {
+    pub fn set_operation(&mut self, operation: &Operation) -> Result<(), String> {
+        operation::set(self, operation)
+    }
+
+    /// What operation.json will say, and the intent before it.
+    pub fn operation(&self, authorised: &Authorised) -> Operation {
         let pid = std::process::id();
-        let operation = Operation {
+        Operation {
             request_id: self.facts.request_id.clone(),
             verb: authorised.verb(),
             vmid: authorised.vmid(),
@@ -70,8 +75,12 @@ impl Run {
             at: host::now(),
             bundle: self.facts.bundle.clone(),
             deadline_boot_ms: host::boot_ms().saturating_add(authorised.deadline_ms()),
-        };
-        operation::set(self, &operation)
+        }
+    }
+
+    /// The log's newest intent, as [`crate::audit::Log::last_intent`].
+    pub fn last_intent(&mut self, within: Duration) -> Option<LastIntent> {
+        self.log.last_intent(within)
     }
 
     /// A mutation was killed half-way, and nobody told of it yet.

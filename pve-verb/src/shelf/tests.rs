@@ -1,3 +1,5 @@
+//! Bundles on their shelf: what was changed in them is found, and what is listed, shown or exported is clean.
+
 use super::verify::{Report, print, verify_at};
 use super::*;
 use crate::bundle::hash;

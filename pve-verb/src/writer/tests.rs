@@ -1,3 +1,5 @@
+//! The writer child: its few operations, and the names and folders that it refuses.
+
 use super::*;
 use crate::host::path;
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +26,7 @@ impl Place {
     }
     fn tail(&self) -> Tail {
         match self.does(Op::LogTail {}, &[]) {
-            Reply::Tail { tail: Some(tail), .. } => tail,
+            Reply::Tail { tail: Some(tail), .. } => *tail,
             other => panic!("{other:?}"),
         }
     }
@@ -62,6 +64,35 @@ fn the_tail_is_the_last_whole_line_and_the_torn_bytes_behind_it_are_replaced() {
     assert_eq!((tail.hash, tail.torn_text.as_str()), (log::hash(b"{\"seq\":2,\"kind\":\"intent\"}"), "{\"seq\":3,\"ki"));
     assert_eq!(place.append(1, tail.length, 12, b"{\"seq\":3,\"kind\":\"review\"}\n"), Reply::Done {});
     assert_eq!((place.tail().seq, place.tail().torn, place.tail().unreviewed), (3, 0, Some(0)));
+}
+
+#[test]
+fn the_tail_knows_the_newest_intent_across_segments_and_reviews_and_what_became_of_it() {
+    let place = Place::new();
+    let id = |n: u8| RequestId::from_random([n; 16]);
+    let operation = |n: u8| {
+        serde_json::json!({
+            "request_id": id(n), "verb": "cycle", "vmid": 102, "key_name": "anna", "boot_id": "b", "pid": 1, "started": 2,
+            "at": "2026-11-21T00:30:00.000Z", "bundle": null, "deadline_boot_ms": 3,
+        })
+    };
+    let line = |seq: u64, kind: &str, n: u8| {
+        format!("{{\"seq\":{seq},\"kind\":\"{kind}\",\"request_id\":\"{}\",\"operation\":{}}}\n", id(n), operation(n))
+    };
+    let seen = || place.tail().intent.map(|last| (last.operation.request_id, last.end));
+    let mut ends = 0;
+    let mut add = |segment, text: String| {
+        place.append(segment, ends, 0, text.as_bytes());
+        ends += text.len() as u64;
+    };
+    add(1, line(1, "intent", 1) + &line(2, "outcome", 1) + &line(3, "intent", 2));
+    assert_eq!(seen(), Some((id(2), None)));
+    add(1, "{\"seq\":4,\"kind\":\"review\"}\n".to_owned());
+    assert_eq!((seen(), place.tail().unreviewed), (Some((id(2), None)), Some(0)));
+    place.append(5, 0, 0, (line(5, "outcome", 1) + "{\"seq\":6,\"kind\":\"read\"}\n").as_bytes());
+    assert_eq!((seen(), place.tail().unreviewed), (Some((id(2), None)), Some(0)), "another request's end");
+    place.append(7, 0, 0, (line(7, "outcome", 2) + &line(8, "interrupted", 2)).as_bytes());
+    assert_eq!(seen(), Some((id(2), Some(crate::operation::End::Interrupted))), "the newest end counts");
 }
 
 #[test]
