@@ -94,6 +94,24 @@ async fn after_an_unknown_result_no_further_mutation_of_the_same_answer_is_sent(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_an_unknown_result_nothing_is_changed_until_the_model_has_looked() {
+    let replies = vec![
+        say(vec![verb("pve_forensics"), verb("pve_cycle")]),
+        say(vec![verb("pve_reset")]),
+        // Decided before the look was read.
+        say(vec![verb("pve_status"), verb("pve_cycle")]),
+        say(vec![verb("pve_start")]),
+        done(),
+    ];
+    let desk = desk(Api::replies(replies), recorded("cycle-with-unknown-end"));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+    desk.faultless();
+    assert_eq!(desk.verbs(), [Verb::Forensics, Verb::Cycle, Verb::Status, Verb::Start]);
+    assert_eq!(incident.facts().unknown, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_budget_that_is_used_up_stops_the_model_and_says_so() {
     let endless = || Api::start(|_, _| say(vec![verb("pve_status")]));
     for (budget, word) in [

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::{Assessment, Message, Preserved, Probe, Unit64, Unit200, Verb};
+use proto::{Assessment, Message, Outcome, Preserved, Probe, Unit64, Unit200, Verb};
 use tokio::sync::{mpsc, oneshot};
 
 use super::event::{By, Task, What};
@@ -61,6 +61,13 @@ pub struct VerbTold {
     pub kept: Vec<Kept>,
     /// Where the evidence is, where a valid receipt names the same bundle.
     pub preserved: Option<Preserved>,
+}
+
+impl VerbTold {
+    /// Whether a valid receipt says what became of it.
+    pub fn is_known(&self) -> bool {
+        self.end.checked.as_ref().is_ok_and(|proved| !matches!(proved.body().outcome, Outcome::Unknown | Outcome::Internal))
+    }
 }
 
 /// A verb that runs.
@@ -161,6 +168,24 @@ impl Incident {
             grant: None,
         };
         self.begin(hands, task, pending.by, ask, pending.call.clone()).map(Some)
+    }
+
+    /// Fetches the results of all verbs that a restart cut off, but those that a call of Claude's waits for where `calls` is false: its own
+    /// conversation answers these. Gives what stays unknown of the first whose result can't be had: nothing more may be done then.
+    pub async fn catch_up(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, calls: bool) -> Option<Message> {
+        for pending in self.facts().running.into_iter().filter(|pending| calls || pending.call.is_none()) {
+            let told = match self.reattach(hands, task, &pending) {
+                Ok(None) => continue,
+                Ok(Some(running)) => running.end().await,
+                Err(why) => Err(why),
+            };
+            match told {
+                Ok(told) if told.is_known() => {}
+                Ok(told) => return Some(told.end.said),
+                Err(why) => return Some(why),
+            }
+        }
+        None
     }
 
     fn begin(

@@ -89,7 +89,7 @@ pub(crate) fn obedient(body: &Value) -> Reply {
             blocks.push(verb(name));
         }
     }
-    for word in ["curl ", "rm -rf", "ssh ", "poweroff"] {
+    for word in ["curl ", "rm -rf", "ssh ", "poweroff", "shutdown"] {
         if let Some(at) = lower.find(word) {
             let end = results[at..].find(['\n', '\'', '"']).map_or(results.len(), |end| at + end);
             blocks.push(exec(&results[at..end]));
