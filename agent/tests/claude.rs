@@ -317,3 +317,42 @@ async fn two_incidents_at_once_share_neither_conversation_nor_budget() {
         assert_eq!((text.contains("One."), text.contains("Two.")), (incident.id() == one.id(), incident.id() == two.id()));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_devvm_that_boots_is_waited_for_in_one_call_and_otherwise_nobody_waits() {
+    let mut case = recorded(STALL);
+    let well = case.state.get_mut("well").unwrap();
+    well.reachable = false;
+    let script = |body: &Value, _| match actors::called(body).len() {
+        0 => say(vec![verb("pve_forensics"), exec("uptime")]),
+        2 => say(vec![verb("pve_cycle"), exec("uptime")]),
+        _ => done(),
+    };
+    let desk = desk(Api::start(script), case);
+    let (incident, mut session) = desk.session();
+    let begun = Instant::now();
+    let stop = {
+        let incident = incident.clone();
+        tokio::spawn(async move {
+            let mut watcher = incident.watch(0);
+            while !(incident.facts().mutated && incident.facts().commands.len() == 1) {
+                watcher.next().await;
+            }
+            let early = begun.elapsed();
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            incident.cancel();
+            early
+        })
+    };
+    assert!(matches!(session.prompt("Hello.", None).await, Turned::Cancelled(_)));
+    assert!(stop.await.unwrap() < Duration::from_secs(3), "before anything was changed a dead devvm is no reason to wait");
+    let tries = desk.commands().len();
+    assert!(tries >= 3, "tried again: {tries}");
+    // Nobody waits any more: it does not run later behind anybody's back.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(desk.commands().len() <= tries + 1);
+    let now = desk.commands().len();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((desk.commands().len(), incident.facts().commands.len()), (now, 0));
+    desk.faultless();
+}

@@ -118,7 +118,8 @@ impl Session {
                 }
             }
             Tool::Exec { command, timeout, reason } => {
-                let exec = Exec { command, reason: Some(reason), timeout, call: Some(id.to_owned()) };
+                let patient = self.mind.waits && self.incident.facts().mutated;
+                let exec = Exec { command, reason: Some(reason), timeout, patient, call: Some(id.to_owned()) };
                 let running = match self.incident.exec(&self.mind.hands, self.task, By::Model, exec) {
                     Ok(running) => running,
                     Err(why) => return Ok(Given::refused(format!("It could not be recorded, so nothing ran. {why}"))),

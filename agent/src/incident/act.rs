@@ -3,7 +3,7 @@
 //! What was begun runs on in a task of its own, whoever stops waiting for it: its end comes into the log all the same.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::{Assessment, Message, Outcome, Preserved, Probe, Unit64, Unit200, Verb};
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +17,9 @@ use crate::untrusted::Untrusted;
 
 /// News that wait for a slow disk.
 const WAITING: usize = 64;
+
+/// Between two attempts to reach a devvm that boots.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// What somebody wants done.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +101,8 @@ pub struct Exec {
     pub reason: Option<String>,
     /// Its time.
     pub timeout: Duration,
+    /// A devvm that can't be reached is tried again within that time, as long as somebody waits: it may be booting.
+    pub patient: bool,
     /// The tool call that it serves.
     pub call: Option<String>,
 }
@@ -225,29 +230,48 @@ impl Incident {
     /// It could not be recorded: nothing ran.
     pub fn exec(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, by: By, exec: Exec) -> Result<Running<ExecTold>, Message> {
         let number = self.next_exec();
-        let Exec { command, reason, timeout, call } = exec;
+        let Exec { command, reason, timeout, patient, call } = exec;
         let asked = What::ExecAsked { exec: number, command: command.clone(), reason, timeout_s: timeout.as_secs(), call };
         self.write(task, by, asked)?;
         let (tell, end) = oneshot::channel();
         let (incident, hands) = (Arc::clone(self), Arc::clone(hands));
         tokio::spawn(async move {
-            let (news, mut told) = mpsc::channel(WAITING);
+            let until = Instant::now() + timeout;
             let mut prints = Prints::new(&incident, task, by, number);
-            let mut doing = hands.exec(ExecAsk { command, timeout }, news);
             let end = loop {
-                tokio::select! {
-                    biased;
-                    Some(news) = told.recv() => prints.news(&news),
-                    end = &mut doing => break end,
+                let timeout = until.saturating_duration_since(Instant::now());
+                let end = once(&*hands, ExecAsk { command: command.clone(), timeout }, &mut prints).await;
+                // Only where nothing ran, and never for somebody who has left meanwhile.
+                let again = patient && matches!(end, ExecEnd::Unreachable(_)) && until > Instant::now() + AGAIN;
+                if !again {
+                    break end;
+                }
+                tokio::time::sleep(AGAIN).await;
+                if tell.is_closed() {
+                    break end;
                 }
             };
-            while let Ok(news) = told.try_recv() {
-                prints.news(&news);
-            }
             let _nobody_waits = tell.send(prints.ended(end));
         });
         Ok(Running { id: format!("command {number}"), end })
     }
+}
+
+/// One attempt at a command.
+async fn once(hands: &dyn Hands, ask: ExecAsk, prints: &mut Prints<'_>) -> ExecEnd {
+    let (news, mut told) = mpsc::channel(WAITING);
+    let mut doing = hands.exec(ask, news);
+    let end = loop {
+        tokio::select! {
+            biased;
+            Some(news) = told.recv() => prints.news(&news),
+            end = &mut doing => break end,
+        }
+    };
+    while let Ok(news) = told.try_recv() {
+        prints.news(&news);
+    }
+    end
 }
 
 /// The line before the first attempt.

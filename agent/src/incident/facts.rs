@@ -68,6 +68,8 @@ pub struct Facts {
     pub sentence: Option<String>,
     /// Whether a mutation was sent after the last look at the VM.
     pub touched: bool,
+    /// Whether one was sent at all: the guest may be booting.
+    pub mutated: bool,
     /// A mutation whose result nobody knows, until the VM is looked at.
     pub unknown: Option<Verb>,
     /// How it ended, where nothing came after.
@@ -96,6 +98,7 @@ impl Facts {
             What::Decided { call, .. } => drop(self.awaiting.remove(call)),
             What::VerbAsked { request_id, verb, reason, dry_run, call, deadline_ms, .. } => {
                 self.touched |= verb.mutates() && !dry_run;
+                self.mutated |= verb.mutates() && !dry_run;
                 // Asked again with --attach after a restart: the same verb, since when it was.
                 if !self.running.iter().any(|pending| pending.request_id == *request_id) {
                     self.running.push(Pending {

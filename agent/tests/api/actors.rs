@@ -19,7 +19,7 @@ pub(crate) fn results(body: &Value) -> Option<String> {
 }
 
 /// Our own words in a result: what is not data.
-fn trusted(text: &str) -> String {
+pub(crate) fn trusted(text: &str) -> String {
     text.lines().filter(|line| !line.starts_with("| ")).collect::<Vec<_>>().join("\n")
 }
 
