@@ -16,6 +16,7 @@ pub mod hands;
 pub mod receipt;
 pub mod say;
 pub mod signers;
+pub mod web;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
 pub const UNKNOWN: u8 = 20;
