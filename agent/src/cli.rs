@@ -9,6 +9,7 @@ use proto::{Body, RequestId, Verb, Vmid};
 
 use crate::UNKNOWN;
 use crate::answer::Reader;
+use crate::config::{self, Config};
 use crate::receipt::{Asked, Unproved, check, exit_code};
 use crate::say;
 use crate::signers::Pinned;
@@ -26,11 +27,7 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-Not there yet: verb, chat, runbook, serve, mcp, watch, keyholder, doctor, receipts, evals, grant.
-Until then the verbs are called with plain ssh, and receipt says what an answer is worth:
-
-  ssh breakglass@HOST 'cycle --json --reason=disk%20stalled' | tee answer
-  breakglass receipt --signing-key allowed_signers answer
+Not there yet: chat, serve, mcp.
 
 Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 10 failed,
 11 unknown, 70 a bug), 20 where there is no valid receipt, 64 for a wrong command line.";
@@ -38,8 +35,65 @@ Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// One verb on the host, its evidence and receipt kept
+    Verb(crate::verb::Verb),
+    /// Try the whole way and say what is broken
+    Doctor(At),
+    /// The kept receipts
+    #[command(subcommand)]
+    Receipts(Receipts),
+    /// The devvm
+    #[command(subcommand)]
+    Devvm(Devvm),
     /// Read an answer that was asked for with --json, and say what it proves
     Receipt(Receipt),
+    /// Hold the SSH keys and sign logins with them, for whoever may use its socket
+    Keyholder(At),
+    /// An incident without a model: evidence, what the assessment recommends, is the guest back
+    Runbook(crate::runbook::command::Runbook),
+    /// Notice a wedge and tell it, or open an incident
+    Watch(At),
+    /// Replay recorded incidents for who is to act in them, and score what was done
+    Evals(crate::evals::command::Evals),
+    /// A second key's permission for one mutation
+    #[command(subcommand)]
+    Grant(Grant),
+}
+
+/// `receipts`.
+#[derive(Debug, Subcommand)]
+pub enum Receipts {
+    /// Hold them against each other and against the host's log: roll-back and forks show
+    Verify(At),
+}
+
+/// `devvm`.
+#[derive(Debug, Subcommand)]
+pub enum Devvm {
+    /// Accept its new host key, after a person has compared the fingerprint on its own console
+    Accept {
+        /// The fingerprint that the console shows
+        #[arg(value_name = "SHA256:…")]
+        fingerprint: String,
+        /// Where the configuration is
+        #[command(flatten)]
+        at: At,
+    },
+}
+
+/// `grant`.
+#[derive(Debug, Subcommand)]
+pub enum Grant {
+    /// Write a grant to be signed with ssh-keygen -Y sign; with --signed, pack it into what --grant takes
+    New(crate::grant::New),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct At {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
+    pub config: PathBuf,
 }
 
 /// `receipt`.
@@ -61,7 +115,7 @@ pub struct Receipt {
     pub file: Option<PathBuf>,
 }
 
-fn verb(text: &str) -> Result<Verb, String> {
+pub(crate) fn verb(text: &str) -> Result<Verb, String> {
     text.parse().map_err(|()| "one of status, forensics, reset, stop, start, cycle".to_owned())
 }
 
@@ -75,8 +129,36 @@ pub fn run() -> u8 {
             return if error.use_stderr() { 64 } else { 0 };
         }
     };
-    let Command::Receipt(args) = cli.command;
-    match receipt(&args) {
+    let ended = match &cli.command {
+        Command::Receipt(args) => receipt(args),
+        Command::Verb(args) => {
+            return crate::verb::verb(args).unwrap_or_else(|message| {
+                let _nobody_reads = writeln!(io::stderr(), "{message}");
+                UNKNOWN
+            });
+        }
+        Command::Doctor(at) => return passed(Config::load(&at.config).and_then(|config| crate::doctor::doctor(&config))),
+        Command::Receipts(Receipts::Verify(at)) => {
+            return passed(Config::load(&at.config).and_then(|config| crate::receipts::command(&config)));
+        }
+        Command::Devvm(Devvm::Accept { fingerprint, at }) => {
+            return quiet(Config::load(&at.config).and_then(|config| {
+                let ssh = crate::host::Ssh::open(&config)?;
+                crate::verb::runtime()?.block_on(ssh.accept(fingerprint))
+            }));
+        }
+        Command::Keyholder(at) => return quiet(keyholder(at)),
+        Command::Runbook(args) => return passed(crate::runbook::command::runbook(args)),
+        Command::Watch(at) => {
+            log();
+            return quiet(Config::load(&at.config).and_then(|config| crate::watch::command::watch(&config)));
+        }
+        Command::Evals(args) => return passed(crate::evals::command::evals(args, |_| Err(no_model()))),
+        Command::Grant(Grant::New(args)) => {
+            return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));
+        }
+    };
+    match ended {
         Ok((said, status)) => {
             let _nobody_reads = writeln!(io::stdout(), "{said}");
             status
@@ -86,6 +168,41 @@ pub fn run() -> u8 {
             UNKNOWN
         }
     }
+}
+
+/// The end of a command that prints nothing of its own: 0, or 1 with what is wrong.
+fn quiet(ended: Result<(), proto::Message>) -> u8 {
+    ended.map_or_else(
+        |message| {
+            let _nobody_reads = writeln!(io::stderr(), "{message}");
+            1
+        },
+        |()| 0,
+    )
+}
+
+/// 0 where all is well, 1 where it is not or could not be told.
+fn passed(ended: Result<bool, proto::Message>) -> u8 {
+    match ended {
+        Ok(well) => u8::from(!well),
+        Err(message) => quiet(Err(message)),
+    }
+}
+
+fn no_model() -> proto::Message {
+    proto::Message::new("This version plays no model yet.", "Let the runbook play: --runbook.")
+}
+
+fn keyholder(at: &At) -> Result<(), proto::Message> {
+    log();
+    let config = Config::load(&at.config)?;
+    crate::keyholder::run(Config::need(config.keyholder.as_ref(), "keyholder")?)
+}
+
+/// Each event is one JSON line on standard output, for the cluster's log shipper.
+fn log() {
+    let _set_before =
+        tracing_subscriber::fmt().json().flatten_event(true).with_target(false).with_max_level(tracing::Level::INFO).try_init();
 }
 
 /// `receipt`: the two sentences and the exit status; or what could not be read.

@@ -12,10 +12,26 @@
 
 pub mod answer;
 pub mod cli;
+pub mod config;
+pub mod devvm;
+pub mod doctor;
+pub mod evals;
+pub mod grant;
 pub mod hands;
+pub mod host;
+pub mod http;
+pub mod incident;
+pub mod keyholder;
 pub mod receipt;
+pub mod receipts;
+pub mod redact;
+pub mod runbook;
 pub mod say;
 pub mod signers;
+pub mod ssh;
+pub mod untrusted;
+pub mod verb;
+pub mod watch;
 pub mod web;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.

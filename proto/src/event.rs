@@ -35,6 +35,10 @@ pub enum Body {
     Probe(Probe),
     /// The evidence was judged.
     Assessment(Assessment),
+    /// A file of a bundle that only the caller can keep.
+    Artifact(Artifact),
+    /// All of that bundle was sent; the caller's `ack` is awaited.
+    Offered(Offered),
     /// The evidence is durable; from here on the VM may be changed.
     Preserved(Preserved),
     /// A step of a mutation.
@@ -124,6 +128,55 @@ pub struct Probe {
     pub data: Option<String>,
 }
 
+/// `artifact`: one file of a bundle that no rung of the host's could take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Its path within the bundle.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its hash.
+    pub sha256: Sha256Hex,
+    /// Its bytes in base64.
+    pub data: String,
+}
+
+/// `offered`: the bundle is with the caller, who now says that it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offered {
+    /// Its name.
+    pub bundle: BundleName,
+    /// SHA-256 of its `manifest.json`: what the `ack` names.
+    pub manifest_sha256: Sha256Hex,
+    /// How many `artifact` events there were.
+    pub files: u64,
+    /// The questions whose artifacts were left out, because all of them together were too long.
+    pub left_out: Vec<String>,
+    /// How long the `ack` is awaited, in milliseconds.
+    pub wait_ms: u64,
+}
+
+/// What the caller says on stdin once it keeps the bundle: `ack MANIFEST_SHA256` and a newline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack(pub Sha256Hex);
+
+impl Ack {
+    /// The bytes of the line, its newline with them.
+    pub const BYTES: usize = 4 + 64 + 1;
+
+    /// Reads the line; there is one way to write it.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(line).ok()?;
+        text.strip_prefix("ack ")?.strip_suffix('\n')?.parse().ok().map(Self)
+    }
+}
+
+impl std::fmt::Display for Ack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "ack {}", self.0)
+    }
+}
+
 /// On which rung the evidence is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -205,5 +258,27 @@ mod tests {
             r#"{"v":1,"at":"1970-01-01T00:00:00.000Z","request_id":"01010101-0101-4101-8101-010101010101","event":"step","name":"qm-stop","outcome":"timed_out","ms":7,"detail":null}"#
         );
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+    }
+
+    #[test]
+    fn an_ack_has_one_spelling() {
+        let hash = "0a".repeat(32);
+        let line = format!("ack {hash}\n");
+        let ack = Ack::parse(line.as_bytes()).unwrap();
+        assert_eq!((ack.to_string(), line.len()), (line.clone(), Ack::BYTES));
+        for bad in [
+            format!("ack {hash}"),
+            format!("ack {hash}\r\n"),
+            format!("ack  {hash}\n"),
+            format!(" ack {hash}\n"),
+            format!("ACK {hash}\n"),
+            format!("ack {}\n", hash.to_uppercase()),
+            format!("ack {hash}0\n"),
+            format!("ack {hash}\n\n"),
+            "ack \n".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(Ack::parse(bad.as_bytes()), None, "{bad:?}");
+        }
     }
 }

@@ -16,7 +16,9 @@ mod time;
 mod verb;
 
 pub use assessment::{Assessment, Code, Finding, Recommendation};
-pub use event::{Accepted, ArtifactRef, Binary, Body, Event, Preserved, Probe, ProbeOutcome, Step, StepName, StepOutcome, Where};
+pub use event::{
+    Accepted, Ack, Artifact, ArtifactRef, Binary, Body, Event, Offered, Preserved, Probe, ProbeOutcome, Step, StepName, StepOutcome, Where,
+};
 pub use id::{BundleName, KeyName, RequestId, Sha256Hex, Vmid};
 pub use manifest::{Digest, Host, IN_TOTO_STATEMENT, Manifest, NotCaptured, PREDICATE_TYPE, Predicate, RequestFacts, Subject};
 pub use outcome::{Message, Outcome};

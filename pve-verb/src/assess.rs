@@ -16,7 +16,9 @@ mod paused;
 mod rrd;
 mod sample;
 mod serial;
+mod tasks;
 
+pub use crate::probe::sketch::Likeness;
 pub use sample::{Blocked, Queue, Sample};
 
 /// How a probe ended, and its detail.
@@ -64,6 +66,8 @@ pub struct Facts {
     pub window_ms: Option<u64>,
     /// Seconds since 1970 when the evidence was taken; without it the RRD's rows have no age.
     pub now_unix_s: Option<u64>,
+    /// How the two screens compare; where not said, their files are compared.
+    pub screens: Option<Likeness>,
     /// Whether `console/serial.txt` is what the socket said just now, and not a log file with a past.
     pub serial_is_live: Option<bool>,
 }
@@ -203,10 +207,18 @@ pub fn assess(evidence: &Evidence<'_>) -> Assessment {
 fn nothing_found(evidence: &Evidence<'_>) -> Assessment {
     let vm = evidence.vm();
     let (code, sentence, text, paths, why) = if evidence.status().as_deref() == Some("running") {
-        let (text, mut paths) = block::activity(evidence);
+        let (text, mut paths, waits) = block::activity(evidence);
         paths.insert(0, "qmp/query-status.json".to_owned());
-        let sentence = format!("{vm} looks healthy: QEMU answers and says running, {text}.");
-        (Code::Healthy, sentence.clone(), sentence, paths, "Nothing needs doing.")
+        let (but, why) = match waits {
+            // One look can't tell a request that is about to be answered from one that never will be.
+            Some(waits) => (
+                format!(". But {waits} at this moment, and whether for long one look can't tell"),
+                "Ask for status again after two seconds: two looks show whether what waits is answered.",
+            ),
+            None => (String::new(), "Nothing needs doing."),
+        };
+        let sentence = format!("{vm} looks healthy: QEMU answers and says running, {text}{but}.");
+        (Code::Healthy, sentence.clone(), sentence, paths, why)
     } else {
         let sentence = format!("Too little of {vm} could be observed for a judgement; nothing that was seen looks wrong.");
         (Code::QmpUnavailable, sentence.clone(), sentence, vec!["qmp".to_owned()], "Try again.")
@@ -255,8 +267,15 @@ impl Evidence<'_> {
     }
 }
 
-/// `{"return": X}` is X, `{"error": …}` is nothing, anything else is itself.
-fn returned(bytes: &[u8]) -> Option<Value> {
+/// The most of an artifact that is read as JSON: parsed, it takes many times as much, of a worker that must not be killed for it. A host
+/// with a hundred disks and vCPUs stays far below.
+const MOST_JSON: usize = 4 * 1024 * 1024;
+
+/// `{"return": X}` is X, `{"error": …}` is nothing, anything else is itself. What is too long to be read safely is nothing, too.
+pub(crate) fn returned(bytes: &[u8]) -> Option<Value> {
+    if bytes.len() > MOST_JSON {
+        return None;
+    }
     match serde_json::from_slice(bytes).ok()? {
         Value::Object(mut reply) if reply.contains_key("return") => reply.shift_remove("return"),
         Value::Object(reply) if reply.contains_key("error") => None,

@@ -19,13 +19,15 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
 use crate::host::{self, path};
+use crate::operation::LastIntent;
 use crate::sign::Signer;
 use crate::writer::{Op, Reply};
 
 mod carry;
 mod chain;
+mod flood;
 mod journal;
-mod line;
+pub(crate) mod line;
 mod record;
 
 use carry::Carried;
@@ -39,6 +41,18 @@ pub const PATIENT: Duration = Duration::from_millis(1000);
 /// What a read may.
 pub const HASTY: Duration = Duration::from_millis(300);
 
+/// A clock that is this far behind the newest record has jumped; less is how clocks are kept right.
+const CLOCK_BEHIND_MS: u64 = 5_000;
+
+/// What became of a request's last record.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It stands in the chain.
+    Recorded(Position),
+    /// It is counted, for a summary: the sentence that says so.
+    Counted(String),
+}
+
 /// The audit log of this host.
 #[derive(Debug)]
 pub struct Log {
@@ -51,6 +65,10 @@ pub struct Log {
     attests: Option<Map<String, Value>>,
     /// Where the journal listens; tests have none.
     journal: Option<&'static str>,
+    /// Whether what is on tmpfs is carried to disk by us.
+    carries: bool,
+    /// A sentence where the clock is behind the newest record.
+    clock: Option<String>,
 }
 
 impl Log {
@@ -60,7 +78,19 @@ impl Log {
     }
 
     pub(crate) fn open_at(run: &Path, disk: Disk, signer: Option<Signer>, keep_bytes: u64, journal: Option<&'static str>) -> Self {
-        Self { chain: Chain::at(PathBuf::from(run)), disk, signer, boot_id: host::boot_id(), keep_bytes, attests: None, journal }
+        let (chain, boot_id) = (Chain::at(PathBuf::from(run)), host::boot_id());
+        Self { chain, disk, signer, boot_id, keep_bytes, attests: None, journal, carries: true, clock: None }
+    }
+
+    /// From here on records go to tmpfs and are left there; the next call that has a writer carries them. For refusals, which must
+    /// start no process, and must not wait for a disk in this one: it could not end then.
+    pub fn leave_on_tmpfs(&mut self) {
+        self.carries = false;
+    }
+
+    /// A sentence where the host's clock was found behind the newest record.
+    pub fn clock(&self) -> Option<&str> {
+        self.clock.as_deref()
     }
 
     /// The same, with a `start` record before its first record if the log was told something else of this host last.
@@ -78,17 +108,40 @@ impl Log {
 
     pub(crate) fn append_within(&mut self, kind: Kind, facts: Map<String, Value>, budget: Duration) -> Result<Position, String> {
         let until = Instant::now() + budget;
-        if !self.chain.knows_the_disk() {
+        self.prepare(until);
+        self.append_until(kind, &facts, until)
+    }
+
+    /// Appends a request's last record, or counts it where there are too many.
+    fn end(&mut self, kind: Kind, facts: &Map<String, Value>, budget: Duration) -> Result<Ended, String> {
+        let until = Instant::now() + budget;
+        self.prepare(until);
+        if self.carries && self.chain.lock(until).is_ok_and(|held| held.standing().tally.bytes >= flood::CROWDED) {
+            // The disk may be back: then there is room for a record.
+            let _ = self.carry(None, Instant::now() + budget / 2);
+        }
+        if let Some(counted) = self.count(kind, facts, until) {
+            return Ok(Ended::Counted(counted));
+        }
+        self.append_until(kind, facts, until).map(Ended::Recorded)
+    }
+
+    /// What comes before a record: where the disk's log ends, and who answers.
+    fn prepare(&mut self, until: Instant) {
+        if self.carries && !self.chain.knows_the_disk() {
             // Late or failed: the chain goes on from what is on tmpfs, and says so.
             let _ = self.learn(until);
         }
         if let Some(facts) = self.attests.take() {
             self.attest(facts, until);
         }
+    }
+
+    fn append_until(&mut self, kind: Kind, facts: &Map<String, Value>, until: Instant) -> Result<Position, String> {
         // The first carrying may find the disk's log damaged; then the record is made anew behind the repair, once.
-        match self.push_and_carry(kind, &facts, until)? {
+        match self.push_and_carry(kind, facts, until)? {
             Some(position) => Ok(position),
-            None => self.push_and_carry(kind, &facts, until)?.ok_or_else(|| "the disk's log ended elsewhere twice".to_owned()),
+            None => self.push_and_carry(kind, facts, until)?.ok_or_else(|| "the disk's log ended elsewhere twice".to_owned()),
         }
     }
 
@@ -102,7 +155,13 @@ impl Log {
                 return straight.map(Some).map_err(|no_disk| format!("{no_tmpfs}; {no_disk}"));
             }
         };
-        match self.carry(&position.head, until) {
+        if !self.carries {
+            let seq = position.seq;
+            position.degraded =
+                Some(format!("the audit record {seq} is on tmpfs only: a refusal starts no writer, and the next call carries it"));
+            return Ok(Some(position));
+        }
+        match self.carry(Some(&position.head), until) {
             Ok(Carried::Undone) => return Ok(None),
             Ok(Carried::Done { opened }) => {
                 if opened && kind != Kind::Pruned {
@@ -117,8 +176,8 @@ impl Log {
     /// Whether the log has the record that the caller says it saw; none where that can't be told within this time.
     pub fn contains(&self, witness: &Witness, within: Duration) -> Option<bool> {
         let until = Instant::now() + within;
-        let known = self.chain.lock(until).ok().map(|held| held.load());
-        if let Some(known) = &known {
+        let snapshot = self.chain.lock(until).ok().map(|held| held.snapshot());
+        if let Some(known) = snapshot.map(chain::Snapshot::known) {
             let end = known.end();
             if end.as_ref().is_some_and(|(seq, _)| witness.seq > *seq) && known.disk.is_some() {
                 return Some(false);
@@ -139,7 +198,7 @@ impl Log {
 
     /// Mutating uses since the last review; none where the log could not be asked.
     pub fn unreviewed(&self) -> Option<u64> {
-        self.chain.lock(Instant::now() + HASTY).ok()?.load().unreviewed()
+        self.chain.lock(Instant::now() + HASTY).ok()?.unreviewed()
     }
 
     /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
@@ -148,7 +207,17 @@ impl Log {
         if !self.chain.knows_the_disk() {
             let _ = self.learn(until);
         }
-        self.chain.lock(until).ok()?.load().newest()
+        self.chain.lock(until).ok()?.standing().newest()
+    }
+
+    /// The newest intent and what became of it; none where there is none, or where the disk does not say in time. Without any time no
+    /// disk is asked.
+    pub fn last_intent(&mut self, within: Duration) -> Option<LastIntent> {
+        let until = Instant::now() + within;
+        if !within.is_zero() && !self.chain.knows_the_disk() {
+            let _ = self.learn(until);
+        }
+        self.chain.lock(until).ok()?.standing().intent()
     }
 
     /// What `head.json` would say now: the chain's end, signed.
@@ -160,7 +229,7 @@ impl Log {
         if !self.chain.knows_the_disk() {
             self.learn(until)?;
         }
-        let (seq, head) = self.chain.lock(until)?.load().end().unwrap_or((0, Sha256Hex::zero()));
+        let (seq, head) = self.chain.lock(until)?.standing().end().unwrap_or((0, Sha256Hex::zero()));
         signed_head(seq, &head, self.signer.as_ref())
     }
 
@@ -181,6 +250,10 @@ impl Log {
     }
 }
 
+#[cfg(test)]
+mod begun;
+#[cfg(test)]
+mod crowded;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -12,15 +12,16 @@ mod every;
 mod files;
 mod finding;
 mod keys;
-mod raw;
+pub(crate) mod raw;
 mod receipts;
 mod show;
 mod walk;
 
-use files::{Files, whole};
+use files::Files;
+pub(crate) use files::whole;
 use finding::{At, Place};
 pub use finding::{Code, Finding, Findings};
-use keys::Keys;
+pub(crate) use keys::Keys;
 use receipts::Receipts;
 pub use show::{Wanted, show};
 use walk::{Head, Shared, Walk};
@@ -168,7 +169,10 @@ fn walk(files: &Files, asked: &Asked, shared: &mut Shared, notes: &mut Vec<Strin
         );
         notes.push(format!("{} signatures were checked.", checked.map_err(log)?));
     }
-    let Shared { receipts, keys, findings, kept, .. } = shared;
+    let Shared { receipts, keys, findings, kept, counted, .. } = shared;
+    if *counted > 0 {
+        notes.push(format!("{counted} reads and refusals came in floods and have no records of their own; summary records count them."));
+    }
     if receipts.len() > 0 {
         receipts.judge(first, chain.last(), keys, findings, notes);
         notes.push(format!("{} receipts were held against the log.", receipts.len()));

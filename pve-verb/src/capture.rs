@@ -13,6 +13,8 @@ use crate::helper::Job;
 use crate::lock::Locked;
 use crate::probe::observe::{Observation, observe};
 use crate::probe::{self, Answer, Set};
+use crate::procfs::MainThread;
+use crate::qmp::Claim;
 use crate::run::{Run, Stop};
 use crate::{deadline, facts, host, operation, preflight, sample, screens};
 
@@ -23,6 +25,8 @@ pub struct Unresponsive {
     pub qemu: QemuProcess,
     /// What proves it.
     pub why: String,
+    /// Its main thread at the last look of the proof. Right before a kill it must still be as it is here.
+    pub main_thread: MainThread,
 }
 
 /// What was seen before anything was changed.
@@ -38,6 +42,8 @@ pub struct Seen {
     pub state: VmState,
     /// The proof that QEMU will not answer, where there is one.
     pub unresponsive: Option<Unresponsive>,
+    // Held, never read: from here to the receipt no read of ours is in this mutation's way.
+    _claim: Option<Claim>,
 }
 
 /// All that was asked and answered. Made by [`capture`] only.
@@ -57,12 +63,13 @@ pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
     run.saw_before(&before);
     preflight::quick(run, &locked, &before)?;
 
+    let claim = claim(run, &locked);
     let set = if verb == Verb::Status { Set::Status } else { Set::Full };
     let began = Instant::now();
     let mut answers = ask(run, vmid, set, &before);
     let left = deadline::CAPTURE.saturating_sub(began.elapsed());
     let proved = facts::prove_unresponsive(vmid, &before, || observe(vmid, deadline::OBSERVE), &answers);
-    let unresponsive = proved.map(|(qemu, why)| Unresponsive { qemu, why });
+    let unresponsive = proved.map(|(main_thread, why)| Unresponsive { qemu: main_thread.process, why, main_thread });
     let assessment = judge(run, vmid, set, &before, &answers, unresponsive.as_ref());
     let state = state_of(&before, &answers, unresponsive.as_ref());
     run.judged(state, &assessment);
@@ -72,7 +79,17 @@ pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
         answers.push(answer);
     }
     run.answer.say(Body::Assessment(assessment.clone()));
-    Ok(Captured { locked, seen: Seen { before, answers, assessment, state, unresponsive } })
+    Ok(Captured { locked, seen: Seen { before, answers, assessment, state, unresponsive, _claim: claim } })
+}
+
+/// A mutation claims QEMU's sockets: a read that is at them gives way, others stay away. A dry run is no more than a read itself.
+fn claim(run: &mut Run, locked: &Locked) -> Option<Claim> {
+    let authorised = locked.authorised();
+    if !authorised.verb().mutates() || authorised.dry_run() {
+        return None;
+    }
+    let claimed = Claim::take(authorised.vmid(), &run.id().to_string());
+    claimed.map_err(|e| run.degrade(format!("reads could not be told to leave QEMU's sockets to this mutation: in use by {}", e.by))).ok()
 }
 
 /// Asks everything that is planned for this set, side by side, until one common deadline.
@@ -114,7 +131,7 @@ fn autopsy(run: &mut Run, locked: &Locked, qemu: QemuProcess, answers: &[Answer]
 }
 
 fn judge(
-    run: &Run,
+    run: &mut Run,
     vmid: proto::Vmid,
     set: Set,
     before: &Observation,
@@ -123,14 +140,17 @@ fn judge(
 ) -> Assessment {
     let artifact = |path: &str| answers.iter().filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes());
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
-    let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), operation::interrupted(&run.disk));
+    // What the log says without a disk being asked: a read has no time for that.
+    let last = run.last_intent(Duration::ZERO);
+    let interrupted = operation::interrupted(&run.disk, last.as_ref());
+    let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), interrupted);
     if set == Set::Status {
         let previous = sample::last(vmid);
         facts.window_ms = previous.as_ref().map(|(_, ago)| *ago);
         facts.previous = previous.map(|(sample, _)| sample);
         if let Some(mut now) = Sample::take(&artifact, 1) {
             now.qemu = facts.qemu;
-            now.at_ms = Some(host::boot_ms());
+            now.at_ms = Some(host::awake_ms());
             // A sample that is too near to compare with stays: polls that come too often would else never compare at all.
             if facts.previous.is_some() || !sample::is_fresh(vmid, &now) {
                 sample::leave(vmid, &now);
@@ -155,8 +175,7 @@ fn state_of(before: &Observation, answers: &[Answer], unresponsive: Option<&Unre
 /// QEMU's own word.
 fn qmp_run_state(answers: &[Answer]) -> Option<RunState> {
     let artifact = answers.iter().find(|a| a.name == "qmp/query-status")?.artifact.as_ref()?;
-    let value: serde_json::Value = serde_json::from_slice(artifact.bytes.as_bytes()).ok()?;
-    RunState::from_qmp(value.get("return").unwrap_or(&value).get("status")?.as_str()?)
+    RunState::from_qmp(assess::returned(artifact.bytes.as_bytes())?.get("status")?.as_str()?)
 }
 
 /// An answer as the events and the manifest say it.

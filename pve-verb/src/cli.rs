@@ -6,8 +6,10 @@
 use clap::{Args, Parser, Subcommand};
 use proto::{KeyName, VerbSet, Vmid};
 
+mod bundle;
 mod log;
 
+pub use bundle::{BundleCommand, Export, VerifyBundle};
 pub use log::{GrantCommand, LogCommand, Show, Verify};
 
 /// Six verbs on one VM, with evidence before any mutation.
@@ -56,6 +58,9 @@ pub enum Command {
     /// The audit log
     #[command(subcommand)]
     Log(LogCommand),
+    /// The evidence bundles
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Grants: a second key's yes to one mutation
     #[command(subcommand)]
     Grant(GrantCommand),

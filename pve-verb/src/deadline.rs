@@ -37,8 +37,10 @@ pub const WRITE: Duration = ms(700);
 pub const WITNESS: Duration = ms(300);
 /// Waiting for PVE's own lock on the VM's configuration before `reset`.
 pub const CONFIG_LOCK: Duration = s(1);
-/// Waiting for another of our own connections to QMP to end.
-pub const QMP_DOOR: Duration = ms(500);
+/// Waiting for another of our own connections to QMP to end. A read gives way in less (`qmp::door`).
+pub const QMP_DOOR: Duration = ms(800);
+/// How long a QEMU that moved since the proof is watched before it is killed, or not.
+pub const STILL_PROVED: Duration = ms(1_050);
 /// `system_reset` until its RESET event.
 pub const QMP_RESET: Duration = s(2);
 /// Opening a connection to QMP, or one short command on it, from the worker.
@@ -54,9 +56,19 @@ pub const QM_TERM: Duration = s(15);
 /// Until the wanted state is observed after a step.
 pub const OBSERVE_AFTER: Duration = s(2);
 /// One look at the VM: the process table, then QEMU.
-pub const LOOK: Duration = ms(1_100 + 500 + 2 * 700);
+pub const LOOK: Duration = ms(1_100 + 800 + 2 * 700);
 /// A caller that takes no byte for this long is taken for gone.
 pub const CALLER_STALLED: Duration = s(20);
+/// So is one that keeps us waiting for this long altogether. Eight megabytes of artifacts over a phone's link take less.
+pub const CALLER_PATIENCE: Duration = s(120);
+
+/// Sending a bundle that only the caller can keep. Where the caller may be asked to (`--json --inline`), this and [`ACK`] are added to
+/// what is published.
+pub const OFFER: Duration = s(10);
+/// Its acknowledgement.
+pub const ACK: Duration = s(10);
+/// Reading an existing bundle for `--bundle=`.
+pub const SHOW: Duration = s(8);
 
 #[cfg(test)]
 mod tests {
@@ -93,6 +105,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bundle_that_only_the_caller_keeps_has_its_own_time() {
+        use crate::door::{Arrival, Caller, parse};
+        let bound = |line: &str| {
+            let fresh_id = proto::RequestId::from_random([1; 16]);
+            let arrival = Arrival::new(Caller::console(proto::Vmid::DEVVM), line.as_bytes().to_vec(), fresh_id);
+            let parsed = parse(arrival).unwrap();
+            Duration::from_millis(crate::policy::authorise("pve", parsed).unwrap().deadline_ms())
+        };
+        assert_eq!(bound("cycle --json --inline"), published(Verb::Cycle) + OFFER + ACK);
+        assert_eq!(bound("forensics --json --inline"), published(Verb::Forensics) + OFFER + ACK);
+        assert_eq!(bound("cycle --json"), published(Verb::Cycle));
+        assert_eq!(bound("status --json --inline"), published(Verb::Status));
+        assert!(SHOW + RECORD < published(Verb::Forensics));
+    }
+
+    #[test]
     fn reset_fits() {
         let reset = CONFIG_LOCK + QMP_DOOR + 2 * QMP_ASK + QMP_RESET;
         let resume = 2 * QMP_ASK;
@@ -102,7 +130,7 @@ mod tests {
 
     /// A proved kill, then `qm stop` (to clean up, or because the kill found another process).
     fn stop() -> Duration {
-        OBSERVE + DIES + QMP_DOOR + QM_STOP + QM_TERM
+        OBSERVE + STILL_PROVED + DIES + QMP_DOOR + QM_STOP + QM_TERM
     }
 
     fn start() -> Duration {

@@ -12,11 +12,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Stdio};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::spawn;
-use crate::writer::{self, Op, Reply};
+use crate::writer::{self, Abandoned, Op, Reply};
 
 /// Why the disk did not do it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub(crate) struct Writer {
     to: File,
     from: File,
     child: Option<Child>,
+    abandoned: Abandoned,
 }
 
 impl Writer {
@@ -66,7 +68,7 @@ impl Writer {
         for fd in [&to, &from] {
             fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?;
         }
-        Ok(Self { to: to.into(), from: from.into(), child })
+        Ok(Self { to: to.into(), from: from.into(), child, abandoned: Abandoned::default() })
     }
 
     fn start() -> io::Result<Self> {
@@ -81,11 +83,13 @@ impl Writer {
     fn in_thread() -> io::Result<Self> {
         let (theirs, to) = pipe_with(PipeFlags::CLOEXEC)?;
         let (from, back) = pipe_with(PipeFlags::CLOEXEC)?;
+        let writer = Self::new(to, from, None)?;
+        let abandoned = Abandoned::clone(&writer.abandoned);
         std::thread::Builder::new().spawn(move || {
             // It ends when our ends close; an error means that they did.
-            let _ = writer::serve_here(&mut File::from(theirs), &mut File::from(back));
+            let _ = writer::serve_here(abandoned, &mut File::from(theirs), &mut File::from(back));
         })?;
-        Self::new(to, from, None)
+        Ok(writer)
     }
 
     fn ask(&mut self, message: &[u8], until: Instant) -> Result<Reply, Broken> {
@@ -105,6 +109,7 @@ impl Writer {
 
     /// SIGKILL, and no waiting. What has ended already is reaped.
     fn abandon(mut self) {
+        self.abandoned.store(true, Ordering::SeqCst);
         if let Some(child) = &mut self.child {
             let _ = child.kill();
             let _ = child.try_wait();
@@ -124,8 +129,8 @@ impl Disk {
     }
 
     /// From here on without a child process: a thread of ours does the writing. For refusals, which must start no process
-    /// (PROTOCOL.md, section 2). A disk that hangs then keeps this process from ending, though not from answering; a refusal can
-    /// afford that, for nothing waits for it.
+    /// (PROTOCOL.md, section 2), and only where tmpfs does not take their record: a disk that hangs then keeps this process from
+    /// ending, though not from answering.
     pub fn without_child(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.writer.is_none() {
@@ -231,6 +236,7 @@ fn await_ready(file: &File, flags: PollFlags, until: Instant) -> Result<(), Brok
 pub(crate) mod tests {
     use super::*;
     use std::path::Path;
+    use std::sync::atomic::AtomicU32;
 
     /// A disk whose root is this folder, with the real writer's loop behind real pipes.
     pub(crate) fn disk_at(root: &Path) -> Disk {
@@ -246,11 +252,24 @@ pub(crate) mod tests {
 
     /// A disk that hangs: a process that reads nothing and says nothing.
     pub(crate) fn hung_disk() -> Disk {
-        Disk::with(Box::new(|| {
-            let mut child = std::process::Command::new("sleep").arg("60").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-            let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { panic!("no pipes") };
-            Writer::new(to.into(), from.into(), Some(child))
-        }))
+        Disk::with(Box::new(hung_writer))
+    }
+
+    pub(crate) fn hung_writer() -> io::Result<Writer> {
+        let mut child = std::process::Command::new("sleep").arg("60").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { panic!("no pipes") };
+        Writer::new(to.into(), from.into(), Some(child))
+    }
+
+    /// A disk that hangs, and how often it was asked from the beginning.
+    pub(crate) fn counted_hung_disk() -> (Disk, Arc<AtomicU32>) {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counts = Arc::clone(&asked);
+        let disk = Disk::with(Box::new(move || {
+            counts.fetch_add(1, Ordering::SeqCst);
+            hung_writer()
+        }));
+        (disk, asked)
     }
 
     /// A disk whose every operation fails, as a full or read-only one's.

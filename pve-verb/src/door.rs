@@ -3,8 +3,9 @@
 //! Does not decide whether the caller may (policy.rs), and starts no process.
 
 use crate::spool::Binding;
-use proto::{KeyName, Rejected, Request, RequestId, VerbSet, Vmid};
+use proto::{KeyName, Rejected, Request, RequestId, Sha256Hex, VerbSet, Vmid};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Who calls: the forced arguments of an `authorized_keys` line, or a person at the console.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,6 +55,18 @@ impl Caller {
         }
     }
 
+    /// A key whose line could not be read: it may say nothing.
+    pub fn unreadable(ssh_connection: Option<&std::ffi::OsStr>) -> Option<Self> {
+        Some(Self {
+            key_name: "unreadable-line".parse().ok()?,
+            key_fp: None,
+            vmid: Vmid::DEVVM,
+            allow: Verbs(VerbSet::NONE),
+            require_grant: Verbs(VerbSet::NONE),
+            ssh_connection: ssh_connection.map(|s| s.as_encoded_bytes().iter().copied().take(120).collect()),
+        })
+    }
+
     /// A person at the console: root already, so every verb, without a grant.
     pub fn console(vmid: Vmid) -> Self {
         Self {
@@ -80,8 +93,36 @@ pub struct Arrival {
     pub caller: Caller,
     /// The request line. At most a little over the grammar's limit is ever kept; the rest can't matter.
     pub line: Vec<u8>,
+    /// How long the line was, and its hash, before it was cut.
+    pub whole: Whole,
     /// The id that the host made, for a request that brings none.
     pub fresh_id: RequestId,
+}
+
+/// What names a line without repeating it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Whole {
+    /// Its bytes.
+    pub bytes: usize,
+    /// Their hash.
+    pub sha256: Sha256Hex,
+}
+
+/// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
+const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
+
+impl Arrival {
+    /// What came, from whom.
+    pub fn new(caller: Caller, mut line: Vec<u8>, fresh_id: RequestId) -> Self {
+        let whole = Whole { bytes: line.len(), sha256: Sha256Hex::from_bytes(Sha256::digest(&line).into()) };
+        line.truncate(KEPT);
+        Self { caller, line, whole, fresh_id }
+    }
+
+    /// Whether one of its words is `--json`. That is no parsing: it says how to answer who could not be understood, nothing else.
+    pub fn says_json(&self) -> bool {
+        self.line.split(|b| *b == b' ').any(|word| word == b"--json")
+    }
 }
 
 /// A request in the grammar. Made by [`parse`] only.

@@ -7,16 +7,14 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::audit::Log;
-use crate::cli::{Cli, Command, GrantCommand, LogCommand};
+use crate::cli::{BundleCommand, Cli, Command, GrantCommand, LogCommand};
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::door::{Arrival, Caller};
+use crate::run::Stop;
 use crate::sign::Signer;
 use crate::text::say;
-use crate::{auditor, grant, helper, host, pipeline, recover, review, setup, spawn, text, worker, writer};
-
-/// A request line longer than the grammar's is cut a little after its limit; the parser then says that it is too long.
-const KEPT: usize = proto::MAX_REQUEST_BYTES + 1;
+use crate::{auditor, grant, helper, host, pipeline, recover, review, setup, shelf, spawn, text, worker, writer};
 
 /// Serves this process's command line; gives its exit status.
 pub fn run() -> u8 {
@@ -51,6 +49,15 @@ pub fn run() -> u8 {
         Command::Log(LogCommand::Head) => admin(log_head),
         Command::Log(LogCommand::Verify(args)) => log_verify(args),
         Command::Log(LogCommand::Show(args)) => log_show(args),
+        Command::Bundle(BundleCommand::List { vmid }) => admin(|out| shelf::list(vmid, out)),
+        Command::Bundle(BundleCommand::Show { name, vmid }) => admin(|out| shelf::show(vmid, &name, out)),
+        Command::Bundle(BundleCommand::Verify(args)) => {
+            let asked = shelf::Asked { vmid: args.vmid, name: args.name, receipts: args.receipts, key: args.key };
+            shelf::verify(&asked, &mut std::io::stdout())
+        }
+        Command::Bundle(BundleCommand::Export(args)) => {
+            admin(|out| shelf::export(args.vmid, &args.name, args.output.as_deref(), out, &mut std::io::stderr()))
+        }
         Command::Grant(GrantCommand::Inspect { text }) => admin(|out| grant::inspect(&text, out)),
         Command::Worker => quiet(worker::main()),
         Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),
@@ -66,8 +73,16 @@ fn bad_arguments(e: &clap::Error) -> u8 {
     match (asked_for, std::env::args_os().nth(1)) {
         (true, _) => 0,
         (false, Some(word)) if word == "forced" => {
-            refuse_host(&say::bad_forced_arguments(e.kind().as_str().unwrap_or("see stderr")));
-            Outcome::RefusedHost.exit_code()
+            let message = say::bad_forced_arguments(e.kind().as_str().unwrap_or("see stderr"));
+            let connection = std::env::var_os("SSH_CONNECTION");
+            // Recorded where this host can record: somebody has a key whose line nobody meant.
+            match (host::ready(), host::fresh_request_id(), Caller::unreadable(connection.as_deref())) {
+                (Ok(()), Ok(id), Some(caller)) => pipeline::refuse(Arrival::new(caller, original_command(), id), Stop::host(message)),
+                _ => {
+                    refuse_host(&message);
+                    Outcome::RefusedHost.exit_code()
+                }
+            }
         }
         (false, _) => 2,
     }
@@ -76,15 +91,15 @@ fn bad_arguments(e: &clap::Error) -> u8 {
 fn forced(args: &crate::cli::Forced) -> u8 {
     let connection = std::env::var_os("SSH_CONNECTION");
     let caller = Caller::forced(args, connection.as_deref());
-    let mut line = std::env::var_os("SSH_ORIGINAL_COMMAND").map(|l| l.as_bytes().to_vec()).unwrap_or_default();
-    line.truncate(KEPT);
-    serve(caller, line)
+    serve(caller, original_command())
+}
+
+fn original_command() -> Vec<u8> {
+    std::env::var_os("SSH_ORIGINAL_COMMAND").map(|l| l.as_bytes().to_vec()).unwrap_or_default()
 }
 
 fn by_hand(verb: Verb, args: &crate::cli::ByHand) -> u8 {
-    let mut line = args.line(verb);
-    line.truncate(KEPT);
-    serve(Caller::console(args.vmid), line)
+    serve(Caller::console(args.vmid), args.line(verb))
 }
 
 fn serve(caller: Caller, line: Vec<u8>) -> u8 {
@@ -93,7 +108,7 @@ fn serve(caller: Caller, line: Vec<u8>) -> u8 {
         return Outcome::RefusedHost.exit_code();
     }
     match host::fresh_request_id() {
-        Ok(fresh_id) => pipeline::serve(Arrival { caller, line, fresh_id }),
+        Ok(fresh_id) => pipeline::serve(Arrival::new(caller, line, fresh_id)),
         Err(why) => {
             refuse_host(&Message::new(
                 format!("The kernel gave no random bytes ({why})."),

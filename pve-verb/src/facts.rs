@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
+use crate::helper::run::UNSERVED;
 use crate::operation::Operation;
 use crate::probe::Answer;
 use crate::probe::observe::{Observation, Process};
-use crate::procfs::{Proof, peer_of, unresponsive_proof};
+use crate::procfs::{MainThread, Proof, peer_of, unresponsive_proof};
 use crate::pve::Config;
 use crate::{deadline, host};
 
@@ -41,8 +42,13 @@ pub fn qmp(answers: &[Answer]) -> Option<Qmp> {
     Some(match greeting.outcome {
         proto::ProbeOutcome::Captured => {
             // A greeting alone is no answer: a question after it may have hung.
-            let silent = answers.iter().any(|a| a.name == "qmp/query-status" && a.outcome == proto::ProbeOutcome::TimedOut);
-            if silent { Qmp::NoAnswer } else { Qmp::Answered }
+            let status = answers.iter().find(|a| a.name == "qmp/query-status");
+            let gave_way = status.and_then(|a| a.detail.as_deref()?.split_once("in use by "));
+            match (status.map(|a| a.outcome), gave_way) {
+                (Some(proto::ProbeOutcome::TimedOut), _) => Qmp::NoAnswer,
+                (Some(proto::ProbeOutcome::Unavailable), Some((_, by))) => Qmp::InUse(by.to_owned()),
+                _ => Qmp::Answered,
+            }
         }
         _ if detail.contains("no such socket") => Qmp::NoSocket,
         _ => match detail.split_once("in use by ") {
@@ -59,17 +65,19 @@ pub fn prove_unresponsive(
     before: &Observation,
     after: impl FnOnce() -> Observation,
     answers: &[Answer],
-) -> Option<(QemuProcess, String)> {
+) -> Option<(MainThread, String)> {
     let process = qemu(before)?;
     let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
-    let silent = greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
+    // The helper's own word that it waited at the socket: one that hung itself, or got no CPU, has shown nothing about QEMU.
+    let waited = greeting.facts.as_ref().is_some_and(|f| f.get(UNSERVED).is_some());
+    let silent = waited && greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
     if !silent || !nobody_else_on(&host::qemu_server(vmid, "qmp")) {
         return None;
     }
     let (first, second) = (before.main_thread.as_ref()?, after().main_thread?);
     let wall = Duration::from_millis(second.at_ms.saturating_sub(first.at_ms));
     let proof = unresponsive_proof(first, &second, wall)?;
-    (second.process == process).then(|| (process, format!("no answer to QMP for {} ms, and {}", greeting.ms, words(&proof))))
+    (second.process == process).then(|| (second, format!("no answer to QMP for {} ms, and {}", greeting.ms, words(&proof))))
 }
 
 /// Whether, at some moment within the time that is left for it, no foreign process was on the socket. PVE's own daemons come by
@@ -135,13 +143,45 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
         previous: None,
         window_ms: Some(WINDOW_MS),
         now_unix_s: Some(host::now().unix_ms() / 1000),
+        screens: answers.iter().find(|a| a.name == "console/screen-2").and_then(likeness),
         serial_is_live: Some(true),
     }
+}
+
+/// How the second screen compares with the first, as the helper found.
+fn likeness(screen: &Answer) -> Option<assess::Likeness> {
+    serde_json::from_value(screen.facts.as_ref()?.get("likeness")?.clone()).ok()
 }
 
 /// Whether the VM has disks in iothreads, as QEMU says; unknown counts as yes, for the harm is a QMP that dies.
 pub fn has_iothread(answers: &[Answer]) -> bool {
     let artifact = answers.iter().find(|a| a.name == "qmp/query-iothreads").and_then(|a| a.artifact.as_ref());
-    let threads = artifact.and_then(|a| serde_json::from_slice::<serde_json::Value>(a.bytes.as_bytes()).ok());
-    threads.is_none_or(|t| t.get("return").unwrap_or(&t).as_array().is_none_or(|all| !all.is_empty()))
+    let threads = artifact.and_then(|a| assess::returned(a.bytes.as_bytes()));
+    threads.is_none_or(|t| t.as_array().is_none_or(|all| !all.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Artifact, Raw};
+    use proto::ProbeOutcome;
+
+    fn captured(name: &str) -> Answer {
+        let artifact = Artifact { path: format!("{name}.json"), media_type: "application/json", bytes: Raw::new(b"{}".to_vec()) };
+        Answer { name: name.to_owned(), outcome: ProbeOutcome::Captured, ms: 1, detail: None, artifact: Some(artifact), facts: None }
+    }
+
+    #[test]
+    fn a_read_that_gave_way_says_to_whom_and_is_no_silence_of_qemus() {
+        let gave_way = |name: &str| {
+            let why = crate::qmp::QmpError::GaveWay("mutation 1f0c".to_owned());
+            Answer::without(name, ProbeOutcome::from(&why), 3_000, &why.to_string())
+        };
+        let to = Some(Qmp::InUse("mutation 1f0c, to which this read gave way".to_owned()));
+        assert_eq!(qmp(&[gave_way("qmp/greeting"), gave_way("qmp/query-status")]), to);
+        assert_eq!(qmp(&[captured("qmp/greeting"), gave_way("qmp/query-status")]), to);
+        assert_eq!(qmp(&[captured("qmp/greeting"), captured("qmp/query-status"), gave_way("qmp/query-block")]), Some(Qmp::Answered));
+        let late = Answer::without("qmp/query-status", ProbeOutcome::TimedOut, 3_000, "no answer in time");
+        assert_eq!(qmp(&[captured("qmp/greeting"), late]), Some(Qmp::NoAnswer));
+    }
 }

@@ -7,12 +7,13 @@ use proto::{Body, Event, Outcome, RequestId};
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Form};
-use crate::operation::{self, Finished};
+use crate::channel::Worker;
+use crate::operation::{self, Finished, Known};
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
 use crate::spool::{self, Binding, Follower, Next};
 use crate::text::say;
-use crate::{replay, worker};
+use crate::{ack, deadline, replay, worker};
 
 /// A worker makes its spool within milliseconds; a host this slow gets this long.
 const APPEARS: Duration = Duration::from_secs(5);
@@ -22,91 +23,137 @@ enum Found {
     Running(Follower),
     Ended(Box<Finished>),
     Killed(Option<Binding>),
+    /// It ended, and what is stored of it can't be read.
+    Damaged,
+    /// Asked before, and refused: that is not stored, and the id may be asked again.
+    Refused(Follower),
+    /// Nothing of this boot, and the disk does not say whether there is something of an earlier one.
+    NotLookedUp,
     Nobody,
 }
 
 /// Serves a mutating request; gives the exit status.
-pub fn serve(run: Run, authorised: Authorised) -> u8 {
+pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let wanted = authorised.parsed().binding();
     let parsed = authorised.parsed();
     let options = parsed.request().options();
     let form = if options.json { Form::Json } else { Form::Text };
     let id = parsed.id().clone();
     let named = options.request_id.is_some();
-    let found = if named { look_up(&run, parsed.id()) } else { Found::Nobody };
+    let found = if named { look_up(&mut run, parsed.id()) } else { Found::Nobody };
     match found {
-        Found::Running(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
-        Found::Running(follower) => relay(run, follower, form, true, &authorised),
+        Found::Running(follower) | Found::Refused(follower) if follower.binding != wanted => {
+            run.finish(Err(Stop::request(say::id_of_another_request(&id))))
+        }
+        Found::Running(follower) => relay(run, follower, form, None, &authorised),
         Found::Ended(stored) => replay::finished(run, *stored, &authorised),
         Found::Killed(binding) if binding.as_ref().is_some_and(|b| *b != wanted) => {
             run.finish(Err(Stop::request(say::id_of_another_request(&id))))
         }
         Found::Killed(_) => replay::interrupted(run, &authorised, None),
-        Found::Nobody if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
-        Found::Nobody => {
-            // A worker without a spool could tell nobody anything, and where not even that fits no evidence does.
-            if let Err(e) = spool::room() {
-                return run.finish(Err(Stop::evidence(say::evidence_nowhere(&format!("/run takes nothing ({e})")))));
-            }
-            if let Err(e) = worker::start(parsed.arrival()) {
-                return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
-            }
-            match Follower::wait_for(parsed.id(), APPEARS) {
-                Some(follower) if follower.binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
-                Some(follower) => relay(run, follower, form, false, &authorised),
-                None => run.finish(Err(Stop::internal(say::internal(Some(false), "the worker did not come up")))),
-            }
+        Found::Damaged => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
+        Found::NotLookedUp if options.attach => run.finish(Err(Stop::unknown(say::id_not_looked_up(&id)))),
+        Found::Nobody | Found::Refused(_) if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
+        Found::Refused(follower) => {
+            follower.discard(&id);
+            begin(run, &authorised, form)
         }
+        // The worker looks once more, and says that it could not tell (operation.rs).
+        Found::NotLookedUp | Found::Nobody => begin(run, &authorised, form),
+    }
+}
+
+/// Starts the worker of this request and follows it.
+fn begin(run: Run, authorised: &Authorised, form: Form) -> u8 {
+    let (parsed, id) = (authorised.parsed(), authorised.id());
+    // The worker asks again; what it would refuse needs no worker.
+    if let Err(stop) = authorised.granted_now(&run.host.node) {
+        return run.refuse(stop);
+    }
+    // A worker without a spool could tell nobody anything, and where not even that fits no evidence does.
+    if let Err(e) = spool::room() {
+        return run.finish(Err(Stop::evidence(say::no_room_for_a_worker(&e.to_string()))));
+    }
+    let mut worker = match worker::start(parsed.arrival()) {
+        Ok(worker) => worker,
+        Err(e) => {
+            return run.finish(Err(Stop::internal(say::internal(Some(false), &format!("the worker could not be started: {e}")))));
+        }
+    };
+    let mut ended = false;
+    let follower = Follower::wait_for(id, APPEARS).or_else(|| {
+        // It must not come to life after we have said that nothing was done; and only the dead make no spool any more.
+        worker.kill();
+        ended = worker.has_ended();
+        Follower::open(id)
+    });
+    match follower {
+        Some(follower) if follower.binding != parsed.binding() => run.finish(Err(Stop::request(say::id_of_another_request(id)))),
+        // Another caller's worker had the id first, and ours is gone.
+        Some(follower) if follower.worker != worker.id() => relay(run, follower, form, None, authorised),
+        Some(follower) => relay(run, follower, form, Some(worker), authorised),
+        None if ended => run.finish(Err(Stop::internal(say::internal(Some(false), "the worker did not come up")))),
+        None => run.finish(Err(Stop::unknown(say::worker_hangs(id)))),
     }
 }
 
 /// Who has this id?
-fn look_up(run: &Run, id: &RequestId) -> Found {
+fn look_up(run: &mut Run, id: &RequestId) -> Found {
     let follower = Follower::open(id);
     match follower {
         Some(follower) if follower.worker_lives() => return Found::Running(follower),
         _ => {}
     }
-    if let Some(stored) = operation::finished(&run.disk, id) {
-        return Found::Ended(Box::new(stored));
+    let known = match operation::known(&run.disk, id) {
+        Known::Ended(stored) => return Found::Ended(stored),
+        Known::Damaged => return Found::Damaged,
+        known => known,
+    };
+    if let Some(mut follower) = follower {
+        // Its end is in its spool, whatever became of the place where ends are stored: only a refusal may be asked again.
+        let Some(receipt) = follower.receipt() else { return Found::Killed(Some(follower.binding)) };
+        return match proto::decode_body(&receipt.body) {
+            Ok((body, _)) if body.outcome.is_refusal() => Found::Refused(follower),
+            Ok((body, _)) => Found::Ended(Box::new(Finished { binding: follower.binding, receipt: Some(receipt), bundle: body.bundle })),
+            Err(_) => Found::Killed(Some(follower.binding)),
+        };
     }
-    match follower {
-        // A refusal is not stored, and an id that was refused may be asked again.
-        Some(mut follower) => {
-            if follower.has_receipt() {
-                follower.discard(id);
-                Found::Nobody
-            } else {
-                Found::Killed(Some(follower.binding))
-            }
-        }
-        None => match replay::begun(run, id) {
-            Some(o) => Found::Killed(Some(Binding { key_name: o.key_name, verb: o.verb, vmid: o.vmid, dry_run: false })),
-            None => Found::Nobody,
-        },
+    match replay::begun(run, id) {
+        Some(o) => Found::Killed(Some(Binding { key_name: o.key_name, verb: o.verb, vmid: o.vmid, dry_run: false })),
+        None if matches!(known, Known::NotOfThisBoot) => Found::NotLookedUp,
+        None => Found::Nobody,
     }
 }
 
-/// Passes the worker's events on until the receipt; the exit status is the receipt's.
-fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorised: &Authorised) -> u8 {
+/// Passes the worker's events on until the receipt; the exit status is the receipt's. `own` is the worker that this front started.
+fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worker>, authorised: &Authorised) -> u8 {
     let mut answer = Answer::to_caller(authorised.id().clone(), form);
+    if own.is_none() {
+        // Whoever joins is a caller of its own: the record says who looked on.
+        run.attached();
+    }
     // Longer than any verb, shorter than for ever: a worker can't be alive and silent beyond its deadline.
-    let until = Instant::now() + Duration::from_millis(authorised.verb().deadline_ms()) + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_millis(authorised.deadline_ms()) + Duration::from_secs(30);
     loop {
         match follower.follow() {
             Next::Event(event) => {
-                let event = joined(*event, attached);
+                let event = joined(*event, own.is_none());
                 answer.event(&event);
                 if let Body::Receipt(receipt) = &event.body {
-                    run.hand_over();
-                    return proto::decode_body(&receipt.body).map_or(Outcome::Internal.exit_code(), |(body, _)| body.exit_code);
+                    let outcome = proto::decode_body(&receipt.body).map_or(Outcome::Internal, |(body, _)| body.outcome);
+                    return run.leave(outcome);
                 }
+                // Here it may wait: the worker does not.
+                answer.flush();
                 if answer.nobody_listens() {
-                    run.hand_over();
-                    return Outcome::Unknown.exit_code();
+                    return run.leave(Outcome::Unknown);
                 }
             }
-            Next::Nothing if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Next::Nothing if Instant::now() < until => {
+                if !own.as_mut().is_some_and(|worker| pass_evidence(worker, &mut answer)) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
             // Its last words may be missing because /run is full; what it stored says whether it came to its end.
             Next::Nothing | Next::WorkerGone => {
                 return match operation::finished(&run.disk, authorised.id()) {
@@ -116,6 +163,21 @@ fn relay(run: Run, mut follower: Follower, form: Form, attached: bool, authorise
             }
         }
     }
+}
+
+/// Evidence that only the caller can keep, and its word that it does; false where there was none. Nobody reads the caller's input otherwise.
+fn pass_evidence(worker: &mut Worker, answer: &mut Answer) -> bool {
+    let Some(event) = worker.next_event() else { return false };
+    answer.event(&event);
+    if matches!(event.body, Body::Offered(_)) {
+        answer.flush();
+    }
+    if matches!(event.body, Body::Offered(_))
+        && let Ok(said) = ack::read(std::io::stdin(), Instant::now() + deadline::ACK)
+    {
+        worker.acknowledge(&said);
+    }
+    true
 }
 
 /// A caller that joins is told so in the `accepted` event.

@@ -5,7 +5,7 @@ use crate::text::say;
 use proto::{Message, RequestId, Timestamp, Vmid};
 use rustix::time::{ClockId, clock_gettime};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Every fixed path. SECURITY.md's I/O map lists the same.
@@ -66,6 +66,12 @@ pub fn boot_ms() -> u64 {
     u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// CLOCK_MONOTONIC in milliseconds: time in which something could happen. Two looks are compared over it, for in a host that sleeps
+/// nothing moves and nothing is proved.
+pub fn awake_ms() -> u64 {
+    monotonic_ns() / 1_000_000
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, for the audit log.
 pub fn monotonic_ns() -> u64 {
     let t = clock_gettime(ClockId::Monotonic);
@@ -109,13 +115,57 @@ pub fn ready() -> Result<(), Message> {
     if !rustix::process::geteuid().is_root() {
         return Err(say::not_root());
     }
-    let root_only = |path: &str| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == 0 && m.mode() & 0o077 == 0);
-    if !root_only(path::ETC) {
-        return Err(say::not_set_up());
+    match root_only(Path::new(path::ETC), 0) {
+        Ok(()) => {}
+        Err(None) => return Err(say::not_set_up()),
+        Err(Some(how)) => return Err(say::open_to_others(&how)),
     }
     for folder in [path::RUN, path::SPOOL, path::RUN_EVIDENCE] {
         // A folder that is there already is looked at below; any other error shows as its absence.
         let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     }
-    if root_only(path::RUN) { Ok(()) } else { Err(say::host_unfit("/run/pve-verb can't be made, or others than root may look into it")) }
+    root_only(Path::new(path::RUN), 0)
+        .map_err(|how| say::host_unfit(&how.map_or_else(|| "/run/pve-verb can't be made".to_owned(), |how| format!("/run/pve-verb {how}"))))
+}
+
+/// Whether this is a folder into which its owner alone may look. The error says how it is not; none where it is not there.
+fn root_only(path: &Path, owner: u32) -> Result<(), Option<String>> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(None),
+        Err(e) => return Err(Some(format!("could not be looked at: {e}"))),
+    };
+    if !found.is_dir() {
+        return Err(Some("is no folder".to_owned()));
+    }
+    if found.uid() != owner {
+        return Err(Some(format!("belongs to uid {} and not to root", found.uid())));
+    }
+    match found.mode() & 0o7777 {
+        mode if mode & 0o077 != 0 => Err(Some(format!("has mode {mode:04o}, which lets others than root look into it"))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_folder_that_others_may_look_into_is_not_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (me, path) = (rustix::process::getuid().as_raw(), folder.path().join("pve-verb"));
+        assert_eq!(root_only(&path, me), Err(None), "it is missing");
+        std::fs::create_dir(&path).unwrap();
+        for (mode, wrong) in [(0o755, Some("mode 0755")), (0o710, Some("mode 0710")), (0o700, None), (0o500, None)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let how = root_only(&path, me).err().flatten();
+            assert_eq!(how.is_some(), wrong.is_some(), "{mode:o}");
+            assert!(wrong.is_none_or(|words| how.as_deref().unwrap_or_default().contains(words)), "{how:?}");
+        }
+        assert!(root_only(&path, me + 1).unwrap_err().unwrap().contains("belongs to uid"));
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert_eq!(root_only(&folder.path().join("file"), me), Err(Some("is no folder".to_owned())));
+    }
 }

@@ -7,6 +7,7 @@
 // The doors are held in what ships; tests use the outside world as they need.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod ack;
 pub mod answer;
 pub mod assess;
 pub mod attest;
@@ -15,6 +16,7 @@ pub mod auditor;
 pub mod binary;
 pub mod bundle;
 pub mod capture;
+pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod deadline;
@@ -23,10 +25,13 @@ pub mod door;
 pub mod entry;
 pub mod facts;
 pub mod front;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod grant;
 pub mod helper;
 pub mod host;
 pub mod kill;
+pub mod litter;
 pub mod lock;
 pub mod look;
 pub mod mutate;
@@ -46,16 +51,22 @@ pub mod receipt;
 pub mod recover;
 pub mod replay;
 pub mod reset;
+pub mod resume;
+pub mod retention;
 pub mod review;
 pub mod run;
 pub mod sample;
 pub mod sandbox;
 pub mod screens;
 pub mod setup;
+pub mod shelf;
+pub mod shown;
 pub mod sign;
 pub mod spawn;
 pub mod spool;
+pub mod tar;
 pub mod text;
+pub(crate) mod tree;
 pub mod trusted;
 pub mod verify;
 pub mod worker;

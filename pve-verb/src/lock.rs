@@ -3,6 +3,9 @@
 //! The lock is a flock in /run with the holder's pid, start time and deadline in it. The kernel frees it when the holder dies. A
 //! holder past its deadline is taken over: killed through a pidfd that was checked to be it, and the lock file replaced, because
 //! in state D the old one stays held. With SIGKILL pending it can't act again.
+//!
+//! Taking the lock and taking it over both happen behind a gate, a second flock held for milliseconds: without it the name of a lock
+//! that somebody has just taken could be replaced, and two would mutate.
 
 use proto::{KeyName, Timestamp, Verb, Vmid};
 use rustix::fs::{FlockOperation, flock};
@@ -10,19 +13,23 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::time::Duration;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::policy::Authorised;
 use crate::run::{Run, Stop};
 use crate::{host, text::say};
 
 const LOCK: &str = "/run/pve-verb/mutation.lock";
+const GATE: &str = "/run/pve-verb/mutation.gate";
+/// Whoever stands in the gate needs milliseconds.
+const GATE_WAIT: Duration = Duration::from_secs(1);
 /// Beyond its published deadline a holder gets this long, for its last records.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Who mutates.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Its worker's pid.
     pub pid: u32,
@@ -46,8 +53,18 @@ pub struct Holder {
 #[derive(Debug)]
 pub struct Locked {
     authorised: Authorised,
-    // Held, never read: closing it frees the lock.
-    _lock: Option<File>,
+    // Held, never read: dropping it frees the lock.
+    _lock: Option<Held>,
+}
+
+/// The lock, held. What stands in it goes before it is free: nobody is to be told of a holder that has ended.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.set_len(0);
+    }
 }
 
 impl Locked {
@@ -65,22 +82,58 @@ pub fn acquire(run: &mut Run, authorised: Authorised) -> Result<Locked, Stop> {
     if !authorised.verb().mutates() {
         return Ok(Locked { authorised, _lock: None });
     }
-    for _ in 0..3 {
-        let file = open().map_err(|e| unfit(&e))?;
+    let mut ended = Vec::new();
+    let taken = take(&Place { lock: Path::new(LOCK), gate: Path::new(GATE) }, &authorised, &mut ended);
+    for (holder, killed) in &ended {
+        run.note_takeover(holder, *killed);
+    }
+    taken.map(|held| Locked { authorised, _lock: Some(held) })
+}
+
+/// Where the lock is; in tests elsewhere.
+struct Place<'a> {
+    lock: &'a Path,
+    gate: &'a Path,
+}
+
+/// Takes it, behind the gate; `ended` gets those from whom it was taken over, and whether they were killed for it.
+fn take(place: &Place<'_>, authorised: &Authorised, ended: &mut Vec<(Holder, bool)>) -> Result<Held, Stop> {
+    let _gate = gate(place.gate)?;
+    let mut nameless = 0;
+    loop {
+        let file = open(place.lock).map_err(|e| unfit(&e))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            if !is_still_the_lock(&file) {
-                continue; // somebody took the old file's place between our open and our flock
-            }
-            write_holder(&file, &authorised).map_err(|e| unfit(&e))?;
-            return Ok(Locked { authorised, _lock: Some(file) });
+            write_holder(&file, authorised).map_err(|e| unfit(&e))?;
+            return Ok(Held(file));
         }
         match read_holder(&file) {
-            Some(holder) if past_deadline(&holder) => take_over(run, &holder)?,
-            Some(h) => return Err(Stop::busy(say::busy(h.verb, &h.request_id, h.key_name.as_str(), h.since))),
-            None => return Err(Stop::busy(say::busy_unknown("its file is empty"))),
+            Some(holder) if past_deadline(&holder) && ended.len() < 3 => {
+                let killed = end(&holder)?;
+                // In state D it keeps the old file's lock; the gate keeps everybody else from taking that file meanwhile.
+                std::fs::remove_file(place.lock).map_err(|e| unfit(&e))?;
+                ended.push((holder, killed));
+            }
+            Some(h) if lives(&h) => return Err(Stop::busy(say::busy(h.verb, &h.request_id, h.key_name.as_str(), h.since))),
+            // It is letting go, or was killed a moment ago.
+            _ if nameless < 20 => {
+                nameless += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => return Err(Stop::busy(say::busy_unknown("its file does not say whose it is"))),
         }
     }
-    Err(Stop::busy(say::busy_unknown("others take it as often as it is free")))
+}
+
+fn gate(path: &Path) -> Result<File, Stop> {
+    let file = open(path).map_err(|e| unfit(&e))?;
+    let until = Instant::now() + GATE_WAIT;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= until {
+            return Err(Stop::busy(say::busy_unknown("somebody else is taking it")));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(file)
 }
 
 fn unfit(e: &std::io::Error) -> Stop {
@@ -88,29 +141,26 @@ fn unfit(e: &std::io::Error) -> Stop {
 }
 
 /// The lock for work that is no request (recover.rs); none where a mutation is in progress.
-pub fn only() -> Option<File> {
-    let file = open().ok()?;
-    (flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_still_the_lock(&file) && file.set_len(0).is_ok()).then_some(file)
+pub fn only() -> Option<impl Drop> {
+    let _gate = gate(Path::new(GATE)).ok()?;
+    let file = open(Path::new(LOCK)).ok()?;
+    (flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && file.set_len(0).is_ok()).then_some(Held(file))
 }
 
-fn open() -> std::io::Result<File> {
-    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(LOCK)
+fn open(path: &Path) -> std::io::Result<File> {
+    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// The mutation in progress, if there is one: for `status`, and for who wants to attach.
+/// The mutation in progress, if there is one: for `status`, and for who wants to attach. Takes no lock, not even for a moment: it
+/// would be in the way of whoever wants to act.
 pub fn holder() -> Option<Holder> {
-    let file = File::open(LOCK).ok()?;
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => None,
-        Err(_) => read_holder(&file),
-    }
+    read_holder(&File::open(LOCK).ok()?).filter(lives)
 }
 
-fn is_still_the_lock(file: &File) -> bool {
-    match (file.metadata(), std::fs::metadata(LOCK)) {
-        (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
-        _ => false,
-    }
+/// Whether its worker is still there. One that could not tell its own start time counts as long as its pid is taken.
+fn lives(holder: &Holder) -> bool {
+    let now = crate::procfs::start_time(holder.pid);
+    now.is_some() && (holder.started == 0 || now == Some(holder.started))
 }
 
 fn past_deadline(holder: &Holder) -> bool {
@@ -126,9 +176,10 @@ fn write_holder(mut file: &File, authorised: &Authorised) -> std::io::Result<()>
         vmid: authorised.vmid(),
         key_name: authorised.caller().key_name.clone(),
         since: host::now(),
-        deadline_boot_ms: host::boot_ms().saturating_add(authorised.verb().deadline_ms()),
+        deadline_boot_ms: host::boot_ms().saturating_add(authorised.deadline_ms()),
     };
     file.set_len(0)?;
+    std::io::Seek::rewind(&mut file)?;
     file.write_all(&serde_json::to_vec(&holder)?)
 }
 
@@ -140,19 +191,98 @@ fn read_holder(file: &File) -> Option<Holder> {
     serde_json::from_str(&text).ok()
 }
 
-/// Kills a holder past its deadline and frees the lock's name.
+/// Makes sure that a holder past its deadline can't act again; true where it had to be killed for that.
 #[allow(clippy::disallowed_methods, reason = "the holder is past its deadline, and the pidfd is checked to be it")]
-fn take_over(run: &mut Run, holder: &Holder) -> Result<(), Stop> {
-    let killed = i32::try_from(holder.pid).ok().and_then(Pid::from_raw).and_then(|pid| {
+fn end(holder: &Holder) -> Result<bool, Stop> {
+    let kill = || {
+        let pid = i32::try_from(holder.pid).ok().and_then(Pid::from_raw)?;
         let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // The pidfd is open: if the start time still fits now, the pid was not reused.
         (crate::procfs::start_time(holder.pid) == Some(holder.started)).then_some(())?;
         pidfd_send_signal(&fd, Signal::KILL).ok()
-    });
-    run.note_takeover(holder, killed.is_some());
-    match std::fs::remove_file(LOCK) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(unfit(&e)),
+    };
+    if kill().is_some() {
+        return Ok(true);
+    }
+    // Gone: whatever still holds the file is nobody who acts. There, and not to be killed: it may act at any time.
+    if lives(holder) {
+        Err(Stop::busy(say::busy(holder.verb, &holder.request_id, holder.key_name.as_str(), holder.since)))
+    } else {
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::door::{self, Arrival, Caller};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn cycle() -> Authorised {
+        let caller = Caller::console(Vmid::DEVVM);
+        let arrival = Arrival::new(caller, b"cycle".to_vec(), proto::RequestId::from_random([7; 16]));
+        crate::policy::allow(door::parse(arrival).unwrap()).unwrap()
+    }
+
+    /// A lock that a process of this pid and start time has held beyond its deadline.
+    fn late(lock: &Path, pid: u32, started: u64) -> File {
+        let file = open(lock).unwrap();
+        flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        write_holder(&file, &cycle()).unwrap();
+        let holder = Holder { pid, started, deadline_boot_ms: 0, ..read_holder(&file).unwrap() };
+        file.set_len(0).unwrap();
+        std::io::Seek::rewind(&mut &file).unwrap();
+        (&file).write_all(&serde_json::to_vec(&holder).unwrap()).unwrap();
+        file
+    }
+
+    #[test]
+    fn of_many_that_take_over_at_once_one_at_a_time_has_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, gate) = (folder.path().join("lock"), folder.path().join("gate"));
+        let (inside, most, had, ended) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        // Dead, and the file's lock is held on: a descriptor that somebody inherited.
+        let _stuck = late(&lock, 4_000_000, 1);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let mut from = Vec::new();
+                    let taken = take(&Place { lock: &lock, gate: &gate }, &cycle(), &mut from);
+                    ended.fetch_add(from.len(), Ordering::SeqCst);
+                    if let Ok(held) = taken {
+                        most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        had.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(20));
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(held);
+                    }
+                });
+            }
+        });
+        assert!(had.load(Ordering::SeqCst) >= 1);
+        assert_eq!((most.load(Ordering::SeqCst), ended.load(Ordering::SeqCst)), (1, 1), "two had it at once, or it was taken over twice");
+    }
+
+    #[test]
+    fn a_late_holder_that_can_not_be_told_from_another_process_is_not_robbed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, gate) = (folder.path().join("lock"), folder.path().join("gate"));
+        let _held = late(&lock, std::process::id(), 0);
+        let refused = take(&Place { lock: &lock, gate: &gate }, &cycle(), &mut Vec::new()).unwrap_err();
+        assert!(format!("{refused:?}").contains("RefusedBusy"), "{refused:?}");
+        assert!(lock.exists());
+    }
+
+    #[test]
+    fn a_lock_that_was_let_go_names_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, gate) = (folder.path().join("lock"), folder.path().join("gate"));
+        let place = Place { lock: &lock, gate: &gate };
+        let held = take(&place, &cycle(), &mut Vec::new()).unwrap();
+        assert_eq!(read_holder(&open(&lock).unwrap()).map(|h| h.pid), Some(std::process::id()));
+        assert!(take(&place, &cycle(), &mut Vec::new()).is_err());
+        drop(held);
+        assert_eq!(std::fs::read(&lock).unwrap(), b"");
+        assert!(take(&place, &cycle(), &mut Vec::new()).is_ok());
     }
 }

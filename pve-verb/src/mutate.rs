@@ -14,10 +14,10 @@ use crate::preflight::{self, Plan};
 use crate::probe::observe::observe;
 use crate::pve::Config;
 use crate::qm;
-use crate::qmp::{Change, Door, InUse, Purpose, Session};
+use crate::qmp::{Door, InUse, Purpose, Session};
 use crate::run::{Run, Stop};
 use crate::text::say;
-use crate::{deadline, reset};
+use crate::{deadline, reset, resume};
 
 /// What was done to the VM, to be held against what is seen. Made by [`apply`] only.
 #[derive(Debug)]
@@ -50,16 +50,16 @@ pub fn apply(run: &mut Run, preserved: Preserved) -> Result<Mutated, Stop> {
     if done.report.already || done.preserved.authorised().dry_run() {
         return Ok(done);
     }
-    preflight::again(&done.preserved)?;
-    if matches!(plan, Plan::Reset) {
-        reset::reset(run, &mut done, &plan)?;
-        return Ok(done);
+    // What goes over QMP refuses while nothing is begun: it opens its connection before it declares the intent.
+    match plan {
+        Plan::Reset => return reset::reset(run, &mut done, &plan).map(|()| done),
+        Plan::Resume => return resume::resume(run, &mut done, &plan).map(|()| done),
+        _ => preflight::again(run, &done.preserved, &plan)?,
     }
     declare_intent(run, &done.preserved, &plan)?;
     done.report.touched = true;
     match plan {
-        Plan::Already | Plan::Reset => {}
-        Plan::Resume => resume(run, &mut done),
+        Plan::Already | Plan::Reset | Plan::Resume => {}
         Plan::Start => start(run, &mut done),
         Plan::Stop => stop(run, &mut done),
         Plan::Kill(proved) => end_unresponsive(run, &mut done, &proved),
@@ -89,6 +89,11 @@ impl Mutated {
     /// What the steps said.
     pub const fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// Another request of ours holds QEMU's sockets, and nothing was sent.
+    pub(crate) fn busy(&self, in_use: &InUse) -> Stop {
+        Stop::busy_pve(say::sockets_busy(self.vmid(), &in_use.by), self.preserved.seen().state)
     }
 
     /// What is left when all is seen: the permission, with the lock in it.
@@ -145,18 +150,29 @@ pub(crate) fn door(run: &Run, vmid: proto::Vmid) -> Result<Door, InUse> {
     Door::take(vmid, &Purpose::Mutation(run.id().to_string()), deadline::QMP_DOOR)
 }
 
+/// Opens the one connection over which something is sent to QEMU.
+///
+/// # Errors
+/// Precondition: QEMU did not greet us, so nothing can be sent.
+pub(crate) fn open<'d>(door: &'d Door, done: &Mutated) -> Result<Session<'d>, Stop> {
+    Session::open(door, deadline::QMP_ASK)
+        .map_err(|e| Stop::precondition(say::without_qmp(done.vmid(), done.verb(), &e.to_string()), done.preserved.seen().state))
+}
+
 /// Calls `qm` with our QMP lock held, so that no `status` of ours occupies the socket and turns `quit` into SIGTERM.
 fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
     let program = run.host.config.host.qm.path().to_owned();
     let most = run.time_left();
     let began = run.step_started(step);
-    let door = door(run, done.vmid());
+    let door = door(run, done.vmid()).map_err(|e| {
+        run.degrade(format!("qm {} was called without our lock on QEMU's sockets, which is in use by {}", call.word(), e.by));
+    });
     let report = qm::call(call, done.vmid(), &program, most, &done.preserved);
     drop(door);
     let good = matches!(report.ended, qm::Ended::Exit(Some(0)));
     let outcome = match report.ended {
         qm::Ended::Exit(Some(0)) => StepOutcome::Done,
-        qm::Ended::Abandoned | qm::Ended::AfterTerm(_) => StepOutcome::TimedOut,
+        qm::Ended::Abandoned | qm::Ended::NotBegun | qm::Ended::AfterTerm(_) => StepOutcome::TimedOut,
         _ => StepOutcome::Failed,
     };
     let detail = report.detail(call);
@@ -188,33 +204,20 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
     }
 }
 
-fn resume(run: &mut Run, done: &mut Mutated) {
-    let began = run.step_started(StepName::Resume);
-    let said = door(run, done.vmid()).map_err(|e| format!("the QMP socket is in use by {}", e.by)).and_then(|door| {
-        let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| e.to_string())?;
-        qmp.change(Change::Cont, &done.preserved, deadline::QMP_ASK).map_err(|e| e.to_string())
-    });
-    match said {
-        Ok(_) => run.step_ended(StepName::Resume, began, StepOutcome::Done, None),
-        Err(e) => {
-            done.report.trouble = Some(format!("cont over QMP: {e}"));
-            run.step_ended(StepName::Resume, began, StepOutcome::Failed, Some(e.to_string()));
-        }
-    }
-}
-
 /// Makes the intent durable: from here on a crash is told as `interrupted`, and the id never runs again.
 pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
     let authorised = preserved.authorised();
     // Before the intent: a crash in between costs a grant, never a second use of it.
     run.spend_grant(authorised)?;
+    let operation = run.operation(authorised);
     let facts = json!({
         "grant": authorised.granted().map(crate::grant::Granted::facts),
         "bundle": preserved.name(),
+        "operation": operation,
         "plan": plan.sentence(authorised.verb()),
         "state_before": preserved.seen().state,
     });
     run.record_intent(facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
     run.count_mutation(authorised);
-    run.set_operation(authorised).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
+    run.set_operation(&operation).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
 }

@@ -1,7 +1,8 @@
 //! The mutation in progress, and the finished ones: operation.json, requests/ID.json.
 //!
-//! Both are on disk and on tmpfs: the disk may hang, and tmpfs does not survive the host's power. operation.json stands from the
-//! intent to the stored end; found without a living worker it is the trace of a mutation that was killed.
+//! Both are on disk and on tmpfs: the disk may hang, and tmpfs does not survive the host's power. operation.json stands from behind the
+//! intent to the stored end; found without a living worker it is the trace of a mutation that was killed. The log's newest intent is
+//! another one, for what died before operation.json stood (intent.rs).
 
 use proto::{BundleName, KeyName, RequestId, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
@@ -9,12 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Disk;
 use crate::host::path;
 use crate::lock::{self, Locked};
-use crate::run::Run;
+use crate::run::{Run, Stop};
+use crate::text::say;
 use crate::writer::{Op, Reply};
 use crate::{deadline, spool::Binding};
 
-/// What operation.json says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+mod intent;
+
+pub use intent::{End, LastIntent};
+pub(crate) use intent::{Mark, mark, may_mark};
+
+/// What operation.json says, and the `intent` record before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// The request.
     pub request_id: RequestId,
@@ -30,7 +37,7 @@ pub struct Operation {
     pub pid: u32,
     /// The worker's start time.
     pub started: Option<u64>,
-    /// When its intent was durable.
+    /// When it was declared.
     pub at: Timestamp,
     /// Its evidence.
     pub bundle: Option<BundleName>,
@@ -49,12 +56,32 @@ pub struct Finished {
     pub bundle: Option<BundleName>,
 }
 
-/// How many finished requests can be replayed.
+/// How many finished requests can be replayed: on disk, and those of this boot on tmpfs as well.
 const KEPT_REQUESTS: u32 = 1_000;
-const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+/// Where it is on tmpfs.
+pub(crate) const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+const RUN_REQUESTS: &str = "/run/pve-verb/requests";
 
 fn run_request(id: &RequestId) -> String {
-    format!("{}/requests/{id}.json", path::RUN)
+    format!("{RUN_REQUESTS}/{id}.json")
+}
+
+/// Stands beside a finished request that the disk does not have yet.
+fn late_mark(id: &RequestId) -> String {
+    format!("{RUN_REQUESTS}/{id}.late")
+}
+
+/// What is known of an id.
+#[derive(Debug)]
+pub enum Known {
+    /// It ended.
+    Ended(Box<Finished>),
+    /// Something is stored of it that can't be read: it ended, and nobody knows how.
+    Damaged,
+    /// No end of it is stored.
+    No,
+    /// None of this boot; whether there is one of an earlier boot the disk did not say.
+    NotOfThisBoot,
 }
 
 /// Writes a small file on tmpfs as a whole or not at all.
@@ -84,11 +111,13 @@ pub fn finish(run: &Run, finished: &Finished, acted: bool) {
     }
 }
 
-/// What fails here costs the replay after a reboot, nothing else: the log has the outcome, and the spool the answer.
+/// On tmpfs always, so that a disk that hangs later can't make this id one that never ran (ADR 0018). What fails on disk is carried there
+/// by a later call.
 fn store(disk: &Disk, id: &RequestId, finished: &Finished) {
     let Ok(bytes) = serde_json::to_vec(finished) else { return };
+    let _ = std::fs::create_dir_all(RUN_REQUESTS).and_then(|()| replace(&run_request(id), &bytes));
     if disk.call(&Op::RequestStore { id: id.clone() }, &bytes, deadline::WRITE).is_err() {
-        let _ = std::fs::create_dir_all(format!("{}/requests", path::RUN)).and_then(|()| replace(&run_request(id), &bytes));
+        let _ = std::fs::write(late_mark(id), []);
     }
 }
 
@@ -98,12 +127,49 @@ pub(crate) fn clear(disk: &Disk) {
     let _ = std::fs::remove_file(RUN_OPERATION);
 }
 
-/// The finished request of this id.
-pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
-    if let Ok(bytes) = std::fs::read(run_request(id)) {
-        return serde_json::from_slice(&bytes).ok();
+/// What is known of this id.
+pub fn known(disk: &Disk, id: &RequestId) -> Known {
+    let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok();
+    if let Some(finished) = std::fs::read(run_request(id)).ok().and_then(read) {
+        return Known::Ended(Box::new(finished));
     }
-    bytes_of(disk, &Op::RequestLoad { id: id.clone() }).and_then(|bytes| serde_json::from_slice(&bytes).ok())
+    match disk.call(&Op::RequestLoad { id: id.clone() }, &[], deadline::WRITE) {
+        Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Known::Damaged, |finished| Known::Ended(Box::new(finished))),
+        Ok(_) => Known::No,
+        Err(_) => Known::NotOfThisBoot,
+    }
+}
+
+/// The finished request of this id, where it is known.
+pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
+    match known(disk, id) {
+        Known::Ended(finished) => Some(*finished),
+        Known::Damaged | Known::No | Known::NotOfThisBoot => None,
+    }
+}
+
+/// Whoever holds the lock asks once more whether this id ran: between the front's look and the lock another worker may have.
+///
+/// # Errors
+/// It ran. Asking again with it tells what came of it.
+pub fn not_yet_run(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
+    let authorised = locked.authorised();
+    let id = authorised.id();
+    if !authorised.verb().mutates() {
+        return Ok(());
+    }
+    let began = run.last_intent(deadline::RECORD).is_some_and(|last| last.operation.request_id == *id);
+    let stands = standing(&run.disk).is_some_and(|operation| operation.request_id == *id);
+    match known(&run.disk, id) {
+        Known::Ended(_) | Known::Damaged => Err(Stop::request(say::ran_meanwhile(id))),
+        // Where its end could be stored nowhere, the log knows.
+        _ if began || stands => Err(Stop::request(say::ran_meanwhile(id))),
+        Known::NotOfThisBoot if authorised.parsed().request().options().request_id.is_some() => {
+            run.degrade("whether this id ran before the host last booted could not be looked up: the disk did not answer".to_owned());
+            Ok(())
+        }
+        Known::No | Known::NotOfThisBoot => Ok(()),
+    }
 }
 
 fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
@@ -113,8 +179,8 @@ fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
     }
 }
 
-/// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
-pub(crate) fn standing(disk: &Disk) -> Option<Operation> {
+/// What operation.json says, if it stands.
+fn standing(disk: &Disk) -> Option<Operation> {
     let bytes = match std::fs::read(RUN_OPERATION) {
         Ok(bytes) => bytes,
         Err(_) => bytes_of(disk, &Op::OperationGet {})?,
@@ -122,41 +188,62 @@ pub(crate) fn standing(disk: &Disk) -> Option<Operation> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// A mutation that was killed half-way: it stands, and nobody holds the lock.
-pub fn interrupted(disk: &Disk) -> Option<Operation> {
-    let operation = standing(disk)?;
-    (lock::holder().is_none() && !ended(disk, &operation)).then_some(operation)
+/// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
+fn unfinished(disk: &Disk, last: Option<&LastIntent>) -> Option<Operation> {
+    let open = || last.filter(|last| last.end.is_none()).map(|last| last.operation.clone());
+    standing(disk).or_else(open).filter(|operation| !came_to_its_end(disk, operation))
+}
+
+/// Whether its answer is stored: then its worker was killed after its end, and only operation.json is left to take away.
+fn came_to_its_end(disk: &Disk, operation: &Operation) -> bool {
+    finished(disk, &operation.request_id).is_some_and(|finished| finished.receipt.is_some())
+}
+
+/// A mutation that was killed half-way: it stands, and whoever holds the lock is at something else.
+pub fn interrupted(disk: &Disk, last: Option<&LastIntent>) -> Option<Operation> {
+    let lives = |operation: &Operation| lock::holder().is_some_and(|holder| holder.request_id == operation.request_id);
+    unfinished(disk, last).filter(|operation| !lives(operation))
 }
 
 /// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may: then nobody can be at it.
 pub fn settle(run: &mut Run, locked: &Locked) {
-    if !locked.authorised().verb().mutates() {
-        return;
-    }
-    if let Some(operation) = standing(&run.disk) {
-        if ended(&run.disk, &operation) {
-            return clear(&run.disk);
-        }
-        // Where even the record fails it keeps standing, and the next call tells of it.
-        if run.note_interrupted(&operation).is_ok() {
-            lay_to_rest(&run.disk, &operation);
-        }
+    if locked.authorised().verb().mutates() {
+        let (disk, last) = (run.disk.clone(), run.last_intent(deadline::RECORD));
+        let _ = lay_to_rest(&disk, last.as_ref(), |operation| run.note_interrupted(operation));
     }
 }
 
-/// Whether the end of it is stored: then it was killed after its end, and only operation.json is left to take away.
-pub(crate) fn ended(disk: &Disk, operation: &Operation) -> bool {
-    finished(disk, &operation.request_id).is_some()
-}
-
-/// From now on its id answers `interrupted`, also after a reboot, and never runs again.
-pub(crate) fn lay_to_rest(disk: &Disk, operation: &Operation) {
-    let binding = Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
-    store(disk, &operation.request_id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+/// From now on the id of a mutation that was killed answers `interrupted`, also after a reboot, and never runs again; `tell` records
+/// that, and is called once for each, however often this is killed itself: first the id is stored, then told, then operation.json goes.
+/// Gives the one that was told of now.
+///
+/// # Errors
+/// Where even the record fails: it keeps standing, and the next call tells of it.
+pub(crate) fn lay_to_rest(
+    disk: &Disk,
+    last: Option<&LastIntent>,
+    tell: impl FnOnce(&Operation) -> Result<(), String>,
+) -> Result<Option<Operation>, String> {
+    let Some(operation) = unfinished(disk, last) else {
+        if standing(disk).is_some() {
+            clear(disk);
+        }
+        return Ok(None);
+    };
+    if finished(disk, &operation.request_id).is_none() {
+        let binding = Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
+        store(disk, &operation.request_id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+    }
+    let is_told = |last: &LastIntent| last.operation.request_id == operation.request_id && last.end == Some(End::Interrupted);
+    let told = last.is_some_and(is_told);
+    if !told {
+        tell(&operation)?;
+    }
     clear(disk);
+    Ok((!told).then_some(operation))
 }
 
-/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests and spools go away. After the answer, and
+/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and
 /// all of it may fail: the next call tries again.
 pub fn tidy(run: &Run) {
     if run.disk.is_late() {
@@ -171,14 +258,26 @@ pub fn tidy(run: &Run) {
         }
         let _ = std::fs::remove_dir_all(format!("{shelf}/{name}"));
     }
-    for entry in std::fs::read_dir(format!("{}/requests", path::RUN)).into_iter().flatten().flatten() {
-        let id = entry.file_name().to_str().and_then(|n| n.strip_suffix(".json")?.parse::<RequestId>().ok());
-        let (Some(id), Ok(bytes)) = (id, std::fs::read(entry.path())) else { continue };
-        if run.disk.call(&Op::RequestStore { id }, &bytes, deadline::WRITE).is_err() {
-            return;
+    let mut stored = Vec::new();
+    for entry in std::fs::read_dir(RUN_REQUESTS).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let id = |ending| name.to_str().and_then(|n| n.strip_suffix(ending)?.parse::<RequestId>().ok());
+        if let Some(id) = id(".late") {
+            let Ok(bytes) = std::fs::read(run_request(&id)) else { continue };
+            if run.disk.call(&Op::RequestStore { id }, &bytes, deadline::WRITE).is_err() {
+                return;
+            }
+            let _ = std::fs::remove_file(entry.path());
+        } else if id(".json").is_some()
+            && let Ok(made) = entry.metadata().and_then(|m| m.modified())
+        {
+            stored.push((made, entry.path()));
         }
-        let _ = std::fs::remove_file(entry.path());
+    }
+    stored.sort_unstable();
+    let too_many = stored.len().saturating_sub(KEPT_REQUESTS as usize);
+    for (_, path) in stored.into_iter().take(too_many).filter(|(_, path)| !path.with_extension("late").exists()) {
+        let _ = std::fs::remove_file(path);
     }
     let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
-    crate::spool::prune();
 }

@@ -8,7 +8,7 @@ use proto::{Code, RunState, Verb, VmState};
 use crate::bundle::Preserved;
 use crate::capture::Unresponsive;
 use crate::lock::Locked;
-use crate::probe::observe::{Observation, observe};
+use crate::probe::observe::{Observation, Process, observe};
 use crate::pve::{Config, Ha};
 use crate::rate::Rates;
 use crate::run::{Run, Stop};
@@ -79,13 +79,15 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
     if verb == Verb::Reset && stopped {
         return precondition(say::reset_of_stopped(vmid));
     }
-    if seen.ha.acts() && verb != Verb::Reset {
+    // Whether the process that `start` finds runs already, QMP says later; that wins over HA, quorum and a lock: see `plan`.
+    let may_be_already = verb == Verb::Start && !stopped;
+    if seen.ha.acts() && verb != Verb::Reset && !may_be_already {
         return precondition(say::ha_managed(vmid, verb));
     }
     if let (Ha::Unknown(why), true) = (&seen.ha, verb != Verb::Reset) {
         run.degrade(format!("whether HA manages the VM could not be told: {why}"));
     }
-    if matches!(verb, Verb::Start | Verb::Cycle) {
+    if matches!(verb, Verb::Start | Verb::Cycle) && !may_be_already {
         match seen.quorum {
             Some(true) => {}
             Some(false) => return precondition(say::no_quorum(verb)),
@@ -93,16 +95,25 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
         }
         match seen.volumes_missing.as_deref() {
             Some([]) => {}
-            // A running VM that is to be started is `already`: what it would need is not asked.
-            Some(missing) if verb == Verb::Cycle || stopped => return precondition(say::volumes_missing(vmid, verb, missing)),
-            Some(_) => {}
+            Some(missing) => return precondition(say::volumes_missing(vmid, verb, missing)),
             None => run.degrade("whether the VM's volumes are there could not be told".to_owned()),
         }
     }
-    // A running VM that is to be started is `already`, and that wins over a lock; whether it runs, QMP says later.
     match &seen.lock {
-        Some(lock) if verb != Verb::Start || (stopped && lock != "suspended") => Err(Stop::busy_pve(pve_lock(vmid, lock, seen), state)),
+        Some(lock) if verb != Verb::Start || (stopped && forbids(lock, &Plan::Start)) => {
+            Err(Stop::busy_pve(pve_lock(vmid, lock, seen), state))
+        }
         _ => Ok(()),
+    }
+}
+
+/// Whether PVE's lock stands in the way of this plan: `qm` starts a VM that is `suspended` to disk, and resumes one in a `backup`.
+fn forbids(lock: &str, plan: &Plan) -> bool {
+    match plan {
+        Plan::Already => false,
+        Plan::Start => lock != "suspended",
+        Plan::Resume => lock != "backup",
+        Plan::Reset | Plan::Stop | Plan::Kill(_) => true,
     }
 }
 
@@ -135,13 +146,15 @@ fn rates(run: &Run, locked: &Locked) -> Result<(), Stop> {
             None => None,
         },
         Verb::Forensics => {
-            let mut rates = Rates::load();
-            let wait = rates.forensics_wait(key, &limits, now);
-            if wait.is_none() {
-                rates.count_forensics(key, now);
-                // A count that can't be kept is no reason to refuse evidence.
-                let _ = rates.store();
-            }
+            let counted = Rates::update(|rates| {
+                let wait = rates.forensics_wait(key, &limits, now);
+                if wait.is_none() {
+                    rates.count_forensics(key, now);
+                }
+                wait
+            });
+            // A count that can't be kept is no reason to refuse evidence.
+            let wait = counted.unwrap_or_else(|_| Rates::load().forensics_wait(key, &limits, now));
             wait.map(|wait| say::too_many_forensics(limits.forensics_per_minute, at(wait)))
         }
         Verb::Status | Verb::Start => None,
@@ -178,7 +191,7 @@ pub fn plan(preserved: &Preserved) -> Result<Plan, Stop> {
         Verb::Start => match (state, run_state) {
             (VmState::Stopped, _) => Ok(Plan::Start),
             (_, Some(RunState::Running)) => Ok(Plan::Already),
-            (_, Some(RunState::Paused | RunState::Prelaunch)) => Ok(Plan::Resume),
+            (_, Some(RunState::Paused | RunState::Prelaunch)) => resume(preserved),
             (_, Some(other)) => precondition(say::start_of(vmid, other)),
             _ => precondition(say::not_from(vmid, Verb::Start, state)),
         },
@@ -194,18 +207,42 @@ pub fn plan(preserved: &Preserved) -> Result<Plan, Stop> {
     }
 }
 
-/// The look again, right before acting: a lock that somebody took meanwhile.
-///
-/// # Errors
-/// Busy.
-pub fn again(preserved: &Preserved) -> Result<(), Stop> {
-    let authorised = preserved.authorised();
-    let seen = observe(authorised.vmid(), deadline::OBSERVE);
-    let accepted = preserved.seen().before.lock.as_deref();
-    match &seen.lock {
-        Some(lock) if accepted != Some(lock.as_str()) => {
-            Err(Stop::busy_pve(pve_lock(authorised.vmid(), lock, &seen), preserved.seen().state))
-        }
-        _ => Ok(()),
+/// A paused VM that is to be started goes on, where neither HA nor a lock of PVE's is in the way; quorum and volumes it does not need.
+fn resume(preserved: &Preserved) -> Result<Plan, Stop> {
+    let (vmid, state, before) = (preserved.authorised().vmid(), preserved.seen().state, &preserved.seen().before);
+    match &before.lock {
+        _ if before.ha.acts() => Err(Stop::precondition(say::ha_managed(vmid, Verb::Start), state)),
+        Some(lock) if forbids(lock, &Plan::Resume) => Err(Stop::busy_pve(pve_lock(vmid, lock, before), state)),
+        _ => Ok(Plan::Resume),
     }
 }
+
+/// The look again, right before acting: a lock that somebody took meanwhile, and for what is sent to QEMU itself another QEMU than
+/// the one that the evidence is of.
+///
+/// # Errors
+/// Busy or precondition.
+pub fn again(run: &mut Run, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
+    let vmid = preserved.authorised().vmid();
+    let seen = observe(vmid, deadline::OBSERVE);
+    if let (Plan::Reset | Plan::Resume, Process::Unknown(why)) = (plan, &seen.process) {
+        run.degrade(format!("whether QEMU is still the one that was captured could not be told: {why}"));
+    }
+    unchanged(&preserved.seen().before, &seen, plan, preserved.verb(), vmid).map_err(|stop| stop.seen(preserved.seen().state))
+}
+
+/// Nothing that stands in the way of this plan came between two looks.
+fn unchanged(before: &Observation, now: &Observation, plan: &Plan, verb: Verb, vmid: proto::Vmid) -> Result<(), Stop> {
+    let state = facts::state_without_qmp(before);
+    if let Some(lock) = now.lock.as_ref().filter(|lock| forbids(lock, plan) && before.lock.as_ref() != Some(lock)) {
+        return Err(Stop::busy_pve(pve_lock(vmid, lock, now), state));
+    }
+    let other = facts::qemu(before) != facts::qemu(now) && !matches!(now.process, Process::Unknown(_));
+    if other && matches!(plan, Plan::Reset | Plan::Resume) {
+        return Err(Stop::precondition(say::another_qemu(vmid, verb), state));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ pub mod process;
 pub mod pve;
 pub mod qmp;
 pub mod rrd;
+pub mod sketch;
 pub mod tools;
 pub mod wait;
 
@@ -249,6 +250,7 @@ static TABLE: &[Row] = &[
     process("process/fds.txt", 1_000, FULL),
     process("process/smaps_rollup.txt", 1_500, FULL),
     process("process/threads.2.json", 3_000, FULL),
+    process("console/log.txt", 2_500, FULL),
     host("cgroup/procs.txt", 500, BOTH),
     host("cgroup/memory.events.txt", 500, BOTH),
     host("cgroup/memory.current.txt", 500, FULL),
@@ -292,6 +294,8 @@ static TABLE: &[Row] = &[
     host("host/vmstat.txt", 500, FULL),
     host("host/mounts.txt", 500, FULL),
     host("host/kmsg.txt", 1_000, FULL),
+    host("host/survivor.json", 1_500, FULL),
+    host("host/operation.json", 500, FULL),
     host("host/pressure.2.txt", 2_000, FULL),
     host("host/diskstats.2.txt", 2_000, FULL),
     tool("host/df.txt", 1_900),
@@ -321,7 +325,7 @@ mod tests {
                 ".json",
             ),
             ("qmp/", "greeting.json virtqueues.1.json virtqueues.2.json registers.txt events.json", ""),
-            ("console/", "screen-1.png screen-2.png serial.txt", ""),
+            ("console/", "screen-1.png screen-2.png serial.txt log.txt", ""),
             (
                 "process/",
                 "identity.json cmdline.txt status.txt stat.txt io.txt limits.txt smaps_rollup.txt fds.txt threads.1.json threads.2.json",

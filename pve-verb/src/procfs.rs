@@ -5,10 +5,12 @@
 //! what PVE's rule overlooks (a zombie whose threads hold the disk, a QEMU without its pidfile) is reported as a survivor.
 
 mod peer;
+mod survivor;
 mod thread;
 
 pub(crate) use peer::anybody_on;
 pub use peer::{Peer, Peers, peer_of};
+pub use survivor::{Survivor, survivor};
 pub use thread::{Count, MainThread, Proof, Thread, threads, unresponsive_proof};
 
 use crate::host;
@@ -213,47 +215,6 @@ pub fn start_time(pid: u32) -> Option<u64> {
 /// Whether a process is still the one that was observed: the same pid, started at the same tick.
 pub fn is_still(process: QemuProcess) -> bool {
     start_time(process.pid) == Some(process.started)
-}
-
-/// What holds the VM's disk although PVE calls it stopped; `skip` is the process that PVE does see.
-pub fn survivor(vmid: Vmid, skip: Option<u32>) -> Option<String> {
-    let scope_line = format!("0::/qemu.slice/{vmid}.scope");
-    let pids = std::fs::read_dir("/proc").ok()?.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| Some(*pid) != skip).find_map(|pid| {
-        let stat = parse_stat(&read_text(format!("/proc/{pid}/stat")).ok()?)?;
-        // By its name first: reading the command line of every process could hang on one that has nothing to do with us.
-        if !(stat.comm.contains("kvm") || stat.comm.starts_with("qemu")) {
-            return None;
-        }
-        let in_scope = || {
-            read_text(format!("/proc/{pid}/cgroup"))
-                .is_ok_and(|t| t.lines().any(|l| l.strip_suffix(" (deleted)").unwrap_or(l) == scope_line))
-        };
-        if stat.state == 'Z' {
-            // An ended process keeps its scope only while threads of it live on, which then hold what they were doing.
-            return (in_scope() && stat.threads > 1).then(|| {
-                format!("process {pid} was killed, but {} of its threads live on in the kernel and hold the disk", stat.threads - 1)
-            });
-        }
-        if !on_this_host(pid) {
-            return None;
-        }
-        let cmdline = read_capped(format!("/proc/{pid}/cmdline"), 1024 * 1024).ok()?;
-        // An ending process gives its memory back, and its command line with it, before it closes its files: that may take long.
-        if cmdline.is_empty() && in_scope() {
-            return Some(format!("process {pid} is ending and has not let go of its files (state {})", stat.state));
-        }
-        is_qemu_of(&cmdline, vmid)
-            .map(|_| format!("process {pid} is a QEMU of VM {vmid} that its pidfile does not name (state {})", stat.state))
-    })
-}
-
-/// Whether a process sees our files, or those that the host's first process sees: a PVE in a container may have a VM of the same
-/// number. One that does not say counts as ours.
-fn on_this_host(pid: u32) -> bool {
-    let mounts = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
-    let theirs = mounts(&pid.to_string());
-    theirs.is_none() || theirs == mounts("self") || theirs == mounts("1")
 }
 
 #[cfg(test)]

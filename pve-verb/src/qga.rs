@@ -45,7 +45,7 @@ impl Query {
 pub struct Agent<'door> {
     wire: Wire,
     broken: bool,
-    _door: &'door Door,
+    door: &'door Door,
 }
 
 impl<'door> Agent<'door> {
@@ -61,11 +61,11 @@ impl<'door> Agent<'door> {
         sync.extend(format!("{}\n", json!({"execute": "guest-sync-delimited", "arguments": {"id": nonce}})).as_bytes());
         wire.send(&sync, until)?;
         loop {
-            let line = wire.line(until)?;
+            let line = door.line(&mut wire, until)?;
             let Some(at) = line.as_bytes().iter().rposition(|&b| b == 0xff) else { continue };
             let ours = serde_json::from_slice::<Value>(line.as_bytes().get(at + 1..).unwrap_or_default()).ok();
             if ours.is_some_and(|v| v.get("return").and_then(Value::as_u64) == Some(u64::from(nonce))) {
-                return Ok(Self { wire, broken: false, _door: door });
+                return Ok(Self { wire, broken: false, door });
             }
         }
     }
@@ -85,8 +85,9 @@ impl<'door> Agent<'door> {
     }
 
     fn exchange(&mut self, query: Query, until: Instant) -> Result<Value, QmpError> {
+        self.door.still_ours()?;
         self.wire.send(format!("{}\n", json!({"execute": query.command()})).as_bytes(), until)?;
-        let mut answer = parse(&self.wire.line(until)?)?;
+        let mut answer = parse(&self.door.line(&mut self.wire, until)?)?;
         if let Some(error) = answer.get("error") {
             return Err(qemu_error(error));
         }
@@ -105,7 +106,7 @@ pub fn listen(socket: &std::path::Path, until: Instant, most: usize) -> Result<c
 impl From<&QmpError> for proto::ProbeOutcome {
     fn from(e: &QmpError) -> Self {
         match e {
-            QmpError::NoSocket | QmpError::Refused | QmpError::Busy => Self::Unavailable,
+            QmpError::NoSocket | QmpError::Refused | QmpError::Busy | QmpError::GaveWay(_) => Self::Unavailable,
             QmpError::NoGreeting | QmpError::Timeout => Self::TimedOut,
             QmpError::Qemu { class, .. } if class == "CommandNotFound" => Self::Unavailable,
             QmpError::Closed | QmpError::Protocol(_) | QmpError::Qemu { .. } => Self::Failed,

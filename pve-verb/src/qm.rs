@@ -24,7 +24,8 @@ pub enum Call {
 }
 
 impl Call {
-    const fn word(self) -> &'static str {
+    /// The sub-command.
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Start => "start",
@@ -48,6 +49,8 @@ pub enum Ended {
     AfterTerm(Option<i32>),
     /// Not within [`deadline::QM_TERM`] after SIGTERM either; it may still be running.
     Abandoned,
+    /// Its program could not be read in time, as on a disk that hangs. Should it begin after all, it gets SIGTERM first thing.
+    NotBegun,
     /// It could not be started.
     NotStarted(String),
 }
@@ -72,6 +75,7 @@ impl Report {
             Ended::AfterTerm(Some(code)) => format!("qm {} got SIGTERM at its deadline and ended with {code}", call.word()),
             Ended::AfterTerm(None) => format!("qm {} got SIGTERM at its deadline and died of it", call.word()),
             Ended::Abandoned => format!("qm {} ran on after SIGTERM and was left behind", call.word()),
+            Ended::NotBegun => format!("qm {} did not begin: its program could not be read in time", call.word()),
             Ended::NotStarted(why) => format!("qm {} could not be started: {why}", call.word()),
         };
         let said = String::from_utf8_lossy(&self.said);
@@ -93,24 +97,34 @@ pub fn call(call: Call, vmid: Vmid, program: &std::path::Path, most: Duration, _
     let number = vmid.to_string();
     let mut command = spawn::command(program);
     command.args([call.word(), &number]).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    let mut child = match spawn::unprotected(|| command.spawn()) {
-        Ok(child) => child,
+    let started = spawn::unprotected(|| spawn::start_within(move || command.spawn(), began + within, terminate));
+    let ended = match started {
+        Ok(Some(mut child)) => wait(&mut child, within.saturating_sub(began.elapsed())),
+        Ok(None) => Ended::NotBegun,
         Err(e) => return failed(e.to_string()),
     };
-    let ended = wait(&mut child, within);
     Report { ended, said: read_all(&output), took: began.elapsed() }
 }
 
-#[allow(clippy::disallowed_methods, reason = "our own child, not yet reaped")]
 fn wait(child: &mut Child, within: Duration) -> Ended {
     if let Some(code) = exit_within(child, within) {
         return Ended::Exit(code);
     }
+    term(child);
+    exit_within(child, deadline::QM_TERM).map_or(Ended::Abandoned, Ended::AfterTerm)
+}
+
+#[allow(clippy::disallowed_methods, reason = "our own child, not yet reaped")]
+fn term(child: &Child) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
         // The child is ours and not yet reaped, so the pid is still its own.
         let _ = kill_process(pid, Signal::TERM);
     }
-    exit_within(child, deadline::QM_TERM).map_or(Ended::Abandoned, Ended::AfterTerm)
+}
+
+/// One that began when nobody waited for it any more.
+fn terminate(child: Child) {
+    term(&child);
 }
 
 fn exit_within(child: &mut Child, within: Duration) -> Option<Option<i32>> {

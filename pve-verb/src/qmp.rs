@@ -8,6 +8,7 @@ mod door;
 mod tests;
 pub(crate) mod wire;
 
+pub(crate) use door::Claim;
 pub use door::{Door, InUse, Purpose};
 
 use crate::bundle::Preserved;
@@ -149,6 +150,8 @@ pub enum QmpError {
     Closed,
     /// What came is not QMP; escaped.
     Protocol(String),
+    /// A mutation wanted the socket while this read held it: whose.
+    GaveWay(String),
     /// QEMU's own error; escaped.
     Qemu {
         /// Its class, such as `CommandNotFound`.
@@ -168,6 +171,7 @@ impl fmt::Display for QmpError {
             Self::Timeout => f.write_str("no answer in time"),
             Self::Closed => f.write_str("the connection was closed"),
             Self::Protocol(what) => write!(f, "not QMP: {what}"),
+            Self::GaveWay(to) => write!(f, "the socket is in use by {to}, to which this read gave way"),
             Self::Qemu { class, desc } => write!(f, "{class}: {desc}"),
         }
     }
@@ -228,10 +232,10 @@ impl<'door> Session<'door> {
     pub fn open(door: &'door Door, within: Duration) -> Result<Self, QmpError> {
         let until = Instant::now() + within;
         let mut wire = Wire::connect(&door.qmp(), LINE)?;
-        let greeting = match wire.line(until) {
+        let greeting = match door.line(&mut wire, until) {
             Ok(line) => parse(&line)?,
-            Err(NoLine::Timeout) => return Err(QmpError::NoGreeting),
-            Err(e) => return Err(e.into()),
+            Err(QmpError::Timeout) => return Err(QmpError::NoGreeting),
+            Err(e) => return Err(e),
         };
         if greeting.get("QMP").is_none() {
             return Err(QmpError::Protocol("the first line is no greeting".to_owned()));
@@ -286,7 +290,7 @@ impl<'door> Session<'door> {
             if self.broken.is_some() || self.events.kept.len() >= EVENTS {
                 return None;
             }
-            match self.wire.line(until).map_err(QmpError::from).and_then(|line| Ok((parse(&line)?, line.as_bytes().len()))) {
+            match self.door.line(&mut self.wire, until).and_then(|line| Ok((parse(&line)?, line.as_bytes().len()))) {
                 Ok((value, length)) => self.notice(value, length),
                 Err(QmpError::Timeout) => return None,
                 Err(e) => self.broken = Some(e),
@@ -331,9 +335,10 @@ impl<'door> Session<'door> {
         if let (Some(arguments), Some(object)) = (arguments, request.as_object_mut()) {
             object.insert("arguments".to_owned(), arguments);
         }
+        self.door.still_ours()?;
         self.wire.send(format!("{request}\n").as_bytes(), until)?;
         loop {
-            let line = self.wire.line(until)?;
+            let line = self.door.line(&mut self.wire, until)?;
             let mut answer = parse(&line)?;
             if answer.get("id").and_then(Value::as_u64) != Some(id) {
                 self.notice(answer, line.as_bytes().len());

@@ -1,15 +1,21 @@
 //! How often a key may mutate, and capture: counts in /run, on CLOCK_BOOTTIME, so that neither a clock jump nor a reboot's
-//! wall clock opens or shuts the door. Pure but for reading and writing its one small file, under the mutation lock.
+//! wall clock opens or shuts the door. Pure but for reading and writing its one small file, under a lock of its own: captures count
+//! too, and they hold no other.
 //!
 //! A model's key that runs wild uses up its own allowance, never a person's: counts are for each key.
 
 use crate::config::Limits;
+use crate::host::path;
 use proto::KeyName;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-const FILE: &str = "/run/pve-verb/rates.json";
+/// Long enough for everybody who counts at this moment, short enough for a capture's deadline.
+const WAIT: Duration = Duration::from_millis(300);
 const HOUR_MS: u64 = 3_600_000;
 const MINUTE_MS: u64 = 60_000;
 
@@ -25,14 +31,37 @@ pub struct Rates {
 impl Rates {
     /// What is known; a damaged file counts as nothing known, for a count must never lock anyone out.
     pub fn load() -> Self {
-        std::fs::read(FILE).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        Self::load_at(Path::new(path::RUN))
     }
 
-    /// Stores it.
-    pub fn store(&self) -> std::io::Result<()> {
-        let hidden = format!("{FILE}.{}", std::process::id());
-        std::fs::write(&hidden, serde_json::to_vec(self)?)?;
-        std::fs::rename(&hidden, FILE)
+    /// Looks at the counts and changes them as one act: of two that come at once, the second sees the first.
+    ///
+    /// # Errors
+    /// Where the change could not be kept; what `with` gave is lost with it.
+    pub fn update<T>(with: impl FnOnce(&mut Self) -> T) -> std::io::Result<T> {
+        Self::update_at(Path::new(path::RUN), with)
+    }
+
+    fn load_at(run: &Path) -> Self {
+        std::fs::read(run.join("rates.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    fn update_at<T>(run: &Path, with: impl FnOnce(&mut Self) -> T) -> std::io::Result<T> {
+        let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(run.join("rates.lock"))?;
+        let until = Instant::now() + WAIT;
+        // Polled, because a blocking flock has no deadline.
+        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= until {
+                return Err(std::io::Error::other("the counts were held by somebody else for too long"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let mut rates = Self::load_at(run);
+        let told = with(&mut rates);
+        let hidden = run.join(format!("rates.json.{}", std::process::id()));
+        std::fs::write(&hidden, serde_json::to_vec(&rates)?)?;
+        std::fs::rename(&hidden, run.join("rates.json"))?;
+        Ok(told)
     }
 
     /// Whether this key may mutate now; else how long until it may.
@@ -102,6 +131,31 @@ mod tests {
         rates.count_mutation(&key("a"), 1_000);
         assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 4_000), Some(Duration::from_millis(7_000)));
         assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 11_000), None);
+    }
+
+    #[test]
+    fn of_many_that_count_at_once_none_is_lost() {
+        let run = tempfile::tempdir().unwrap();
+        let most = Limits { forensics_per_minute: 20, ..LIMITS };
+        let let_in = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        let free = Rates::update_at(run.path(), |rates| {
+                            let free = rates.forensics_wait(&key("a"), &most, 5).is_none();
+                            if free {
+                                rates.count_forensics(&key("a"), 5);
+                            }
+                            free
+                        });
+                        let_in.fetch_add(free.unwrap().into(), std::sync::atomic::Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert_eq!(let_in.into_inner(), 20);
+        assert!(Rates::load_at(run.path()).forensics_wait(&key("a"), &most, 5).is_some());
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::io::Write;
 use crate::audit::{Kind, Log};
 use crate::config::Config;
 use crate::disk::Disk;
+use crate::operation::Operation;
 use crate::sign::Signer;
 use crate::text::say;
-use crate::{attest, binary, host, lock, operation};
+use crate::{attest, binary, deadline, host, lock, operation};
 
 /// Records what was interrupted, and that this host is up.
 ///
@@ -29,24 +30,20 @@ pub fn recover(out: &mut dyn Write) -> Result<(), Message> {
     let (signer, binary) = (Signer::load().ok(), binary::this());
     let told = attest::this_host(config.host.node.as_str(), &binary, signer.as_ref());
     let mut log = Log::open(disk.clone(), signer, config.audit.keep_bytes.bytes()).attesting(told);
+    let last = log.last_intent(deadline::RECORD);
     let mut record = |kind, facts: Value| {
         let facts: Map<String, Value> = if let Value::Object(facts) = facts { facts } else { Map::new() };
-        log.append(kind, facts).map_err(|why| say::intent_nowhere(&why))
+        log.append(kind, facts)
     };
-    record(Kind::Start, json!({ "what": "recover", "node": config.host.node.as_str(), "binary": binary, "config": trouble }))?;
-    let told = match operation::standing(&disk) {
-        Some(operation) if operation::ended(&disk, &operation) => {
-            operation::clear(&disk);
-            "Nothing was interrupted.".to_owned()
-        }
-        Some(operation) => {
-            record(Kind::Interrupted, json!({ "operation": operation }))?;
-            operation::lay_to_rest(&disk, &operation);
-            format!(
-                "{} of request {} was killed half-way; it is recorded, and its id answers so from now on.",
-                operation.verb, operation.request_id
-            )
-        }
+    let nowhere = |why: String| say::intent_nowhere(&why);
+    record(Kind::Start, json!({ "what": "recover", "node": config.host.node.as_str(), "binary": binary, "config": trouble }))
+        .map_err(nowhere)?;
+    let tell = |operation: &Operation| record(Kind::Interrupted, json!({ "operation": operation })).map(drop);
+    let told = match operation::lay_to_rest(&disk, last.as_ref(), tell).map_err(nowhere)? {
+        Some(operation) => format!(
+            "{} of request {} was killed half-way; it is recorded, and its id answers so from now on.",
+            operation.verb, operation.request_id
+        ),
         None => "Nothing was interrupted.".to_owned(),
     };
     // Whoever started this at boot may have closed its output; the record is what counts.

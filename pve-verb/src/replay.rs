@@ -2,6 +2,7 @@
 
 use proto::{BundleName, RequestId, Verb, VmState};
 
+use crate::deadline;
 use crate::look::look;
 use crate::operation::{self, Finished, Operation};
 use crate::policy::Authorised;
@@ -19,14 +20,14 @@ pub fn finished(run: Run, stored: Finished, authorised: &Authorised) -> u8 {
     let Some(receipt) = stored.receipt else { return interrupted(run, authorised, stored.bundle) };
     match proto::decode_body(&receipt.body) {
         Ok((body, _)) => run.replay(body),
-        Err(_) => run.finish(Err(Stop::internal(say::internal(Some(false), "the stored answer of this id is damaged")))),
+        Err(_) => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
     }
 }
 
 /// Tells that the worker of this id was killed, with the state that is seen now.
-pub fn interrupted(run: Run, authorised: &Authorised, bundle: Option<BundleName>) -> u8 {
+pub fn interrupted(mut run: Run, authorised: &Authorised, bundle: Option<BundleName>) -> u8 {
     let now = look(authorised.vmid(), &Purpose::Read(run.id().to_string()));
-    let bundle = bundle.or_else(|| begun(&run, authorised.id()).and_then(|o| o.bundle));
+    let bundle = bundle.or_else(|| begun(&mut run, authorised.id()).and_then(|o| o.bundle));
     let message = say::interrupted(authorised.verb(), authorised.vmid(), None, completes(authorised.verb(), now.state));
     run.tell_interrupted(now, bundle, message)
 }
@@ -40,7 +41,10 @@ fn completes(verb: Verb, state: VmState) -> Option<Verb> {
     }
 }
 
-/// The mutation of this id, where it has an intent and never came to its end.
-pub fn begun(run: &Run, id: &RequestId) -> Option<Operation> {
-    operation::interrupted(&run.disk).filter(|o| o.request_id == *id)
+/// The mutation of this id, where it has an intent and no end of it is stored. The log may know its end all the same; nobody can say it
+/// again, so that counts as killed.
+pub fn begun(run: &mut Run, id: &RequestId) -> Option<Operation> {
+    let last = run.last_intent(deadline::RECORD);
+    let ended = last.clone().filter(|last| last.end.is_some()).map(|last| last.operation);
+    operation::interrupted(&run.disk, last.as_ref()).into_iter().chain(ended).find(|operation| operation.request_id == *id)
 }

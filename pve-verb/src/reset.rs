@@ -4,13 +4,15 @@
 
 use proto::{RunState, StepName, StepOutcome, Vmid};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::deadline;
-use crate::mutate::{Mutated, declare_intent, door};
-use crate::preflight::Plan;
+use crate::mutate::{Mutated, declare_intent, door, open};
+use crate::preflight::{self, Plan};
 use crate::qmp::{Change, Query, Session};
 use crate::run::{Run, Stop};
 use crate::text::say;
@@ -18,14 +20,24 @@ use crate::text::say;
 /// Resets the guest; what came of it is in `done`.
 ///
 /// # Errors
-/// Where PVE holds the configuration's lock, or QEMU can't be spoken to: then nothing was sent.
+/// Where PVE holds the configuration's lock, something changed since the evidence was taken, or QEMU can't be spoken to: then nothing
+/// was sent.
 pub(crate) fn reset(run: &mut Run, done: &mut Mutated, plan: &Plan) -> Result<(), Stop> {
     let (vmid, state) = (done.vmid(), done.preserved().seen().state);
-    let no_qmp = |by: String| Stop::precondition(say::reset_without_qmp(vmid, &by), state);
     // `qm` must not start, stop or migrate the VM under our hands.
-    let _config = config_lock(vmid).map_err(|by| Stop::busy_pve(say::config_busy(vmid, by.as_deref()), state))?;
-    let door = door(run, vmid).map_err(|e| no_qmp(format!("its socket is in use by {}", e.by)))?;
-    let mut qmp = Session::open(&door, deadline::QMP_ASK).map_err(|e| no_qmp(e.to_string()))?;
+    let _config = match config_lock(Path::new("/run/lock/qemu-server"), vmid) {
+        Ok(lock) => Some(lock),
+        Err(ConfigLock::Busy) => return Err(Stop::busy_pve(say::config_busy(vmid), state)),
+        // Not proved to be in anybody's hands: that is no reason to leave the VM as it is.
+        Err(ConfigLock::Unusable(why)) => {
+            run.degrade(format!("PVE's file lock on the VM's configuration could not be taken, so a qm could act meanwhile: {why}"));
+            None
+        }
+    };
+    // Only now: what was seen before the lock was ours may have changed until it was.
+    preflight::again(run, done.preserved(), plan)?;
+    let door = door(run, vmid).map_err(|e| done.busy(&e))?;
+    let mut qmp = open(&door, done)?;
     declare_intent(run, done.preserved(), plan)?;
     done.parts().1.touched = true;
     let began = run.step_started(StepName::SystemReset);
@@ -61,19 +73,44 @@ fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated, qmp: &mut Session
     }
 }
 
-/// PVE's own flock on the VM's configuration; freed on drop. The error says who or what is in the way, where that is known.
-fn config_lock(vmid: Vmid) -> Result<File, Option<String>> {
-    let path = format!("/run/lock/qemu-server/lock-{vmid}.conf");
+/// Why PVE's flock is not ours.
+#[derive(Debug, PartialEq, Eq)]
+enum ConfigLock {
+    /// Another process holds it.
+    Busy,
+    /// The file can't be opened or locked: why.
+    Unusable(String),
+}
+
+/// PVE's own flock on the VM's configuration, in this folder; freed on drop.
+fn config_lock(folder: &Path, vmid: Vmid) -> Result<File, ConfigLock> {
+    let path = folder.join(format!("lock-{vmid}.conf"));
+    let unusable = |e: &dyn std::fmt::Display| ConfigLock::Unusable(format!("{}: {e}", path.display()));
     let open = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path);
-    let file = open.map_err(|e| Some(format!("{path}: {e}")))?;
+    let file = open.map_err(|e| unusable(&e))?;
     let until = Instant::now() + deadline::CONFIG_LOCK;
     loop {
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok(file);
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(ConfigLock::Busy),
+            Err(e) => return Err(unusable(&e)),
         }
-        if Instant::now() >= until {
-            return Err(None);
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lock_that_somebody_holds_is_busy() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = config_lock(folder.path(), Vmid::DEVVM).unwrap();
+        assert_eq!(config_lock(folder.path(), Vmid::DEVVM).unwrap_err(), ConfigLock::Busy);
+        drop(held);
+        assert!(config_lock(folder.path(), Vmid::DEVVM).is_ok());
+        let nowhere = config_lock(&folder.path().join("absent"), Vmid::DEVVM).unwrap_err();
+        assert!(matches!(nowhere, ConfigLock::Unusable(why) if why.contains("lock-102.conf")));
     }
 }

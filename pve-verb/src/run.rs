@@ -59,6 +59,9 @@ pub struct Run {
     plan: String,
     intent: bool,
     inline_left: Option<usize>,
+    bound: Duration,
+    made: Option<proto::BundleName>,
+    joined: bool,
 }
 
 impl Run {
@@ -115,6 +118,9 @@ impl Run {
             plan: String::new(),
             intent: false,
             inline_left: None,
+            bound: Duration::ZERO,
+            made: None,
+            joined: false,
         };
         if let Err(why) = &run.signer {
             run.degrade(format!("receipts and evidence are not signed: {why}"));
@@ -131,7 +137,7 @@ impl Run {
         self.facts.origin = parsed.origin();
         self.facts.actor.clone_from(&options.actor);
         self.facts.reason.clone_from(&options.reason);
-        self.answer.understood(parsed.id(), options.json);
+        self.answer.understood(parsed.id(), options);
         self.inline_left = options.inline.then_some(MOST_INLINE);
         self.binding = Some(parsed.binding());
         if let Some(record) = &mut self.record {
@@ -142,6 +148,7 @@ impl Run {
 
     /// The key may: says so.
     pub fn accepted(&mut self, authorised: &Authorised) {
+        self.bound = Duration::from_millis(authorised.deadline_ms());
         if let Some(given) = &authorised.parsed().request().options().witness {
             let ok = self.log.contains(given, deadline::WITNESS);
             self.facts.witness = Some(proto::WitnessAnswer { given: given.clone(), ok });
@@ -157,7 +164,7 @@ impl Run {
             origin: self.facts.origin,
             actor: self.facts.actor.clone(),
             reason: self.facts.reason.clone(),
-            deadline_ms: authorised.verb().deadline_ms(),
+            deadline_ms: authorised.deadline_ms(),
             binary: self.host.binary.clone(),
             attached: false,
         };
@@ -181,8 +188,7 @@ impl Run {
 
     /// What is left of the published bound.
     pub fn time_left(&self) -> Duration {
-        let bound = self.facts.verb.map_or(Duration::ZERO, |v| Duration::from_millis(v.deadline_ms()));
-        bound.saturating_sub(self.began.elapsed()).saturating_sub(deadline::OBSERVE_AFTER + deadline::LOOK + deadline::QM_TERM)
+        self.bound.saturating_sub(self.began.elapsed()).saturating_sub(deadline::OBSERVE_AFTER + deadline::LOOK + deadline::QM_TERM)
     }
 
     /// Milliseconds since the request came.
@@ -215,6 +221,16 @@ impl Run {
         self.signer.as_ref().map_err(Clone::clone)?.sshsig(namespace, bytes)
     }
 
+    /// Whether these bytes carry this host's signature, as a file has it.
+    pub fn signed_here(&self, namespace: &str, bytes: &[u8], armour: &[u8]) -> bool {
+        let blob = std::str::from_utf8(armour).ok().and_then(crate::sign::dearmour);
+        self.signer
+            .as_ref()
+            .ok()
+            .zip(blob)
+            .is_some_and(|(signer, blob)| crate::sign::verify_sshsig(signer.public(), namespace, bytes, &blob))
+    }
+
     /// The first look.
     pub fn saw_before(&mut self, seen: &Observation) {
         self.facts.qemu_before = crate::facts::qemu(seen);
@@ -225,14 +241,24 @@ impl Run {
 
     /// A probe was tried.
     pub fn probed(&mut self, answer: &probe::Answer) {
-        let mut said = crate::capture::event(answer);
-        if let (Some(left), Some(artifact)) = (&mut self.inline_left, &answer.artifact)
-            && let Some(rest) = left.checked_sub(artifact.bytes.as_bytes().len())
+        let said = crate::capture::event(answer);
+        self.probe(said, answer.artifact.as_ref().map(|a| a.bytes.as_bytes()));
+    }
+
+    /// Says what became of a question, with the artifact inside where that was asked for and fits.
+    pub fn probe(&mut self, mut said: proto::Probe, artifact: Option<&[u8]>) {
+        if let (Some(left), Some(bytes)) = (&mut self.inline_left, artifact)
+            && let Some(rest) = left.checked_sub(bytes.len())
         {
             *left = rest;
-            said.data = Some(Base64::encode_string(artifact.bytes.as_bytes()));
+            said.data = Some(Base64::encode_string(bytes));
         }
         self.answer.say(Body::Probe(said));
+    }
+
+    /// Whether artifacts are to be inside the events.
+    pub const fn inline(&self) -> bool {
+        self.inline_left.is_some()
     }
 
     /// The judgement.
@@ -242,6 +268,11 @@ impl Run {
         self.facts.assessment = Some(assessment.code);
     }
 
+    /// What an earlier capture was judged to be.
+    pub const fn judged_then(&mut self, code: Code) {
+        self.facts.assessment = Some(code);
+    }
+
     /// The assessment's code, once there is one.
     pub const fn judgement(&self) -> Option<Code> {
         self.facts.assessment
@@ -249,6 +280,12 @@ impl Run {
 
     /// The evidence is safe.
     pub fn preserved(&mut self, said: &proto::Preserved) {
+        self.made = Some(said.bundle.clone());
+        self.tells_of(said);
+    }
+
+    /// This bundle is the answer, whoever made it.
+    pub fn tells_of(&mut self, said: &proto::Preserved) {
         self.facts.bundle = Some(said.bundle.clone());
         self.facts.preserved_where = Some(said.place);
         self.facts.manifest_sha256 = Some(said.manifest_sha256.clone());

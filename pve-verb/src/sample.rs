@@ -18,7 +18,7 @@ fn file(vmid: Vmid) -> String {
 /// The last sample and how many milliseconds ago it was taken, where it is fit to compare with.
 pub fn last(vmid: Vmid) -> Option<(Sample, u64)> {
     let sample: Sample = serde_json::from_slice(&std::fs::read(file(vmid)).ok()?).ok()?;
-    let ago = Duration::from_millis(host::boot_ms().checked_sub(sample.at_ms?)?);
+    let ago = Duration::from_millis(host::awake_ms().checked_sub(sample.at_ms?)?);
     (NEAREST..=OLDEST).contains(&ago).then_some((sample, u64::try_from(ago.as_millis()).ok()?))
 }
 

@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What every child finds in its environment, and nothing else.
@@ -94,7 +95,9 @@ pub fn reexec(subcommand: &'static str, stdin: Stdio, stdout: Stdio) -> io::Resu
 ///
 /// At the deadline its process group gets SIGKILL and is abandoned: it may be in state D, where waiting has no bound.
 pub fn tool(program: &'static str, args: &'static [&'static str], within: Duration, most: usize) -> ToolOutcome {
-    attend(program, command(program).args(args), within, most)
+    let mut command = command(program);
+    command.args(args);
+    attend(program, command, within, most)
 }
 
 /// Runs gdb over this process: every thread's backtrace, nothing else. The pid is the one word of its arguments that is not constant.
@@ -115,13 +118,60 @@ pub(crate) fn debugger(pid: u32, within: Duration, most: usize) -> ToolOutcome {
         "-iex=set backtrace limit 64",
         "-ex=thread apply all backtrace",
     ];
-    attend(GDB, command(GDB).args(BEFORE).arg(format!("--pid={pid}")), within, most)
+    let mut command = command(GDB);
+    command.args(BEFORE).arg(format!("--pid={pid}"));
+    attend(GDB, command, within, most)
 }
 
-fn attend(program: &str, command: &mut Command, within: Duration, most: usize) -> ToolOutcome {
+/// Starts a child in a thread of its own: whoever starts a program waits until its file is read, and a disk that hangs under `/usr`
+/// never gives it. None where that did not happen in time. The thread is never joined; a child that comes after all goes to `late`.
+///
+/// # Errors
+/// Where it could not be started: the kernel's reason.
+pub(crate) fn start_within(
+    start: impl FnOnce() -> io::Result<Child> + Send + 'static,
+    until: Instant,
+    late: fn(Child),
+) -> io::Result<Option<Child>> {
+    enum Meeting {
+        Waiting,
+        Here(io::Result<Child>),
+        Left,
+    }
+    let meeting = Arc::new((Mutex::new(Meeting::Waiting), Condvar::new()));
+    let theirs = Arc::clone(&meeting);
+    std::thread::Builder::new().spawn(move || {
+        let started = start();
+        let mut now = theirs.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*now, started) {
+            (Meeting::Left, Ok(child)) => late(child),
+            (Meeting::Left, Err(_)) => {}
+            (_, started) => *now = Meeting::Here(started),
+        }
+        theirs.1.notify_one();
+    })?;
+    let left = until.saturating_duration_since(Instant::now());
+    let waiting = |now: &mut Meeting| matches!(now, Meeting::Waiting);
+    let now = meeting.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut now, _) = meeting.1.wait_timeout_while(now, left, waiting).unwrap_or_else(PoisonError::into_inner);
+    match std::mem::replace(&mut *now, Meeting::Left) {
+        Meeting::Here(started) => started.map(Some),
+        Meeting::Waiting | Meeting::Left => Ok(None),
+    }
+}
+
+/// A tool that came too late to be of use.
+fn dismiss(mut child: Child) {
+    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+    let _ = child.try_wait();
+}
+
+fn attend(program: &str, mut command: Command, within: Duration, most: usize) -> ToolOutcome {
     let until = Instant::now() + within;
-    let mut child = match command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn() {
-        Ok(child) => child,
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = match start_within(move || command.spawn(), until, dismiss) {
+        Ok(Some(child)) => child,
+        Ok(None) => return ToolOutcome::TimedOut { output: Raw::new(Vec::new()) },
         Err(e) if e.kind() == io::ErrorKind::NotFound => return ToolOutcome::Unavailable(format!("{program} is not installed")),
         Err(e) => return ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
     };
@@ -220,6 +270,28 @@ mod tests {
             panic!()
         };
         assert_eq!((status, output.as_bytes().len(), cut), (Some(0), 1000, true));
+    }
+
+    #[test]
+    fn a_start_that_hangs_costs_its_deadline_and_what_comes_late_is_killed() {
+        let started = Instant::now();
+        let (tell, told) = std::sync::mpsc::channel();
+        let slow = move || {
+            std::thread::sleep(Duration::from_millis(600));
+            let child = Command::new("sleep").arg("60").process_group(0).spawn()?;
+            let _ = tell.send(child.id());
+            Ok(child)
+        };
+        let came = start_within(slow, started + Duration::from_millis(100), dismiss).unwrap();
+        assert!(came.is_none() && started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+        let pid = told.recv_timeout(Duration::from_secs(20)).unwrap();
+        // Not reaped perhaps, but not running either.
+        let ended = || std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+        let until = Instant::now() + Duration::from_secs(20);
+        while !ended() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(ended(), "the late tool runs");
     }
 
     #[test]

@@ -56,6 +56,8 @@ impl Renderer {
                 }
                 self.probes() + &self.judgement(a)
             }
+            // Only who asked for events is sent these.
+            Body::Artifact(_) | Body::Offered(_) => String::new(),
             Body::Preserved(p) => preserved(p),
             Body::Step(step) => self.step(event, step),
             Body::Receipt(receipt) => match proto::decode_body(&receipt.body) {
@@ -174,8 +176,8 @@ impl Renderer {
                 out.push_str(&self.probes());
             }
             let good = body.outcome == Outcome::Done;
-            // Before a refusal nobody may have looked, and "is unknown" would sound like a fault of the VM's.
-            if !(body.outcome.is_refusal() && body.state_after == VmState::Unknown) {
+            // Before a refusal, and for an existing bundle, nobody may have looked; "is unknown" would sound like a fault of the VM's.
+            if !((body.outcome.is_refusal() || body.verb == Some(Verb::Forensics)) && body.state_after == VmState::Unknown) {
                 out.push_str(&paragraph("", &self.paint(good, &format!("Now: {vm} is {}.", body.state_after))));
             }
             out.push_str(&paragraph(what_label(body.outcome), &escaped(&body.message.what)));

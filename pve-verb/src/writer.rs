@@ -7,22 +7,28 @@
 //!
 //! The operations are a closed list with constant destinations: the parent names a VM, a bundle or a request, never a path. The child
 //! has no deadline of its own. Its parent kills it and never waits; whatever it may still do after that (a write that was stuck in the
-//! kernel completes) must be harmless: files are replaced by renaming, and log lines are written at the place they were meant for.
+//! kernel completes) must be harmless: files are replaced by renaming, each writer under a name of its own; log lines are written at the
+//! place they were meant for, and while one writer may still be at that, no other is let near (a flock in `/run`).
 
 use proto::{BundleName, RequestId, Sha256Hex, Vmid};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 mod bundle;
 mod durable;
 mod log;
 mod names;
+mod shelf;
 mod state;
 
 pub(crate) use log::TORN_SHOWN;
 pub use log::{Oldest, Tail};
 pub use names::{ArtifactPath, Nonce};
+pub(crate) use shelf::{INDEX, index};
+pub use shelf::{Shelved, Uptime};
 
 /// The longest header.
 const MOST_HEADER: u32 = 1 << 20;
@@ -70,6 +76,49 @@ pub enum Op {
         /// Which.
         name: BundleName,
     },
+    /// One file of a bundle that is built on disk, because tmpfs did not take it: the payload. Answer: [`Reply::Done`].
+    BundlePut {
+        /// Whose.
+        vmid: Vmid,
+        /// Which bundle.
+        name: BundleName,
+        /// Which file.
+        path: ArtifactPath,
+    },
+    /// That bundle is whole and gets its name. Answer: [`Reply::Done`].
+    BundleSeal {
+        /// Whose.
+        vmid: Vmid,
+        /// Which.
+        name: BundleName,
+    },
+    /// That bundle won't be whole. Answer: [`Reply::Done`], also where nothing of it is there.
+    BundleAbandon {
+        /// Whose.
+        vmid: Vmid,
+        /// Which.
+        name: BundleName,
+    },
+    /// Enters the bundles on disk that the shelf's index does not have yet, and lets all of them grow older. Answer: [`Reply::Shelf`].
+    Shelve {
+        /// Whose.
+        vmid: Vmid,
+        /// The number of the log's newest record: what a new bundle gets.
+        seq: u64,
+        /// The bundle of the request whose record that is.
+        own: Option<BundleName>,
+        /// The clock by which they grow older.
+        now: Uptime,
+    },
+    /// Drops a sealed bundle from disk, never the newest. Answer: [`Reply::Done`].
+    BundleDrop {
+        /// Whose.
+        vmid: Vmid,
+        /// Which.
+        name: BundleName,
+    },
+    /// Up to which record were mutations reviewed? Answer: [`Reply::Reviewed`].
+    LogReviewed {},
     /// The names of the sealed bundles on disk. Answer: [`Reply::Bundles`].
     BundleList {
         /// Whose.
@@ -134,7 +183,7 @@ pub enum Reply {
     /// Where the log ends.
     Tail {
         /// None where there is no record at all.
-        tail: Option<Tail>,
+        tail: Option<Box<Tail>>,
         /// What `head.json` holds, as text.
         head: Option<String>,
     },
@@ -158,6 +207,16 @@ pub enum Reply {
         /// Their names.
         names: Vec<BundleName>,
     },
+    /// The bundles on disk, in the order of the log.
+    Shelf {
+        /// All that the index has.
+        bundles: Vec<Shelved>,
+    },
+    /// The newest review.
+    Reviewed {
+        /// Its number; none where there is none within reach.
+        seq: Option<u64>,
+    },
     /// It could not be done.
     Failed {
         /// Why.
@@ -167,16 +226,30 @@ pub enum Reply {
 
 /// Where the writer works: `/`, and in tests a folder that looks like it.
 #[derive(Clone, Debug)]
-pub(crate) struct Root(PathBuf);
+pub(crate) struct Root {
+    path: PathBuf,
+    abandoned: Abandoned,
+}
+
+/// Set where nobody waits for a writer any more that is a thread, and so can't be killed.
+pub(crate) type Abandoned = Arc<AtomicBool>;
 
 impl Root {
-    pub(crate) const fn at(path: PathBuf) -> Self {
-        Self(path)
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, abandoned: Abandoned::default() }
     }
 
     /// One of `host::path`'s constants, below this root.
     fn path(&self, constant: &str) -> PathBuf {
-        self.0.join(constant.trim_start_matches('/'))
+        self.path.join(constant.trim_start_matches('/'))
+    }
+
+    /// Asked between two steps of which the second must not come late.
+    ///
+    /// # Errors
+    /// Where nobody waits any more.
+    fn awaited(&self) -> io::Result<()> {
+        if self.abandoned.load(Ordering::SeqCst) { Err(io::Error::other("nobody waits for this any more")) } else { Ok(()) }
     }
 
     fn perform(&self, op: Op, payload: &[u8]) -> Reply {
@@ -187,6 +260,12 @@ impl Root {
             Op::LogOldest { keep_bytes } => self.log_oldest(keep_bytes),
             Op::LogDrop { segment } => self.log_drop(segment),
             Op::CarryBundle { vmid, name } => self.carry_bundle(vmid, &name),
+            Op::BundlePut { vmid, name, path } => self.bundle_put(vmid, &name, &path, payload),
+            Op::BundleSeal { vmid, name } => self.bundle_seal(vmid, &name),
+            Op::BundleAbandon { vmid, name } => self.bundle_abandon(vmid, &name),
+            Op::Shelve { vmid, seq, own, now } => self.shelve(vmid, seq, own.as_ref(), &now),
+            Op::BundleDrop { vmid, name } => self.bundle_drop(vmid, &name),
+            Op::LogReviewed {} => self.log_reviewed(),
             Op::BundleList { vmid } => self.bundle_list(vmid),
             Op::BundleRead { vmid, name, path } => self.bundle_read(vmid, &name, &path),
             Op::OperationSet {} => self.operation_set(payload),
@@ -212,9 +291,9 @@ pub fn run() -> io::Result<()> {
     serve(&Root::at(PathBuf::from("/")), &mut io::stdin().lock(), &mut io::stdout().lock())
 }
 
-/// The same for a thread of the parent: on this host, between these two ends.
-pub(crate) fn serve_here(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    serve(&Root::at(PathBuf::from("/")), from, to)
+/// The same for a thread of the parent: on this host, between these two ends, until it is abandoned.
+pub(crate) fn serve_here(abandoned: Abandoned, from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    serve(&Root { path: PathBuf::from("/"), abandoned }, from, to)
 }
 
 pub(crate) fn serve(root: &Root, from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {

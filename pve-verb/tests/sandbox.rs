@@ -23,6 +23,9 @@ struct Place {
     screens: OwnedFd,
 }
 
+/// A file of a sealed bundle, below the folder of everything.
+const SEALED: &str = "evidence/102/20261121T003000.123Z-cycle-1f0c9a2e/manifest.json";
+
 type Attempt = fn(&Place) -> std::io::Result<()>;
 
 /// In both sandboxes each of these must fail.
@@ -36,6 +39,17 @@ const EVIL: &[(&str, Attempt)] = &[
     }),
     ("append to a file", |p| File::options().append(true).open(p.folder.join("screens/screen-1.ppm")).map(drop)),
     ("make a folder", |p| std::fs::create_dir(p.folder.join("sockets/x"))),
+    ("write into a sealed bundle", |p| File::options().write(true).open(p.folder.join(SEALED)).map(drop)),
+    ("cut a file of a sealed bundle", |p| File::options().write(true).truncate(true).open(p.folder.join(SEALED)).map(drop)),
+    ("put a file into a sealed bundle", |p| File::create_new(p.folder.join(SEALED).with_file_name("new")).map(drop)),
+    ("remove a file of a sealed bundle", |p| std::fs::remove_file(p.folder.join(SEALED))),
+    ("put another file in its place", |p| std::fs::rename(p.folder.join("secret"), p.folder.join(SEALED))),
+    ("link a file into a sealed bundle", |p| std::fs::hard_link(p.folder.join("secret"), p.folder.join(SEALED).with_file_name("new"))),
+    ("reach a sealed bundle through its own descriptors", |p| {
+        use std::os::fd::AsRawFd;
+        let around = format!("/proc/self/fd/{}/../{SEALED}", p.screens.as_raw_fd());
+        File::options().write(true).open(around).map(drop)
+    }),
     ("remove a file", |p| Ok(rustix::fs::unlinkat(&p.screens, "screen-1.ppm", rustix::fs::AtFlags::empty())?)),
     ("rename a file", |p| Ok(rustix::fs::renameat(&p.screens, "screen-1.ppm", &p.screens, "x")?)),
     ("change a mode", |p| Ok(rustix::fs::fchmod(&p.screens, rustix::fs::Mode::RWXU)?)),
@@ -142,6 +156,8 @@ fn main() -> ExitCode {
     }
     std::fs::write(path.join("screens/screen-1.ppm"), "P6").unwrap();
     std::fs::write(path.join("secret"), "secret").unwrap();
+    std::fs::create_dir_all(path.join(SEALED).parent().unwrap()).unwrap();
+    std::fs::write(path.join(SEALED), "sealed").unwrap();
     let _qemu = UnixListener::bind(path.join("sockets/102.qmp")).unwrap();
     let _elsewhere = UnixListener::bind(path.join("elsewhere")).unwrap();
 
@@ -156,6 +172,8 @@ fn main() -> ExitCode {
         println!("{} {kind}: {name}: {} {}", if good { "ok    " } else { "FAILED" }, done.status, String::from_utf8_lossy(&said).trim());
     }
     assert_eq!(failed, 0, "attempts that did not end as they must");
+    assert_eq!(std::fs::read_to_string(path.join(SEALED)).unwrap(), "sealed");
+    assert_eq!(std::fs::read_dir(path.join(SEALED).parent().unwrap()).unwrap().count(), 1);
     ExitCode::SUCCESS
 }
 

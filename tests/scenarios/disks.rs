@@ -84,14 +84,16 @@ fn without_a_disk(lab: &Lab, fault: impl FnOnce() -> Result<Box<dyn Any>>) -> Re
     let status = ssh.call("status --json")?;
     let again = ssh.call(&request)?;
     let forensics = ssh.call("forensics --json")?;
+    let refused = ssh.call("status;reboot")?;
     drop(fault);
     eprintln!(
-        "disks: cycle {:?} (evidence safe after {} ms), status {:?}, forensics {:?}, asked again {:?}",
+        "disks: cycle {:?} (evidence safe after {} ms), status {:?}, forensics {:?}, asked again {:?}, refused {:?}",
         answer.wall,
         after_ms(&answer, "preserved"),
         status.wall,
         forensics.wall,
-        again.wall
+        again.wall,
+        refused.wall
     );
     assert_eq!((answer.status, &first["preserved_where"]), (0, &json!("tmpfs")), "{first}");
     assert!(first["degraded"].to_string().contains("tmpfs"), "{first}");
@@ -104,6 +106,8 @@ fn without_a_disk(lab: &Lab, fault: impl FnOnce() -> Result<Box<dyn Any>>) -> Re
     assert_eq!((again.status, &told_again["replayed"], told(told_again.clone())), (0, &json!(true), told(first.clone())));
     assert!(forensics.status == 0 && forensics.wall < Duration::from_secs(15) + OVERHEAD, "{:?}", forensics.wall);
     assert_eq!(body(&forensics)?["preserved_where"], "tmpfs");
+    // Not only the answer comes in time: the session ends with it.
+    assert!(refused.status == 2 && refused.wall < Duration::from_secs(3) + OVERHEAD, "{:?}", refused.wall);
     station::quiet(AMPLE)?;
     let chain = Chain::read()?;
     assert!(chain.on_disk < chain.records.len() && chain.count(&id, "outcome") == 1, "the log goes on in the overflow");

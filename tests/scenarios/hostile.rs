@@ -19,6 +19,8 @@ const SCENARIOS: &[Scenario] = &[
     ("when_a_hostile_line_comes_then_it_is_refused_recorded_escaped_and_nothing_is_touched", hostile_lines),
     ("when_a_request_is_longer_than_the_grammar_allows_then_it_is_refused_and_recorded", too_long),
     ("when_nothing_is_said_then_the_six_verbs_are_printed", nothing_said),
+    ("when_a_program_says_json_then_it_is_refused_in_json_with_a_receipt", refused_in_json),
+    ("when_a_key_s_line_can_t_be_read_then_it_is_refused_and_recorded", unreadable_line),
     ("when_a_key_asks_for_more_than_a_command_then_sshd_says_no", sshd_services),
     ("when_a_caller_sends_an_environment_then_only_the_connection_is_recorded", environment),
     ("when_a_reason_holds_a_newline_then_no_record_is_forged", newline_in_reason),
@@ -127,7 +129,13 @@ fn hostile_lines(lab: &Lab) -> Result<()> {
                         let answer = through(lab, &socket, &line)?;
                         let shown = String::from_utf8_lossy(&line).into_owned();
                         assert_eq!(answer.status, 2, "{shown:?}: {answer:?}");
-                        assert!(answer.lines().last().unwrap().ends_with(" refused-request"), "{shown:?}: {}", answer.text());
+                        // Who says --json is answered so, also where the rest is nothing that anybody could understand.
+                        if line.split(|b| *b == b' ').any(|word| word == b"--json") {
+                            let told = answer.receipt_body().unwrap_or_else(|| panic!("{shown:?}: {}", answer.text()));
+                            assert_eq!((&told["outcome"], &told["verb"]), (&json!("refused-request"), &Value::Null), "{shown:?}");
+                        } else {
+                            assert!(answer.lines().last().unwrap().ends_with(" refused-request"), "{shown:?}: {}", answer.text());
+                        }
                         let printable = |byte: &u8| *byte == b'\n' || (0x20..0x7f).contains(byte);
                         assert!(answer.stdout.iter().all(printable), "{shown:?} came back raw: {answer:?}");
                     }
@@ -140,8 +148,7 @@ fn hostile_lines(lab: &Lab) -> Result<()> {
     println!("{} rows took {:.1} s", carried.len(), began.elapsed().as_secs_f32());
     let records = rejected_since(from)?;
     for line in &carried {
-        // Beyond the grammar's limit and one byte more nothing is kept: length and hash are of what was.
-        let line = &line[..line.len().min(4097)];
+        // Length and hash are of the whole line, however little of it is kept.
         let found = records.get(&hex(line)).unwrap_or_else(|| panic!("no record of {:?}", String::from_utf8_lossy(line)));
         assert_eq!(found.len(), 1, "more than one record of {:?}", String::from_utf8_lossy(line));
         let rejected = &found[0]["rejected"];
@@ -168,6 +175,11 @@ fn too_long(lab: &Lab) -> Result<()> {
         (&records[0]["rejected"]["bytes"], &records[0]["rejected"]["sha256"]),
         (&json!(4097), &json!(hex(format!("cycle --reason={}", "a".repeat(4082)))))
     );
+    assert_eq!(
+        (&records[1]["rejected"]["bytes"], &records[1]["rejected"]["sha256"]),
+        (&json!(65_536), &json!(hex(format!("cycle --reason={}", "a".repeat(65_521))))),
+        "of the whole line, however little of it is kept"
+    );
     before.untouched(vm, "long lines");
     Ok(())
 }
@@ -188,6 +200,46 @@ fn nothing_said(lab: &Lab) -> Result<()> {
         assert!(answer.text().contains("ssh breakglass@HOST status") && answer.text().ends_with("refused-request\n"), "{}", answer.text());
     }
     before.untouched(vm, "nothing said");
+    Ok(())
+}
+
+/// As from a client that is newer than this host.
+fn refused_in_json(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let before = Stamp::of(vm);
+    for line in ["status --json --from-the-future", "--json", "cycle --json --tar", "cycle --json --json"] {
+        let answer = agent(lab)?.call(line)?;
+        let told = answer.receipt_body().unwrap_or_else(|| panic!("{line}: {}", answer.text()));
+        assert_eq!((answer.status, answer.events().len()), (2, 1), "{line}: {}", answer.text());
+        assert_eq!((&told["outcome"], &told["verb"]), (&json!("refused-request"), &Value::Null), "{line}: {told:#}");
+        assert!(!answer.receipt().unwrap()["sig"].is_null() && told["audit"]["seq"].is_u64(), "{line}: {told:#}");
+    }
+    // A value is no word, and neither is a part of one.
+    for line in ["status --actor=a --jsonx", "status --reason=--json", "status --json=1"] {
+        let answer = agent(lab)?.call(line)?;
+        assert!(answer.events().is_empty() || answer.status == 0, "{line}: {}", answer.text());
+    }
+    before.untouched(vm, "refused in JSON");
+    Ok(())
+}
+
+/// A line of authorized_keys that nobody meant: somebody holds that key, and knocks.
+fn unreadable_line(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let before = Stamp::of(vm);
+    for request in ["cycle", "cycle --json"] {
+        let from = log_lines()?.len();
+        let mut forced = Command::new("/usr/sbin/pve-verb");
+        forced.args(["forced", "--key-name", "agent", "--allow", "everything"]);
+        forced.env("SSH_ORIGINAL_COMMAND", request).env("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22").current_dir("/");
+        let answer: Answer = run(&mut forced, Duration::from_secs(5))?.into();
+        assert_eq!(answer.status, 7, "{answer:?}");
+        let record: Value = serde_json::from_slice(log_lines()?.split_off(from).last().expect("a record")).unwrap();
+        let said = (&record["kind"], &record["exit_code"], &record["key_name"], &record["ssh_connection"]);
+        assert_eq!(said, (&json!("refused"), &json!(7), &json!("unreadable-line"), &json!("192.0.2.1 1 192.0.2.2 22")), "{record:#}");
+        assert_eq!(answer.receipt_body().map(|told| told["exit_code"].clone()), request.contains("json").then_some(json!(7)), "{answer:?}");
+    }
+    before.untouched(vm, "an unreadable line");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! Request ids: joined while running, replayed afterwards, never run twice; and two callers at once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
+#[path = "ids/disk.rs"]
+mod disk;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -24,6 +27,12 @@ const SCENARIOS: &[Scenario] = &[
     ("when_two_callers_bring_the_same_new_id_then_it_runs_once_and_both_get_its_receipt", same_new_id),
     ("when_a_refused_id_is_asked_again_then_it_may_run", refused_again),
     ("when_the_spool_is_deleted_then_a_finished_id_is_replayed_from_disk", spool_deleted),
+    ("when_the_disk_hangs_after_its_end_then_a_finished_id_is_replayed_and_never_run_again", disk::hangs_later),
+    ("when_the_disk_that_would_know_an_id_hangs_then_attach_says_unknown", disk::not_looked_up),
+    ("when_what_is_stored_of_an_id_is_damaged_then_it_is_not_run_again", disk::damaged),
+    ("when_a_worker_does_not_come_up_in_time_then_it_never_does", disk::slow_worker),
+    ("when_somebody_attaches_then_a_read_record_says_so", attach_recorded),
+    ("when_many_come_upon_a_late_holder_then_one_takes_over_and_one_mutates", one_takes_over),
     ("when_the_holder_is_past_its_deadline_then_it_is_killed_and_taken_over", taken_over),
     ("when_a_late_holder_s_pid_was_reused_then_that_process_is_spared", reused_holder),
 ];
@@ -177,6 +186,10 @@ fn same_new_id(lab: &Lab) -> Result<()> {
         }
         let left = Traces::of(&id)?;
         assert_eq!((left.intents, left.outcomes, left.bundles.len()), (1, 1, 1), "{left:?}");
+        // Whoever came second is told so, and leaves a record of its own.
+        let second = both.iter().filter(|one| attached(one) == json!(true)).count();
+        let records = Chain::read()?.kind("read").into_iter().filter(|r| r["request_id"] == *id && r["attached"] == true).count();
+        assert_eq!((second, records), (2, 2));
     }
     Ok(())
 }
@@ -212,6 +225,44 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
     let again = body(&ssh.call(&request)?)?;
     assert_eq!((&again["replayed"], told(again.clone())), (&json!(true), told(first)));
     assert_eq!(vm.pid(), after);
+    Ok(())
+}
+
+fn attach_recorded(lab: &Lab) -> Result<()> {
+    bare_vm(lab)?;
+    let (ssh, id) = (anna(lab)?, fresh_id()?);
+    let running = ssh.spawn(format!("cycle --json --request-id={id}"))?;
+    locked()?;
+    let joined = ssh.call(format!("cycle --json --attach --request-id={id} --actor=watcher"))?;
+    assert_eq!((joined.status, attached(&joined)), (0, json!(true)));
+    running.finish(AMPLE)?;
+    let of_the_id = |record: &&Value| record["request_id"] == *id.to_string() && record["kind"] == "read";
+    let log = lab::installed::log()?;
+    let reads: Vec<&Value> = log.iter().filter(of_the_id).collect();
+    assert_eq!(reads.len(), 1, "{reads:#?}");
+    assert_eq!((&reads[0]["attached"], &reads[0]["actor"], &reads[0]["exit_code"]), (&json!(true), &json!("watcher"), &json!(0)));
+    Ok(())
+}
+
+fn one_takes_over(lab: &Lab) -> Result<()> {
+    bare_vm(lab)?;
+    let ssh = anna(lab)?;
+    let from = lab::installed::log()?.len();
+    let (mut child, _) = late_holder(None)?;
+    let callers: Vec<_> = (0..8).map(|_| ssh.spawn("cycle --json --reason=takeover")).collect::<Result<_>>()?;
+    let answers: Vec<Answer> = callers.into_iter().map(|caller| caller.finish(AMPLE).map(Answer::from)).collect::<Result<_>>()?;
+    child.wait().unwrap();
+    let count = |status: i32| answers.iter().filter(|answer| answer.status == status).count();
+    assert!(count(0) >= 1 && count(0) + count(4) == answers.len(), "{:?}", answers.iter().map(|a| a.status).collect::<Vec<_>>());
+    let log = lab::installed::log()?.split_off(from);
+    assert_eq!(log.iter().filter(|record| record["kind"] == "takeover").count(), 1, "taken over once");
+    // Nobody's intent stands between another's intent and its outcome.
+    let marks = log.iter().filter(|record| ["intent", "outcome"].iter().any(|kind| record["kind"] == *kind));
+    let marks: Vec<_> = marks.map(|record| (record["kind"].as_str().unwrap(), record["request_id"].as_str().unwrap())).collect();
+    for pair in marks.chunks(2) {
+        assert!(pair.len() == 2 && pair[0].0 == "intent" && pair[1].0 == "outcome" && pair[0].1 == pair[1].1, "{marks:#?}");
+    }
+    assert_eq!(marks.len(), 2 * count(0));
     Ok(())
 }
 

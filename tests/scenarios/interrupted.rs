@@ -21,6 +21,8 @@ const SCENARIOS: &[Scenario] = &[
     ("when_the_worker_is_killed_between_stop_and_start_then_its_id_says_interrupted_and_the_next_cycle_works", between),
     ("when_the_worker_is_killed_while_qm_start_runs_then_its_id_says_interrupted_and_the_next_cycle_works", in_start),
     ("when_the_worker_is_killed_while_it_observes_then_its_id_says_interrupted_and_the_next_cycle_works", in_observe),
+    ("when_the_worker_is_killed_before_operation_json_stands_then_the_log_knows_also_after_a_boot", only_the_log_knows),
+    ("when_whoever_tells_of_a_killed_worker_is_killed_itself_then_it_is_recorded_once", told_by_the_killed),
     ("when_the_host_comes_up_after_a_killed_worker_then_recover_records_it", recovered),
     ("when_the_worker_is_killed_after_its_end_is_stored_then_its_id_is_replayed_not_interrupted", after_its_end),
     ("when_a_cycle_is_about_to_record_its_end_then_another_one_does_not_take_it_for_killed", about_to_end),
@@ -139,6 +141,51 @@ fn recovered(lab: &Lab) -> Result<()> {
     }
     let end = console("recover", AMPLE)?;
     assert!(end.status == 0 && end.text().contains(&id), "{end:?}");
+    told_once_and_for_all(lab, &id)
+}
+
+/// As if the worker had been killed right behind its intent.
+fn only_the_log_knows(lab: &Lab) -> Result<()> {
+    for (boots, by_recover) in [(false, false), (true, false), (true, true)] {
+        let (id, _) = killed_at(lab, Moment::Step("qm-stop", "started"))?;
+        OPERATIONS.iter().for_each(|path| fs::remove_file(path).unwrap());
+        if boots {
+            for entry in fs::read_dir("/run/pve-verb").unwrap().flatten() {
+                let _a_file_or_a_folder = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
+            }
+        } else {
+            let (_, told) = worker::status()?;
+            assert_eq!(told["assessment"], "interrupted");
+        }
+        let told = if by_recover {
+            console("recover", AMPLE)?
+        } else {
+            for option in ["--attach ", ""] {
+                let again = anna(lab)?.call(format!("cycle --json {option}--request-id={id}"))?;
+                assert_eq!((again.status, &body(&again)?["interrupted"]), (11, &json!(true)), "{option}: {}", again.text());
+            }
+            anna(lab)?.call("cycle")?
+        };
+        assert!(told.status == 0 && told.text().contains(&id), "{}", told.text());
+        told_once_and_for_all(lab, &id)?;
+    }
+    Ok(())
+}
+
+/// As if that one had been killed after it recorded it, and before anything else.
+fn told_by_the_killed(lab: &Lab) -> Result<()> {
+    let (id, _) = killed_at(lab, Moment::Step("qm-stop", "done"))?;
+    let kept = fs::read(OPERATIONS[1]).unwrap();
+    // A dry run tells of it like any other, and has no intent of its own.
+    assert_eq!(anna(lab)?.call("cycle --dry-run")?.status, 0);
+    station::quiet(AMPLE)?;
+    for path in OPERATIONS {
+        fs::write(path, &kept).unwrap();
+    }
+    for folder in ["/var/lib/pve-verb/requests", "/run/pve-verb/requests"] {
+        fs::remove_file(format!("{folder}/{id}.json")).unwrap();
+    }
+    assert_eq!(anna(lab)?.call("cycle")?.status, 0);
     told_once_and_for_all(lab, &id)
 }
 

@@ -136,7 +136,11 @@ fn rejected(lab: &Lab) -> Result<()> {
         assert!(end.text().contains("refused-"), "{line}: {}", end.text());
         assert_eq!(trace.processes_begun(), Vec::<&str>::new(), "{line} started a process");
         assert_eq!(trace.execs().len(), 1, "{line}: {:#?}", trace.execs());
+        assert!(trace.done(0, &["write", "pwrite64", "writev"], &["/var/"]).is_none(), "{line}: the refusing process wrote to the disk");
     }
+    // Their records are on disk with the next call; and so are not in the way of what the next trace is held against.
+    assert_eq!(ask(&agent(lab)?, "status")?.answer.status, 0);
+    assert_eq!(fs::metadata(lab::chain::OVERFLOW).map_or(0, |m| m.len()), 0);
     Ok(())
 }
 

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 #![allow(clippy::print_stderr)] // the figures are worth a line
 
-use std::process::{Child, Stdio};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lab::chain::Chain;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
 use lab::station::{self, MODEL, Traces, anna, bare_vm, body, fresh_id};
@@ -15,6 +17,7 @@ use serde_json::json;
 const SCENARIOS: &[Scenario] = &[
     ("when_the_caller_never_reads_then_the_verb_finishes_all_the_same", never_reads),
     ("when_a_reader_of_forensics_never_reads_then_its_processes_end", forensics_never_reads),
+    ("when_a_reader_of_forensics_is_slow_then_evidence_and_record_are_there_in_time_and_it_gets_all", slow_reader),
     ("when_64_ask_status_during_a_cycle_then_nobody_waits_and_qm_stop_stays_gentle", sixty_four),
     ("when_several_follow_one_verb_then_each_gets_all_of_it", followers),
 ];
@@ -25,7 +28,7 @@ fn main() {
     run_scenarios(SCENARIOS, station::install)
 }
 
-/// An ssh client whose output nobody ever reads.
+/// A caller whose output nobody reads. It ends with this.
 struct Deaf(Child);
 
 impl Deaf {
@@ -70,6 +73,36 @@ fn forensics_never_reads(lab: &Lab) -> Result<()> {
     station::quiet(AMPLE)?;
     drop(deaf);
     Ok(())
+}
+
+/// By hand, because a pipe holds less than what ssh and sshd take for a reader who does not.
+#[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
+fn slow_reader(lab: &Lab) -> Result<()> {
+    bare_vm(lab)?;
+    let (id, began) = (fresh_id()?, Instant::now());
+    let mut command = Command::new("/usr/sbin/pve-verb");
+    command.args(["forensics", "--json", "--inline", &format!("--request-id={id}")]).current_dir("/");
+    let mut child = Deaf(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    until("the record", AMPLE, || Chain::read().ok().filter(|chain| chain.count(&id, "read") == 1).map(drop))?;
+    // All evidence, and the record of who gets it, while not a byte was read.
+    let recorded = began.elapsed();
+    let chain = Chain::read()?;
+    let record = chain.of(&id)[0];
+    assert!(recorded < Duration::from_secs(17), "{recorded:?}");
+    assert_eq!((&record["outcome"], &record["preserved_where"]), (&json!("done"), &json!("disk")), "{record}");
+    std::thread::sleep(Duration::from_secs(3));
+    let mut said = Vec::new();
+    child.0.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert!(child.0.wait().unwrap().success());
+    assert!(said.len() > 100_000, "a pipe would have held all {} bytes", said.len());
+    let events: Vec<serde_json::Value> = said.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let probes: Vec<_> = events.iter().filter(|event| event["event"] == "probe").collect();
+    eprintln!("readers: recorded after {recorded:?}, {} bytes, {} probes", said.len(), probes.len());
+    assert!(probes.iter().all(|probe| probe["artifact"].is_null() || probe["data"].is_string()), "an artifact is missing");
+    let late: Vec<_> = probes.iter().filter(|probe| probe["outcome"] == "timed_out" && probe["ms"].as_u64() > Some(4_500)).collect();
+    assert!(late.is_empty(), "the reader spoiled {late:?}");
+    assert_eq!(events.last().unwrap()["event"], "receipt");
+    station::quiet(AMPLE)
 }
 
 fn sixty_four(lab: &Lab) -> Result<()> {

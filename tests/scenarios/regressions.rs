@@ -141,7 +141,7 @@ fn listed(_: &Lab) -> Result<()> {
         include_str!("readers.rs"),
         include_str!("crash.rs"),
         include_str!("verbs/acts.rs"),
-        include_str!("verbs/hung.rs"),
+        include_str!("hung.rs"),
         include_str!("verbs/refused.rs"),
         include_str!("verbs/stands_in_the_way.rs"),
         include_str!("verbs/storage.rs"),

@@ -8,8 +8,6 @@
 mod acts;
 #[path = "verbs/grants.rs"]
 mod grants;
-#[path = "verbs/hung.rs"]
-mod hung;
 #[path = "verbs/refused.rs"]
 mod refused;
 #[path = "verbs/stands_in_the_way.rs"]
@@ -20,7 +18,6 @@ mod storage;
 use lab::lab::run_scenarios;
 
 fn main() {
-    let all = [acts::SCENARIOS, refused::SCENARIOS, grants::SCENARIOS, stands_in_the_way::SCENARIOS, hung::SCENARIOS, storage::SCENARIOS]
-        .concat();
+    let all = [acts::SCENARIOS, refused::SCENARIOS, grants::SCENARIOS, stands_in_the_way::SCENARIOS, storage::SCENARIOS].concat();
     run_scenarios(&all, lab::installed::prepare)
 }

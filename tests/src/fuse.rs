@@ -48,20 +48,29 @@ struct Switch {
     uninterruptible: AtomicBool,
 }
 
+const FOLDER: u32 = 0o40_755;
+const FILE: u32 = 0o100_600;
+const PROGRAM: u32 = 0o100_755;
+
 /// Covers a folder with a file system that hangs.
 pub fn hang(path: &str, how: Hang) -> Result<Served> {
-    serve(path, "40755", None, (how == Hang::Uninterruptible).then_some(true))
+    serve(path, FOLDER, None, (how == Hang::Uninterruptible).then_some(true))
 }
 
 /// Shows the file `content` at `path`, where a file has to be; it answers until [`Served::stop`].
 pub fn disk(path: &str, content: File) -> Result<Served> {
-    serve(path, "100600", Some(content), Some(false))
+    serve(path, FILE, Some(content), Some(false))
+}
+
+/// The same for a program.
+pub fn program(path: &str, content: File) -> Result<Served> {
+    serve(path, PROGRAM, Some(content), Some(false))
 }
 
 /// Mounts; with `stopped` a thread takes requests, without it nobody ever does.
-fn serve(path: &str, root_mode: &str, content: Option<File>, stopped: Option<bool>) -> Result<Served> {
+fn serve(path: &str, root_mode: u32, content: Option<File>, stopped: Option<bool>) -> Result<Served> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
-    let options = format!("fd={},rootmode={root_mode},user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let options = format!("fd={},rootmode={root_mode:o},user_id=0,group_id=0,allow_other", device.as_raw_fd());
     let options = std::ffi::CString::new(options).context("name the options of a mount")?;
     mount("lab", path, "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options.as_c_str()))
         .context(format!("mount a file system at {path}"))?;
@@ -69,7 +78,7 @@ fn serve(path: &str, root_mode: &str, content: Option<File>, stopped: Option<boo
     let switch = Arc::new(Switch::default());
     switch.stopped.store(true, Ordering::Relaxed);
     let reader = stopped.map(|_| {
-        let server = Server { device: Arc::clone(&device), switch: Arc::clone(&switch), content };
+        let server = Server { device: Arc::clone(&device), switch: Arc::clone(&switch), content, mode: root_mode };
         std::thread::spawn(move || server.run())
     });
     let served = Served { path: path.to_owned(), device: Some(device), reader, switch };
@@ -120,6 +129,7 @@ struct Server {
     device: Arc<File>,
     switch: Arc<Switch>,
     content: Option<File>,
+    mode: u32,
 }
 
 /// Opcodes, as in the kernel's include/uapi/linux/fuse.h.
@@ -213,7 +223,7 @@ impl Server {
         for long in [1, size, size / 512, 0, 0, 0] {
             body.extend_from_slice(&long.to_ne_bytes());
         }
-        for word in [0, 0, 0, 0o100_600, 1, 0, 0, 0, 4096, 0_u32] {
+        for word in [0, 0, 0, self.mode, 1, 0, 0, 0, 4096, 0_u32] {
             body.extend_from_slice(&word.to_ne_bytes());
         }
         Ok(body)

@@ -27,6 +27,8 @@ const TASKS: &str = "/var/log/pve/tasks/index";
 pub fn prepare(lab: &Lab) -> Result<()> {
     lab.host.install(&built("pve-verb")?, &built("qm")?)?;
     limits(GENEROUS)?;
+    // As the unit does when a host comes up: from then on it is known where the log ends.
+    lab.host.console(&["/usr/sbin/pve-verb", "recover"], Duration::from_secs(20))?.success("pve-verb recover")?;
     lab.host.authorize("agent", "").map(drop)
 }
 
@@ -130,7 +132,7 @@ impl Stamp {
     }
 }
 
-/// Every line of the audit log, in order.
+/// Every line of the audit log, in order, with those that the next call carries to disk.
 pub fn log_lines() -> Result<Vec<Vec<u8>>> {
     let mut segments: Vec<_> =
         fs::read_dir("/var/log/pve-verb").context("read the log's folder")?.flatten().map(|entry| entry.path()).collect();
@@ -141,6 +143,9 @@ pub fn log_lines() -> Result<Vec<Vec<u8>>> {
         let bytes = fs::read(&segment).context(format!("read {}", segment.display()))?;
         lines.extend(bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec));
     }
+    let pending = fs::read(crate::chain::OVERFLOW).unwrap_or_default();
+    let pending: Vec<_> = pending.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !lines.contains(&line.to_vec())).collect();
+    lines.extend(pending.into_iter().map(<[u8]>::to_vec));
     Ok(lines)
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -9,7 +10,9 @@ use crate::client::Ssh;
 use crate::error::{Context, Result};
 use crate::host::Host;
 use crate::namespace::{Inside, enter};
-use crate::vm::Vm;
+use crate::process::until;
+use crate::snapshot;
+use crate::vm::{BOOT, Vm};
 
 /// A host and its VM 102.
 #[derive(Debug)]
@@ -38,7 +41,8 @@ impl Lab {
         crate::host::write("/root/.ssh/config", &text, 0o600)
     }
 
-    /// The VM, healthy and with the configuration and quorum of a fresh lab: the running one if it is, else newly booted.
+    /// The VM, healthy and with the configuration and quorum of a fresh lab: the running one if it is, else as it was after the lab's
+    /// first boot.
     pub fn fresh(&self) -> Result<&Vm> {
         let plain = self.host.conf().is_ok_and(|conf| conf.to_text() == Host::default_conf());
         self.host.set_quorum(true)?;
@@ -46,7 +50,13 @@ impl Lab {
         if !(plain && self.vm.healthy()) {
             self.vm.kill()?;
             self.host.restore()?;
-            self.vm.boot()?;
+            if snapshot::is_there() {
+                snapshot::load(&self.vm)?;
+            } else {
+                self.vm.boot()?;
+                until("a healthy guest", BOOT, || self.vm.healthy().then_some(()))?;
+                snapshot::take(&self.vm)?;
+            }
         }
         Ok(&self.vm)
     }
@@ -85,7 +95,10 @@ pub fn run_scenarios(scenarios: &[Scenario], prepare: fn(&Lab) -> Result<()>) ->
         Trial::test(name, move || {
             let lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
             let lab = lab.as_ref().ok_or("there is no lab")?;
-            scenario(lab).map_err(Failed::from)
+            let began = Instant::now();
+            let end = scenario(lab).map_err(Failed::from);
+            took(began.elapsed());
+            end
         })
     };
     libtest_mimic::run(&arguments, scenarios.iter().map(trial).collect()).exit()
@@ -95,6 +108,12 @@ pub fn run_scenarios(scenarios: &[Scenario], prepare: fn(&Lab) -> Result<()>) ->
 #[allow(clippy::print_stderr)]
 fn say(error: &crate::Error) {
     eprintln!("{error}");
+}
+
+/// Where a run's minutes go, in the line of each scenario.
+#[allow(clippy::print_stderr)]
+fn took(time: Duration) {
+    eprint!("{:.1} s ", time.as_secs_f64());
 }
 
 /// A program that cargo built beside the running one: `pve-verb` and `qm`, from the release profile if they are there.

@@ -8,10 +8,12 @@
 //! Vm::boot()       QEMU by PVE's command line, a guest with SSH       vm.rs qemu_cmd.rs vm_conf.rs guest.rs qmp.rs
 //! wedge::…         faults, most with an undo                          wedge.rs fuse.rs
 //! Ssh::call()      a caller, and its answer                           client.rs
+//! Bundle           what a verb left of evidence, read by a stranger     bundle.rs
 //! Lab::fresh()     all of it, shared by the scenarios of a file       lab.rs
 //! demo::run()      all of it, as a person sees it                      demo.rs readme.rs
 //! ```
 
+pub mod bundle;
 pub mod chain;
 pub mod client;
 pub mod demo;
@@ -27,6 +29,7 @@ pub mod qemu_cmd;
 pub mod qm;
 pub mod qmp;
 pub mod readme;
+pub mod snapshot;
 pub mod station;
 pub mod sweep;
 pub mod vm;

@@ -26,6 +26,8 @@ use crate::qemu_cmd::{SCOPE, VmConf, command_line};
 
 /// Says to a re-executed lab program which of the processes above it is. Only the lab's own programs read it.
 const STAGE: &str = "BREAKGLASS_LAB_STAGE";
+/// Says to the process that becomes QEMU that it is to load the lab's snapshot. Only [`exec_in_scope`] reads it.
+pub(crate) const SNAPSHOT: &str = "BREAKGLASS_LAB_SNAPSHOT";
 /// The subtree of the cgroup hierarchy that the lab sees as its root, followed by the pid of its outer process.
 const CGROUP: &str = "breakglass-lab-";
 /// What is shown as it is, while everything that is written goes to memory and is gone with the lab.
@@ -66,7 +68,10 @@ pub fn exec_in_scope(conf: &VmConf) -> Error {
         return Error::new(format!("The VM's scope {SCOPE} can't be entered: {error}"), "Run it inside the lab");
     }
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o027));
-    let line = command_line(conf);
+    let mut line = command_line(conf);
+    if std::env::var_os(SNAPSHOT).is_some() {
+        line.extend(crate::snapshot::INCOMING.map(Into::into));
+    }
     let error = Command::new(&line[0]).args(&line[1..]).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").exec();
     Error::new(format!("QEMU could not be executed: {error}"), "Install the packages of tests/packages")
 }

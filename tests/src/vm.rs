@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::client::{Answer, Ssh};
 use crate::error::{Context, Error, Result};
 use crate::guest::Image;
-use crate::namespace::qemu_in_scope;
+use crate::namespace::{SNAPSHOT, qemu_in_scope};
 use crate::process::{run, until};
 use crate::qemu_cmd::{LAB_MONITOR, PID_FILE, QGA, QMP, SCOPE, SERIAL, SERIAL_LOG, VNC};
 use crate::qmp::Qmp;
@@ -58,6 +58,11 @@ impl Vm {
     /// Starts its QEMU in its scope, as `qm start` would do at the end.
     pub fn start_without_qm(&self) -> Result<()> {
         run(&mut qemu_in_scope()?, Duration::from_secs(30))?.success("QEMU").map(drop)
+    }
+
+    /// Starts its QEMU in its scope, with the state that [`crate::snapshot`] saved.
+    pub(crate) fn start_from_snapshot(&self) -> Result<()> {
+        run(qemu_in_scope()?.env(SNAPSHOT, "load"), Duration::from_secs(30))?.success("QEMU").map(drop)
     }
 
     /// Starts it and waits until the guest can be logged into; says how long that took.

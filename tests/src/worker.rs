@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::client::Answer;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::process::{Running, run, start, until};
 use crate::station::{console, fresh_id, processes};
 
@@ -48,7 +48,7 @@ pub fn reaches(id: &str, moment: Moment, deadline: Duration) -> Result<()> {
     until(&format!("{moment:?}"), deadline, || events(id).iter().any(|event| moment.is(event)).then_some(()))
 }
 
-/// What a front hands to the worker of a request: taken from the console's own front, with another line and id.
+/// What a front hands to the worker of a request, its length first: taken from the console's own front, with another line and id.
 pub fn arrival(words: &str, id: &str) -> Result<Vec<u8>> {
     static REAL: OnceLock<Value> = OnceLock::new();
     let mut arrival = match REAL.get() {
@@ -60,7 +60,9 @@ pub fn arrival(words: &str, id: &str) -> Result<Vec<u8>> {
     };
     arrival["line"] = json!(format!("{words} --request-id={id}").into_bytes());
     arrival["fresh_id"] = json!(id);
-    Ok(arrival.to_string().into_bytes())
+    let text = arrival.to_string().into_bytes();
+    let length = u32::try_from(text.len()).context("send an arrival")?;
+    Ok([&length.to_be_bytes(), text.as_slice()].concat())
 }
 
 fn real_arrival() -> Result<Value> {
@@ -70,7 +72,7 @@ fn real_arrival() -> Result<Value> {
     command.args(["-o", trace, "-e", "trace=write", "-xx", "-s", "65536", "/usr/sbin/pve-verb", "cycle", "--dry-run"]);
     run(command.arg(format!("--request-id={id}")), Duration::from_secs(60))?.success("a dry run")?;
     let text = fs::read_to_string(trace).unwrap_or_default();
-    let said = text.lines().filter_map(|line| serde_json::from_slice::<Value>(&unhex(line.split('"').nth(1)?)?).ok());
+    let said = text.lines().filter_map(|line| serde_json::from_slice::<Value>(unhex(line.split('"').nth(1)?)?.get(4..)?).ok());
     said.into_iter()
         .find(|said| said["fresh_id"].is_string() && said["line"].is_array())
         .ok_or_else(|| Error::new("The front did not hand its worker an arrival", "Look at pve-verb/src/worker.rs"))

@@ -1,7 +1,8 @@
 //! `block-stalled`: QEMU lives, no block operation completes, and a witness says that the guest waits for one. The stall of
 //! 2026-06-11 is this row's reason.
 //!
-//! Zero completed operations alone are an idle VM. A silent agent is no witness: it may not be installed.
+//! Zero completed operations alone are an idle VM. A silent agent is no witness: it may not be installed. Each disk is judged by
+//! itself, as far as a witness can be told to be its own: one that is dead beside a busy one is a stall.
 
 use proto::{Code, Verb};
 use serde_json::Value;
@@ -12,6 +13,8 @@ use super::{Evidence, Row, Sample, rrd, seconds, show};
 
 /// Samples closer together than this can't tell a stall from a slow flush (evidence.md: at least 1,000 ms apart).
 const LEAST_WINDOW_MS: u64 = 1000;
+/// What completed within this says that the block layer works now.
+const RECENT_MS: u64 = 10_000;
 /// "vCPUs run": more than timers of an idle guest. In the incident it was 11 %, rising to 50 %.
 const BUSY_VCPU: f64 = 0.05;
 
@@ -36,10 +39,17 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
     }
     let pair = pair(e)?;
     let window = pair.window_ms.filter(|ms| *ms >= LEAST_WINDOW_MS)?;
-    if pair.first.completed_until(&pair.second)? > 0 {
-        return None;
-    }
-    let witnesses: Vec<Witness> = [queue(&pair), in_flight(&pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect();
+    let completed = pair.first.completed_until(&pair.second)?;
+    let silent: Vec<&str> = completed.iter().filter(|(_, n)| **n == 0).map(|(name, _)| *name).collect();
+    let all = silent.len() == completed.len();
+    let (silent, witnesses): (_, Vec<Witness>) = if all {
+        (silent, [queue(&pair, |_| true), in_flight(&pair), worker(&pair), history(e, &pair)].into_iter().flatten().collect())
+    } else {
+        // Beside a busy disk only a witness that names its own disk counts: the others may be the busy one's.
+        let dead: Vec<&str> = silent.into_iter().filter(|disk| queue(&pair, |device| is_queue_of(device, disk)).is_some()).collect();
+        let witness = queue(&pair, |device| dead.iter().any(|disk| is_queue_of(device, disk)));
+        (dead, witness.into_iter().collect())
+    };
     let first = witnesses.first()?;
     let vm = e.vm();
     let mut evidence = vec!["qmp/query-status.json", "qmp/query-blockstats.1.json"];
@@ -48,9 +58,18 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
         evidence.push("the sample of the last status");
     }
     evidence.extend(witnesses.iter().flat_map(|w| w.evidence.iter().copied()));
-    let sentence =
-        format!("{vm} is block-stalled: QEMU answers, but no block operation completed in {} although {}.", seconds(window), first.text);
-    let mut text = format!("0 block operations completed in {} on {}", seconds(window), devices(&pair));
+    let disks = silent.iter().map(|name| show(name)).take(8).collect::<Vec<_>>().join(", ");
+    let on = if all { String::new() } else { format!(" on {disks}") };
+    let sentence = format!(
+        "{vm} is block-stalled{on}: QEMU answers, but no block operation completed{on} in {} although {}.",
+        seconds(window),
+        first.text
+    );
+    let mut text = format!("0 block operations completed in {} on {disks}", seconds(window));
+    if !all {
+        let busy: u64 = completed.values().copied().fold(0, u64::saturating_add);
+        text.push_str(&format!(" ({busy} on its other disks)"));
+    }
     for w in &witnesses {
         text.push_str(&format!("; {}", w.text));
     }
@@ -67,22 +86,35 @@ pub(super) fn block_stalled(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(Code::BlockStalled, sentence, &evidence, Some(Verb::Cycle), why).text(text))
 }
 
-/// What the block layer did, for the sentence of a healthy VM.
-pub(super) fn activity(e: &Evidence<'_>) -> (String, Vec<String>) {
+/// Whether a queue's device serves this disk and no other: PVE gives `virtioN` and, with one controller for each, `scsiN` their own.
+fn is_queue_of(device: &str, disk: &str) -> bool {
+    let (device, disk) = (short(device), disk.trim_start_matches("drive-"));
+    device == disk || device.strip_prefix("virtio").is_some_and(|rest| rest == disk)
+}
+
+/// What the block layer did, for the sentence of a healthy VM; its artifacts; and what is not known for all that.
+pub(super) fn activity(e: &Evidence<'_>) -> (String, Vec<String>, Option<String>) {
     let far_enough = |pair: &Pair| pair.window_ms.is_some_and(|ms| ms >= LEAST_WINDOW_MS);
-    let Some(pair) = pair(e).filter(far_enough) else { return ("block counters were not compared".to_owned(), Vec::new()) };
+    let Some(pair) = pair(e).filter(far_enough) else {
+        let waits = Sample::take(e.artifact, 1).and_then(|now| now.waiting());
+        return ("block counters were not compared".to_owned(), Vec::new(), waits);
+    };
     let mut paths = vec!["qmp/query-blockstats.1.json".to_owned()];
     if pair.same_call {
         paths.push("qmp/query-blockstats.2.json".to_owned());
     }
     let within = pair.window_ms.map(|ms| format!(" in {}", seconds(ms))).unwrap_or_default();
-    let text = match pair.first.completed_until(&pair.second) {
+    let completed: Option<u64> = pair.first.completed_until(&pair.second).map(|each| each.into_values().fold(0, u64::saturating_add));
+    let text = match completed {
         Some(0) => format!("no block operation{within} and nothing is seen waiting for one"),
         Some(1) => format!("1 block operation completed{within}"),
         Some(n) => format!("{n} block operations completed{within}"),
         None => "block counters could not be compared".to_owned(),
     };
-    (text, paths)
+    // What completed in a long window may all have done so before a stall that began within it.
+    let long = pair.window_ms.is_some_and(|ms| ms > RECENT_MS) && !pair.same_call;
+    let waits = pair.second.waiting().filter(|_| long || completed.is_none());
+    (text, paths, waits)
 }
 
 /// Whether two samples could be compared: only then is "no stall" known, and not merely unproved.
@@ -106,20 +138,25 @@ fn pair(e: &Evidence<'_>) -> Option<Pair> {
     })
 }
 
-/// A request queue that QEMU took requests from and did not answer, in both samples.
-fn queue(pair: &Pair) -> Option<Witness> {
+/// A request queue of such a device that QEMU took requests from and did not answer, in both samples.
+fn queue(pair: &Pair, of: impl Fn(&str) -> bool) -> Option<Witness> {
     let stuck: Vec<String> = pair
         .first
         .queues
         .iter()
+        .filter(|a| of(&a.device))
         .filter_map(|a| {
             let b = pair.second.queues.iter().find(|b| b.device == a.device && b.index == a.index)?;
             let unmoved = match (a.used, b.used) {
                 (Some(before), Some(after)) => before == after,
                 _ => a.inuse == b.inuse,
             };
+            let holds = match (a.inuse, b.inuse) {
+                (then, now) if then == now => format!("{} in both samples", unanswered(now)),
+                (then, now) => format!("{}, and {then} in the sample before", unanswered(now)),
+            };
             (a.inuse > 0 && b.inuse > 0 && unmoved)
-                .then(|| format!("request queue {} of {} holds {} in both samples", a.index, show(short(&a.device)), unanswered(b.inuse)))
+                .then(|| format!("request queue {} of {} holds {holds}", a.index, show(short(&a.device))))
         })
         .collect();
     (!stuck.is_empty())
@@ -193,11 +230,6 @@ fn vcpu_share(e: &Evidence<'_>, pair: &Pair) -> Option<f64> {
 /// The second sample has its own artifact only where this call took both.
 fn both(pair: &Pair, [first, second]: [&'static str; 2]) -> Vec<&'static str> {
     if pair.same_call { vec![first, second] } else { vec![first] }
-}
-
-fn devices(pair: &Pair) -> String {
-    let names: Vec<String> = pair.second.operations.keys().map(|name| show(name)).take(8).collect();
-    names.join(", ")
 }
 
 /// Throttle limits and backend of each disk that has a medium.

@@ -6,7 +6,7 @@ use proto::{Code, Verb};
 use serde_json::Value;
 
 use super::serial::Console;
-use super::{Evidence, Row, block, show};
+use super::{Evidence, Likeness, Row, block, show};
 
 const PANIC: [&str; 2] = ["Kernel panic - not syncing", "kernel panic - not syncing"];
 const OOM: [&str; 3] = ["Out of memory: Killed process", "invoked oom-killer", "oom-kill:"];
@@ -30,7 +30,7 @@ pub(super) fn guest_panicked(e: &Evidence<'_>) -> Option<Row> {
         return None;
     }
     let line = console.last(&PANIC)?;
-    row(format!("{vm}'s guest kernel panicked; its console ends with \"{}\".", show(line.trim())), "console/serial.txt")
+    row(format!("{vm}'s guest kernel panicked; its console ends with \"{}\".", show(line.trim())), console.path)
 }
 
 pub(super) fn guest_oom(e: &Evidence<'_>) -> Option<Row> {
@@ -41,7 +41,7 @@ pub(super) fn guest_oom(e: &Evidence<'_>) -> Option<Row> {
         && let Some(console) = Console::read(e)
         && let Some(line) = console.last_recent(&OOM).or_else(|| console.last(&OOM).filter(|_| e.timed_out("guest/ping")))
     {
-        return row(format!("{vm}'s guest ran out of memory; its console says \"{}\".", show(line.trim())), "console/serial.txt");
+        return row(format!("{vm}'s guest ran out of memory; its console says \"{}\".", show(line.trim())), console.path);
     }
     let (path, events) = ["cgroup/memory.events.txt", "cgroup/memory.events"].into_iter().find_map(|p| Some((p, e.text(p)?)))?;
     let killed = oom_kills(&events).filter(|n| *n > 0)?;
@@ -68,7 +68,7 @@ pub(super) fn guest_disk_full(e: &Evidence<'_>) -> Option<Row> {
     }
     let console = Console::read(e)?;
     let line = console.last_recent(&FULL)?;
-    row(format!("{vm}'s guest has no room left on a file system; its console says \"{}\".", show(line.trim())), "console/serial.txt")
+    row(format!("{vm}'s guest has no room left on a file system; its console says \"{}\".", show(line.trim())), console.path)
 }
 
 /// 99 % used *and* less than 1 GiB free: 1 % of a large disk is room enough, and small ones fill early. `/boot` may be full.
@@ -91,9 +91,10 @@ pub(super) fn guest_unresponsive(e: &Evidence<'_>) -> Option<Row> {
     if e.status().as_deref() != Some("running") || !silent || !block::is_compared(e) || block::block_stalled(e).is_some() {
         return None;
     }
-    let (activity, _) = block::activity(e);
+    let (activity, ..) = block::activity(e);
+    let still = if e.facts.screens == Some(Likeness::ButACursor) { "stands still but for its cursor" } else { "stands still" };
     let text =
-        format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen stands still; {activity}.", e.vm());
+        format!("{}'s guest does not respond: its agent has its port open and is silent, and the screen {still}; {activity}.", e.vm());
     let paths = ["guest/ping", "qmp/query-chardev.json", "console/screen-1.png", "console/screen-2.png", "qmp/query-blockstats.1.json"];
     let why = "QEMU is fine and the guest is not: reset; if it comes back, cycle.";
     Some(Row::new(Code::GuestUnresponsive, text, &paths, Some(Verb::Reset), why))
@@ -106,7 +107,11 @@ fn agent_port_is_open(e: &Evidence<'_>) -> Option<bool> {
     port.get("frontend-open")?.as_bool()
 }
 
+/// Whether the screen stands still; a text screen's cursor, which QEMU draws, blinks for a dead guest too.
 fn screens_alike(e: &Evidence<'_>) -> Option<bool> {
+    if let Some(likeness) = e.facts.screens {
+        return Some(likeness != Likeness::Different);
+    }
     let screen = |n: u8| ["png", "ppm"].into_iter().find_map(|kind| (e.artifact)(&format!("console/screen-{n}.{kind}")));
     Some(screen(1)? == screen(2)?)
 }

@@ -28,7 +28,7 @@ pub(super) fn survivor(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(
         Code::Survivor,
         format!("PVE takes {vm} for stopped, but a part of its QEMU still holds the disk: {left}."),
-        &["process/threads.1.json", "cgroup/procs.txt"],
+        &["host/survivor.json", "cgroup/procs.txt"],
         None,
         "Do not start it: wait until its I/O ends, or repair the host's storage that it waits for. Only then start; if the I/O never ends, the host needs a reboot.",
     ))
@@ -75,7 +75,7 @@ pub(super) fn pve_unresponsive(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(
         Code::PveUnresponsive,
         format!("PVE's /etc/pve does not work ({}); qm would hang or fail.", show(how)),
-        &["pve/102.conf"],
+        &[&format!("pve/{}.conf", e.vmid())],
         None,
         "On the host run `systemctl restart pve-cluster`, then try again: start and cycle can't work before that.",
     ))
@@ -118,7 +118,7 @@ pub(super) fn stopped(e: &Evidence<'_>) -> Option<Row> {
             "Look for its backup, or for who removed it (pve/tasks.txt).",
         ));
     }
-    let by = e.facts.stopped_by.as_deref().map(|by| format!(" ({})", show(by))).unwrap_or_default();
+    let by = e.facts.stopped_by.clone().or_else(|| super::tasks::last(e)).map(|by| format!(" ({})", show(&by))).unwrap_or_default();
     let text = format!("{vm} is stopped: no process of it runs here{by}.");
     Some(Row::new(
         Code::Stopped,
@@ -134,7 +134,7 @@ pub(super) fn interrupted(e: &Evidence<'_>) -> Option<Row> {
     let (verb, why) = completes(was.verb, was.step.as_deref(), e.facts.running, e.status().as_deref());
     let at = was.step.as_deref().map(|step| format!(" at its step {}", show(step))).unwrap_or_default();
     let sentence = format!("A {} of {} was killed half-way{at} ({}).", was.verb, e.vm(), show(&was.text));
-    Some(Row::new(Code::Interrupted, sentence, &["operation.json", "the audit log"], verb, why))
+    Some(Row::new(Code::Interrupted, sentence, &["host/operation.json", "the audit log"], verb, why))
 }
 
 /// The verb that completes an interrupted one, from what is there now and not from what it had been about to do.

@@ -15,7 +15,7 @@ use super::returned;
 pub struct Sample {
     /// Whose: samples of two processes are never compared. The maker fills it in.
     pub qemu: Option<QemuProcess>,
-    /// When, in milliseconds since boot. The maker fills it in.
+    /// When, in milliseconds since boot without those that the host slept. The maker fills it in.
     pub at_ms: Option<u64>,
     /// Completed operations (failed ones too: they completed) for each device.
     pub operations: BTreeMap<String, u64>,
@@ -67,15 +67,26 @@ impl Sample {
         Some(Self { qemu: None, at_ms: None, operations, queues, blocked, in_flight })
     }
 
-    /// How many operations completed until `later`; none where the two can't be compared.
-    pub fn completed_until(&self, later: &Self) -> Option<u64> {
+    /// How many operations completed until `later`, disk by disk; none where the two can't be compared.
+    pub fn completed_until(&self, later: &Self) -> Option<BTreeMap<&str, u64>> {
         if self.operations.is_empty() || !self.operations.keys().eq(later.operations.keys()) {
             return None;
         }
-        self.operations.iter().zip(&later.operations).try_fold(0_u64, |sum, ((_, before), (_, after))| {
-            // A counter that goes back belongs to another process or a replaced disk.
-            Some(sum.saturating_add(after.checked_sub(*before)?))
-        })
+        let both = self.operations.iter().zip(&later.operations);
+        // A counter that goes back belongs to another process or a replaced disk.
+        both.map(|((name, before), (_, after))| Some((name.as_str(), after.checked_sub(*before)?))).collect()
+    }
+
+    /// What waits at this moment for an answer to its I/O, in words; none where nothing is seen to.
+    pub(super) fn waiting(&self) -> Option<String> {
+        let requests: u64 = self.queues.iter().map(|q| q.inuse).fold(0, u64::saturating_add);
+        let in_guest = self.in_flight.iter().flat_map(BTreeMap::values).copied().fold(0, u64::saturating_add);
+        let many = |n: u64| if n == 1 { "1 request waits".to_owned() } else { format!("{n} requests wait") };
+        match (requests.max(in_guest), self.blocked.first()) {
+            (0, None) => None,
+            (0, Some(thread)) => Some(format!("QEMU's I/O thread {} waits", super::show(&thread.name))),
+            (n, _) => Some(many(n)),
+        }
     }
 }
 

@@ -13,6 +13,8 @@ const BOOTS: [&str; 5] = ["Linux version ", "SeaBIOS ", "GNU GRUB", "Booting `",
 
 /// The console since the guest's last boot.
 pub(super) struct Console {
+    /// The artifact that it was read from.
+    pub(super) path: &'static str,
     lines: Vec<String>,
     age_s: Option<u64>,
     live: bool,
@@ -20,11 +22,14 @@ pub(super) struct Console {
 
 impl Console {
     pub(super) fn read(evidence: &Evidence<'_>) -> Option<Self> {
-        let text = evidence.text("console/serial.txt")?;
+        let (path, live) = [("console/log.txt", false), ("console/serial.txt", evidence.facts.serial_is_live == Some(true))]
+            .into_iter()
+            .find(|(path, _)| (evidence.artifact)(path).is_some_and(|bytes| !bytes.is_empty()))?;
+        let text = evidence.text(path)?;
         let lines: Vec<&str> = text.lines().collect();
         let boot = lines.iter().rposition(|line| BOOTS.iter().any(|b| line.contains(b))).unwrap_or(0);
         let lines = lines.get(boot..).unwrap_or_default().iter().map(|line| (*line).to_owned()).collect();
-        Some(Self { lines, age_s: evidence.facts.qemu_age_s, live: evidence.facts.serial_is_live == Some(true) })
+        Some(Self { lines, path, age_s: evidence.facts.qemu_age_s, live })
     }
 
     /// The last line with one of these, of this QEMU process or of a log that does not contradict it.

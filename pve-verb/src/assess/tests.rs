@@ -121,3 +121,20 @@ fn no_evidence_is_no_alarm() {
     let nothing = judge(&BTreeMap::new(), Facts::default());
     assert_eq!((nothing.code, nothing.recommend.verb), (Code::QmpUnavailable, None));
 }
+
+#[test]
+fn an_artifact_that_is_too_long_to_parse_is_no_evidence() {
+    let mut all: BTreeMap<String, Vec<u8>> = PATHS.iter().zip(SOUND).map(|(p, s)| ((*p).to_owned(), s.as_bytes().to_vec())).collect();
+    all.remove("pve/rrd");
+    // Sound JSON behind more white space than is read.
+    let pad = |bytes: &mut Vec<u8>, most: usize| bytes.splice(0..0, vec![b' '; most - bytes.len()]).count();
+    let stats = all.get_mut("qmp/query-blockstats.2.json").unwrap();
+    pad(stats, MOST_JSON);
+    assert_eq!(judge(&all, facts()).code, Code::BlockStalled, "as long as allowed");
+    let stats = all.get_mut("qmp/query-blockstats.2.json").unwrap();
+    pad(stats, MOST_JSON + 1);
+    assert_ne!(judge(&all, facts()).code, Code::BlockStalled, "a byte longer");
+    let row = br#"[{"time":100,"diskwrite":5}]"#.to_vec();
+    assert_eq!(rrd::minutes(&row).len(), 1);
+    assert!(rrd::minutes(&[row, vec![b' '; MOST_JSON]].concat()).is_empty());
+}

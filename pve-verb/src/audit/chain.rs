@@ -1,17 +1,24 @@
 //! The part of the chain that is on tmpfs: what is known of the disk's end, and the lines that the disk has not taken yet.
 //!
-//! Everything here is done under `audit.lock`, touches tmpfs only, and so takes microseconds. No disk is asked here.
+//! Everything here is done under `audit.lock`, touches tmpfs only, and so takes microseconds. No disk is asked here. How long the
+//! overflow is does not matter to who adds a line: a [`Tally`] beside it says where the chain ends.
 
 use proto::{Sha256Hex, Timestamp};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::line::{Kind, Line};
+use crate::operation::LastIntent;
+
+/// The lines that the disk has not taken yet.
+const OVERFLOW: &str = "audit-overflow.jsonl";
+/// Their [`Tally`].
+const TALLY: &str = "audit-pending.json";
 
 /// Where the log ends on disk, as far as is known: `audit-tail.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +38,88 @@ pub(super) struct DiskEnd {
     pub(super) unreviewed: Option<u64>,
     /// The latest time that a record up to that line says, as far as it was seen.
     pub(super) newest: Option<Timestamp>,
+    /// The newest intent up to that line.
+    pub(super) intent: Option<LastIntent>,
+}
+
+/// What the overflow's lines come to, so that nobody has to read them all to add one: `audit-pending.json`. It covers the first
+/// `bytes`; what was added by somebody who was killed before he could say so is read and added.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tally {
+    /// Of the overflow that it is about.
+    inode: u64,
+    /// How much of it is counted here.
+    pub(super) bytes: u64,
+    /// The hash that the first line names.
+    first_prev: Option<Sha256Hex>,
+    /// Number and hash of the last line.
+    last: Option<(u64, Sha256Hex)>,
+    /// Whether a review is among the lines.
+    reviewed: bool,
+    /// Mutating uses, since that review if there is one.
+    uses: u64,
+    /// The latest time that one of the lines says.
+    newest: Option<Timestamp>,
+    /// The newest intent of all, the disk's among them, and what became of it.
+    intent: Option<LastIntent>,
+}
+
+impl Tally {
+    fn count(&mut self, line: &Line) {
+        self.first_prev.get_or_insert_with(|| line.prev.clone());
+        self.last = Some((line.seq, line.hash.clone()));
+        self.newest = self.newest.max(line.at);
+        self.intent = LastIntent::after(self.intent.take(), line.mark());
+        match line.kind {
+            Kind::Review => (self.reviewed, self.uses) = (true, 0),
+            Kind::Intent => self.uses += 1,
+            _ => {}
+        }
+    }
+}
+
+/// Where the chain stands, without its lines.
+#[derive(Debug)]
+pub(super) struct Standing {
+    disk: Option<DiskEnd>,
+    pub(super) tally: Tally,
+}
+
+impl Standing {
+    /// Number and hash of the chain's last line; none where nothing is known at all.
+    pub(super) fn end(&self) -> Option<(u64, Sha256Hex)> {
+        let disk = self.disk.as_ref().map(|d| (d.seq, d.head.clone()));
+        match (&self.tally.last, disk) {
+            // The overflow was carried, and its carrier was killed before he could cut it.
+            (Some((seq, _)), Some(disk)) if *seq < disk.0 => Some(disk),
+            (Some(last), _) => Some(last.clone()),
+            (None, disk) => disk,
+        }
+    }
+
+    /// The latest time that any record says, as far as it was seen.
+    pub(super) fn newest(&self) -> Option<Timestamp> {
+        self.tally.newest.max(self.disk.as_ref().and_then(|d| d.newest))
+    }
+
+    /// The newest intent, and what became of it.
+    pub(super) fn intent(self) -> Option<LastIntent> {
+        self.tally.intent
+    }
+
+    /// Mutating uses since the last review; `Err` where some of the overflow's lines are on disk too, so that they have to be looked at.
+    fn unreviewed(&self) -> Result<Option<u64>, ()> {
+        let Some(disk) = &self.disk else { return Ok(None) };
+        match (&self.tally.first_prev, &self.tally.last) {
+            (Some(prev), _) if *prev == disk.head => {
+                let before = if self.tally.reviewed { Some(0) } else { disk.unreviewed };
+                Ok(before.map(|n| n + self.tally.uses))
+            }
+            (Some(_), Some((seq, _))) if *seq > disk.seq => Err(()),
+            _ => Ok(disk.unreviewed),
+        }
+    }
 }
 
 /// What [`Held::load`] found.
@@ -49,13 +138,7 @@ impl Known {
         last.or_else(|| self.disk.as_ref().map(|d| (d.seq, d.head.clone())))
     }
 
-    /// The latest time that any record says, as far as it was seen.
-    pub(super) fn newest(&self) -> Option<Timestamp> {
-        newest(self.disk.as_ref().and_then(|d| d.newest), &self.pending)
-    }
-
-    /// Mutating uses since the last review.
-    pub(super) fn unreviewed(&self) -> Option<u64> {
+    fn unreviewed(&self) -> Option<u64> {
         unreviewed(self.disk.as_ref()?.unreviewed, &self.pending)
     }
 }
@@ -64,12 +147,43 @@ pub(super) fn newest(before: Option<Timestamp>, lines: &[Line]) -> Option<Timest
     lines.iter().map(|l| l.at).chain([before]).max().flatten()
 }
 
+pub(super) fn intent(before: Option<LastIntent>, lines: &[Line]) -> Option<LastIntent> {
+    lines.iter().fold(before, |last, line| LastIntent::after(last, line.mark()))
+}
+
 pub(super) fn unreviewed(before: Option<u64>, lines: &[Line]) -> Option<u64> {
     lines.iter().fold(before, |uses, line| match line.kind {
         Kind::Review => Some(0),
         Kind::Intent => uses.map(|n| n + 1),
         _ => uses,
     })
+}
+
+/// What is on tmpfs at one moment, unread.
+pub(super) struct Snapshot {
+    disk: Option<DiskEnd>,
+    overflow: Vec<u8>,
+}
+
+impl Snapshot {
+    /// Reads it. Parsing thousands of lines takes longer than anybody should hold `audit.lock`.
+    pub(super) fn known(self) -> Known {
+        let Self { disk, overflow } = self;
+        let mut pending: Vec<Line> = overflow.split(|b| *b == b'\n').filter_map(Line::read).collect();
+        if let Some(end) = &disk {
+            // Lines that are on disk already: their carrier was killed before it could cut the file. Where the rest does not follow the
+            // disk's end nothing is dropped: the next carrier sees that, and has it repaired.
+            let newer = pending.iter().position(|l| l.seq > end.seq);
+            let follows = match newer.and_then(|n| pending.get(n)) {
+                Some(line) => line.prev == end.head,
+                None => pending.last().is_none_or(|l| l.seq < end.seq || l.hash == end.head),
+            };
+            if follows {
+                pending.drain(..newer.unwrap_or(pending.len()));
+            }
+        }
+        Known { disk, pending }
+    }
 }
 
 /// The folder of the locks and of both files.
@@ -101,6 +215,8 @@ impl Chain {
     }
 
     pub(super) fn lock(&self, until: Instant) -> Result<Held<'_>, String> {
+        // Also where a disk has used up the time: who holds this lock holds it for microseconds, and an intent must not be lost to that.
+        let until = until.max(Instant::now() + Duration::from_millis(100));
         Ok(Held { chain: self, _lock: self.flock("audit.lock", until)? })
     }
 
@@ -141,29 +257,56 @@ impl Chain {
 }
 
 impl Held<'_> {
-    /// What is on tmpfs. A line that was torn by a kill is nobody's (its writer had not answered yet) and is cut off.
-    pub(super) fn load(&self) -> Known {
+    /// Where the chain stands. Reads only what was not counted yet.
+    pub(super) fn standing(&self) -> Standing {
         let disk = self.chain.disk_end();
-        let mut pending: Vec<Line> = self.overflow().split(|b| *b == b'\n').filter_map(Line::read).collect();
-        if let Some(end) = &disk {
-            // Lines that are on disk already: their carrier was killed before it could cut the file. Where the rest does not follow the
-            // disk's end nothing is dropped: the next carrier sees that, and has it repaired.
-            let newer = pending.iter().position(|l| l.seq > end.seq);
-            let follows = match newer.and_then(|n| pending.get(n)) {
-                Some(line) => line.prev == end.head,
-                None => pending.last().is_none_or(|l| l.seq < end.seq || l.hash == end.head),
-            };
-            if follows {
-                pending.drain(..newer.unwrap_or(pending.len()));
+        // Counting goes on from what the disk has.
+        let nothing = Tally { intent: disk.as_ref().and_then(|d| d.intent.clone()), ..Tally::default() };
+        let tally = self.tally(&nothing).unwrap_or(nothing);
+        Standing { disk, tally }
+    }
+
+    fn tally(&self, nothing: &Tally) -> io::Result<Tally> {
+        let file = match self.chain.file(OVERFLOW, OFlags::RDWR) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(nothing.clone()),
+            opened => opened?,
+        };
+        let (inode, length) = (file.metadata()?.ino(), file.metadata()?.len());
+        let stored = self.small(TALLY).and_then(|text| serde_json::from_slice::<Tally>(&text).ok());
+        let mut tally = stored.filter(|t| t.inode == inode && t.bytes <= length).unwrap_or_else(|| Tally { inode, ..nothing.clone() });
+        if tally.bytes < length {
+            let mut more = vec![0; usize::try_from(length - tally.bytes).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut more, tally.bytes)?;
+            let whole = more.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
+            more.get(..whole).unwrap_or_default().split(|b| *b == b'\n').filter_map(Line::read).for_each(|line| tally.count(&line));
+            tally.bytes += whole as u64;
+            if tally.bytes < length {
+                // A line that was torn by a kill is nobody's: its writer had not answered yet.
+                file.set_len(tally.bytes)?;
             }
         }
-        Known { disk, pending }
+        Ok(tally)
+    }
+
+    /// Mutating uses since the last review.
+    pub(super) fn unreviewed(&self) -> Option<u64> {
+        self.standing().unreviewed().unwrap_or_else(|()| self.load().unreviewed())
+    }
+
+    /// What is on tmpfs. A line that was torn by a kill is nobody's (its writer had not answered yet) and is cut off.
+    pub(super) fn load(&self) -> Known {
+        self.snapshot().known()
+    }
+
+    /// The bytes of both files, to be read without the lock.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot { disk: self.chain.disk_end(), overflow: self.overflow() }
     }
 
     /// The whole lines of the overflow, as bytes.
     pub(super) fn overflow(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        if let Ok(mut file) = self.chain.file("audit-overflow.jsonl", OFlags::RDWR) {
+        if let Ok(mut file) = self.chain.file(OVERFLOW, OFlags::RDWR) {
             let _ = file.read_to_end(&mut bytes);
             let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
             if whole < bytes.len() && file.set_len(whole as u64).is_ok() {
@@ -174,22 +317,30 @@ impl Held<'_> {
     }
 
     /// Adds a line to the overflow, whole or not at all.
-    pub(super) fn push(&self, line: &Line) -> io::Result<()> {
-        let mut file = self.chain.file("audit-overflow.jsonl", OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)?;
-        let before = file.metadata()?.len();
+    pub(super) fn push(&self, line: &Line, standing: &mut Standing) -> io::Result<()> {
+        let mut file = self.chain.file(OVERFLOW, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)?;
+        let before = file.metadata()?;
         file.write_all(&[&line.text[..], b"\n"].concat()).inspect_err(|_| {
-            let _ = file.set_len(before);
-        })
+            let _ = file.set_len(before.len());
+        })?;
+        let tally = &mut standing.tally;
+        tally.count(line);
+        (tally.inode, tally.bytes) = (before.ino(), before.len() + line.text.len() as u64 + 1);
+        // Where it can't be written, the next one counts on from the last one that could.
+        let _ = serde_json::to_vec(tally).map_err(io::Error::other).and_then(|bytes| self.replace(TALLY, &bytes));
+        Ok(())
     }
 
     /// The overflow becomes these lines.
     pub(super) fn keep(&self, lines: &[Line]) -> io::Result<()> {
+        // Before the overflow changes: a tally of what was there before would be believed.
+        let _ = std::fs::remove_file(self.chain.run.join(TALLY));
         if lines.is_empty() {
             // Cutting needs no room, which a full tmpfs would not have.
-            return self.chain.file("audit-overflow.jsonl", OFlags::WRONLY | OFlags::CREATE)?.set_len(0);
+            return self.chain.file(OVERFLOW, OFlags::WRONLY | OFlags::CREATE)?.set_len(0);
         }
         let bytes: Vec<u8> = lines.iter().flat_map(|l| l.text.iter().copied().chain(*b"\n")).collect();
-        self.replace("audit-overflow.jsonl", &bytes)
+        self.replace(OVERFLOW, &bytes)
     }
 
     /// Remembers where the disk's log ends. Where that can't be written it is forgotten, so that the next call asks the disk.
@@ -202,16 +353,22 @@ impl Held<'_> {
 
     /// Whether the log was told just this of the host last.
     pub(super) fn was_told(&self, what: &[u8]) -> bool {
-        let mut told = Vec::new();
-        let read = self.chain.file("audit-told.json", OFlags::RDONLY).and_then(|f| f.take(64 * 1024).read_to_end(&mut told));
-        read.is_ok() && told == what
+        self.small("audit-told.json").is_some_and(|told| told == what)
+    }
+
+    /// A small file's bytes; none where there is none.
+    pub(super) fn small(&self, name: &str) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.chain.file(name, OFlags::RDONLY).and_then(|f| f.take(64 * 1024).read_to_end(&mut bytes)).ok()?;
+        Some(bytes)
     }
 
     pub(super) fn tell(&self, what: &[u8]) {
         let _ = self.replace("audit-told.json", what);
     }
 
-    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    /// Replaces a small file, whole or not at all.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let temporary = format!("{name}.new");
         self.chain.file(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?.write_all(bytes)?;
         std::fs::rename(self.chain.run.join(&temporary), self.chain.run.join(name))

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::host;
+use crate::operation::{Mark, mark};
 use crate::sign::Signer;
 
 /// What a record is about.
@@ -29,6 +30,8 @@ pub enum Kind {
     Repair,
     /// A late holder of the mutation lock was killed.
     Takeover,
+    /// Reads or refusals of a key that were counted, and have no records of their own.
+    Summary,
     /// The oldest segment was dropped.
     Pruned,
     /// A person has looked at what was done.
@@ -56,9 +59,9 @@ pub struct Position {
 
 /// A line of the chain as it stands in a file, without its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Line {
-    pub(super) seq: u64,
-    pub(super) prev: Sha256Hex,
+pub(crate) struct Line {
+    pub(crate) seq: u64,
+    pub(crate) prev: Sha256Hex,
     pub(super) kind: Kind,
     /// When, by the clock that the host had; none in a line that says it in another form.
     pub(super) at: Option<Timestamp>,
@@ -67,8 +70,13 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// What it says about intents.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        mark(&self.text)
+    }
+
     /// Reads a line; none where it is no record.
-    pub(super) fn read(text: &[u8]) -> Option<Self> {
+    pub(crate) fn read(text: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Members {
             seq: u64,

@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 use super::line::{Kind, Position, hash};
-use super::{HASTY, Log, PATIENT};
+use super::{Ended, HASTY, Log, PATIENT};
+use crate::door::Whole;
 use crate::host;
 
 /// How much of a rejected request is kept.
@@ -72,11 +73,11 @@ impl Record {
     }
 
     /// The request was not in the grammar: what of it is kept.
-    pub fn rejected(&mut self, raw: &[u8], position: usize, why: &str) {
+    pub fn rejected(&mut self, raw: &[u8], whole: &Whole, position: usize, why: &str) {
         let kept = raw.get(..RAW).unwrap_or(raw);
         self.fact(
             "rejected",
-            json!({"raw": proto::escape_ascii(kept), "bytes": raw.len(), "sha256": hash(raw), "position": position, "why": why}),
+            json!({"raw": proto::escape_ascii(kept), "bytes": whole.bytes, "sha256": whole.sha256, "position": position, "why": why}),
         );
     }
 
@@ -109,13 +110,15 @@ impl Record {
             Closing::Refused => (Kind::Refused, PATIENT),
             Closing::Outcome => (Kind::Outcome, PATIENT),
         };
-        let (position, degraded) = match log.append_within(kind, all, budget) {
-            Ok(position) => {
-                let degraded = position.degraded.iter().cloned().collect();
+        let (position, mut degraded) = match log.end(kind, &all, budget) {
+            Ok(Ended::Recorded(position)) => {
+                let degraded: Vec<String> = position.degraded.iter().cloned().collect();
                 (Some(position), degraded)
             }
+            Ok(Ended::Counted(sentence)) => (None, vec![sentence]),
             Err(why) => (None, vec![format!("no audit record could be written: {why}")]),
         };
+        degraded.extend(log.clock().map(str::to_owned));
         Closed { outcome, started, finished: host::now(), position, unreviewed: log.unreviewed(), degraded }
     }
 }

@@ -105,7 +105,7 @@ fn plain(path: &Path) -> io::Result<File> {
     if FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
-pub(super) fn whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match plain(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

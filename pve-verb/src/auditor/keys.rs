@@ -21,14 +21,14 @@ pub(super) struct Rotation {
 
 /// The keys of one log.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     trusted: Vec<PublicKey>,
     rotations: Vec<Rotation>,
 }
 
 impl Keys {
     /// Every ed25519 key of a file: public keys or `allowed_signers` lines.
-    pub(super) fn read(text: &str) -> Self {
+    pub(crate) fn read(text: &str) -> Self {
         let mut trusted = Vec::new();
         for line in text.lines().map(str::trim).filter(|l| !l.starts_with('#')) {
             let mut words = line.split_ascii_whitespace().skip_while(|w| *w != "ssh-ed25519");
@@ -41,7 +41,7 @@ impl Keys {
         Self { trusted, rotations: Vec::new() }
     }
 
-    pub(super) fn none(&self) -> bool {
+    pub(crate) fn none(&self) -> bool {
         self.trusted.is_empty()
     }
 
@@ -101,13 +101,13 @@ impl Keys {
     }
 
     /// Whether any of them signed this.
-    pub(super) fn signed(&self, namespace: &str, bytes: &[u8], blob: &[u8]) -> bool {
+    pub(crate) fn signed(&self, namespace: &str, bytes: &[u8], blob: &[u8]) -> bool {
         let rotated = self.rotations.iter().flat_map(|r| [&r.old, &r.new]).filter(|_| self.trusts());
         self.trusted.iter().chain(rotated).any(|key| sign::verify_sshsig(key, namespace, bytes, blob))
     }
 
     /// The newest key's fingerprint.
-    pub(super) fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         let newest = self.rotations.last().map(|r| &r.new).or(self.trusted.first());
         newest.map_or_else(|| "nobody".to_owned(), |key| key.fingerprint(ssh_key::HashAlg::Sha256).to_string())
     }

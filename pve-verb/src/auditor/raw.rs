@@ -12,11 +12,11 @@ const UNSIGNED_END: &[u8] = b",\"sig\":null}";
 
 /// A record's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Raw<'a> {
-    pub(super) seq: u64,
+pub(crate) struct Raw<'a> {
+    pub(crate) seq: u64,
     pub(super) boot_id: &'a [u8],
     pub(super) monotonic_ns: u64,
-    pub(super) prev: [u8; 32],
+    pub(crate) prev: [u8; 32],
     pub(super) kind: &'a [u8],
     /// What the signature is over.
     pub(super) signed: &'a [u8],
@@ -26,7 +26,7 @@ pub(super) struct Raw<'a> {
 
 impl<'a> Raw<'a> {
     /// Reads a line without its newline; none where it is not in the one form.
-    pub(super) fn read(line: &'a [u8]) -> Option<Self> {
+    pub(crate) fn read(line: &'a [u8]) -> Option<Self> {
         let (signed, sig) = split(line)?;
         let mut rest = signed;
         eat(&mut rest, b"{\"seq\":")?;
@@ -46,7 +46,7 @@ impl<'a> Raw<'a> {
     }
 
     /// The signature's bytes; none where its base64 is not canonical.
-    pub(super) fn signature(&self) -> Option<[u8; 64]> {
+    pub(crate) fn signature(&self) -> Option<[u8; 64]> {
         let mut bytes = [0; 66];
         Base64::decode(self.sig?, &mut bytes).ok()?.try_into().ok()
     }

@@ -128,6 +128,12 @@ fn for_people(record: &Value, place: &str) -> String {
             say(if name == "what" { shown } else { format!("{name}: {shown}") });
         }
     }
+    if let (Some(from), Some(to), "summary") = (word("from"), word("to"), kind.as_str()) {
+        say(format!("from {from} to {to}"));
+    }
+    if let Some(behind) = number("clock_behind_ms") {
+        say(format!("the clock was {} s behind an earlier record's", behind / 1000));
+    }
     if let Some(id) = word("request_id") {
         say(format!("request {id}"));
     }

@@ -1,3 +1,5 @@
+//! Logs that are sound, and what the auditor says of those that are not.
+
 use super::*;
 use crate::audit::{Kind, Log};
 use crate::disk::tests::{broken_disk, disk_at, hung_disk};
@@ -291,4 +293,23 @@ fn people_are_shown_records_in_order_escaped_and_by_what_they_ask_for() {
     assert_eq!(show(&Wanted { verb: Some(Verb::Cycle), ..Wanted::default() }).matches(" outcome").count(), 2);
     assert_eq!(show(&Wanted { until: Some(proto::Timestamp::from_unix_ms(0)), ..Wanted::default() }), "");
     assert_eq!(show(&Wanted { json: true, ..Wanted::default() }).into_bytes(), std::fs::read(host.segment()).unwrap());
+}
+
+#[test]
+fn a_summary_is_no_finding_and_both_verifier_and_reader_say_what_it_counts() {
+    let host = Host::with_records(7, 3);
+    let summary = json!({
+        "key_name": "agent", "of": "refused", "count": 40, "from": "2026-11-21T00:30:00.000Z", "to": "2026-11-21T00:31:00.000Z",
+        "outcomes": {"refused-request": 40}, "what": "40 refusals of this key were counted and not recorded one by one",
+    });
+    host.log(disk_at(host.root.path())).append(Kind::Summary, facts(summary)).unwrap();
+    let report = host.asked(&Asked { all: true, ..Asked::default() });
+    assert_eq!(report.exit_code(), 0, "{}", shown(&report));
+    assert!(report.notes.iter().any(|note| note.starts_with("40 reads and refusals came in floods")), "{:?}", report.notes);
+    let mut out = Vec::new();
+    let wanted = Wanted { key: Some("agent".to_owned()), ..Wanted::default() };
+    show::show_at(&Files(host.root.path().to_owned()), &wanted, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("summary by agent 40 refusals of this key were counted and not recorded one by one"), "{text}");
+    assert!(text.contains("from 2026-11-21T00:30:00.000Z to 2026-11-21T00:31:00.000Z"), "{text}");
 }

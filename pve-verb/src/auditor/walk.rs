@@ -23,6 +23,8 @@ pub(super) struct Shared {
     pub(super) unsigned: u64,
     /// How many a repair record keeps.
     pub(super) kept: u64,
+    /// How many reads and refusals the summary records stand for.
+    pub(super) counted: u64,
 }
 
 /// Where a chain stands.
@@ -145,6 +147,7 @@ impl Walk {
         match raw.kind {
             b"repair" => repair(at, bytes, shared),
             b"pruned" => self.pruned(bytes),
+            b"summary" => shared.counted = shared.counted.saturating_add(counted(bytes)),
             b"rotate" if !rotate(raw, bytes, &mut shared.keys) => {
                 shared.findings.at(Code::Edited, at, at, "it names a new key, and the key before did not sign that");
             }
@@ -188,6 +191,11 @@ impl Walk {
     fn before_is_json(&self) -> bool {
         self.before.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(&self.before).is_ok()
     }
+}
+
+/// How many requests a summary stands for.
+fn counted(bytes: &[u8]) -> u64 {
+    serde_json::from_slice::<Value>(bytes).ok().and_then(|record| record.get("count")?.as_u64()).unwrap_or(0)
 }
 
 /// A repair record is the host's own word on what the disk lacked; the old head in it is a signature on that.

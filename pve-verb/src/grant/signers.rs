@@ -39,7 +39,7 @@ impl Signers {
         }
     }
 
-    pub(super) fn read(text: &str) -> Self {
+    pub(crate) fn read(text: &str) -> Self {
         let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
         Self { all: lines.filter_map(line).collect(), unusable: None }
     }

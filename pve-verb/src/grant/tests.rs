@@ -1,3 +1,5 @@
+//! Grants: what is taken, what is refused, and that none is spent twice.
+
 use super::*;
 use crate::disk::tests::{broken_disk, disk_at, hung_disk};
 use crate::host::path;

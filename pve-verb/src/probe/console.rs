@@ -2,6 +2,7 @@
 //!
 //! The picture is written by QEMU, but what is in it is the guest's: its header is checked before a byte is allocated by it.
 
+use super::sketch::Sketch;
 use crate::helper::run::Outbox;
 use crate::procfs::anybody_on;
 use crate::qga;
@@ -9,7 +10,6 @@ use crate::qmp::{QmpError, ScreenFile};
 use proto::ProbeOutcome;
 use rustix::fs::{Mode, OFlags, openat};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -98,15 +98,14 @@ pub fn read_screen(folder: impl AsFd, file: &ScreenFile) -> Result<Picture, Stri
     }
 }
 
-/// Answers with a screen, encoded; whether it is like the first one is a fact of the second. Equal pictures have equal encodings,
-/// so that the first picture need not stay in memory.
-pub(crate) fn answer(out: &Outbox, name: &str, since: Instant, picture: &Picture, first: &OnceLock<[u8; 32]>, again: bool) {
+/// Answers with a screen, encoded; how it compares with the first one is a fact of the second.
+pub(crate) fn answer(out: &Outbox, name: &str, since: Instant, picture: &Picture, first: &OnceLock<Sketch>, again: bool) {
+    let sketch = Sketch::of(picture.width, picture.height, &picture.pixels);
+    let likeness = again.then(|| first.get().map(|f| f.compared(&sketch))).flatten();
+    let _ = first.set(sketch);
     match encode_png(picture) {
         Ok(bytes) => {
-            let digest: [u8; 32] = Sha256::digest(&bytes).into();
-            let equal = again.then(|| first.get().map(|f| *f == digest)).flatten();
-            let _ = first.set(digest);
-            out.facts(name, since, Some(bytes), json!({"width": picture.width, "height": picture.height, "equal": equal}));
+            out.facts(name, since, Some(bytes), json!({"width": picture.width, "height": picture.height, "likeness": likeness}));
         }
         Err(e) => out.without(name, since, ProbeOutcome::Failed, &e),
     }

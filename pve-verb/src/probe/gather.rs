@@ -56,7 +56,7 @@ struct Others {
 
 impl Others {
     fn named(&mut self, mut answer: Answer) -> Answer {
-        if answer.facts.take_if(|f| f.get(UNSERVED).is_some()).is_none() {
+        if answer.facts.as_ref().is_none_or(|f| f.get(UNSERVED).is_none()) {
             return answer;
         }
         let text = self.text.get_or_insert_with(|| peer_of(&qemu_server(self.vmid, "qmp"), Duration::from_millis(200)).text());

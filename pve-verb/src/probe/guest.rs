@@ -29,7 +29,7 @@ const LAST: [(&str, Query); 2] = [("guest/diskstats.2", Query::Diskstats), ("gue
 /// Asks everything that is wanted; `port` is QMP's word on whether the guest has opened the port.
 pub(crate) fn ask(door: &Door, port: &OnceLock<Port>, out: &Outbox, wanted: &BTreeSet<String>) {
     let started = Instant::now();
-    let why = match sign_of_life(port) {
+    let why = match sign_of_life(port, || door.still_ours().is_ok()) {
         Some(Port::Open | Port::Unknown) => None,
         Some(Port::Closed) => Some("no agent runs in the guest: it has not opened the port"),
         None => Some(LEFT_ALONE),
@@ -65,7 +65,7 @@ fn session(door: &Door, out: &Outbox, left: &mut BTreeSet<String>) -> Result<(),
     }
     if left.contains("guest/diskstats.2") {
         let since: Instant = sampled.unwrap_or_else(Instant::now);
-        std::thread::sleep(WINDOW.saturating_sub(since.elapsed()));
+        door.pause(WINDOW.saturating_sub(since.elapsed()))?;
     }
     for (name, query) in LAST {
         one(&mut agent, out, left, name, query)?;

@@ -4,6 +4,7 @@
 use super::{Planned, observe, process, pve};
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
+use crate::host::path;
 use crate::procfs::read_capped;
 use proto::ProbeOutcome;
 use std::io;
@@ -41,6 +42,14 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
             let again = planned.iter().any(|p| p.name == names[1]);
             tasks.push(sampled(names, again, read));
         }
+    }
+    if planned.iter().any(|p| p.name == "host/operation") {
+        tasks.push(Task::new(&["host/operation"], |out| {
+            let since = Instant::now();
+            // tmpfs first: the disk may hang.
+            let read = [crate::operation::RUN_OPERATION, path::OPERATION].map(|at| move || read_capped(at, MOST));
+            answer(out, "host/operation", since, read[0]().or_else(|_| read[1]()));
+        }));
     }
     if planned.iter().any(|p| p.name == "host/kmsg") {
         tasks.push(Task::new(&["host/kmsg"], |out| answer(out, "host/kmsg", Instant::now(), kmsg())));

@@ -159,7 +159,10 @@ pub(crate) fn tasks(vmid: Vmid, planned: &[Planned]) -> Vec<Thread> {
                 Ok(Pidfile::Runs(identity)) => Some(identity.pid),
                 _ => None,
             };
-            out.facts("observe/scan", since, None, json!(procfs::survivor(vmid, skip)));
+            match procfs::survivor(vmid, skip) {
+                Ok(found) => out.facts("observe/scan", since, None, json!(found.map(|left| left.text))),
+                Err(why) => out.without("observe/scan", since, ProbeOutcome::TimedOut, &why),
+            }
         }),
         Thread::new(&["observe/pve"], move |out| {
             let since = Instant::now();

@@ -7,6 +7,7 @@
 //! One command that does not come back ends the group: QEMU serves one at a time, so that the next would only wait behind it.
 
 use super::host::WINDOW;
+use super::sketch::Sketch;
 use super::{Planned, Set, console, guest};
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
@@ -89,7 +90,7 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     }
     if planned.iter().any(|p| p.name == "console/serial") {
         let table = File::open("/proc/net/unix").ok();
-        tasks.push(Task::new(&["console/serial"], move |out| match sign_of_life(&port) {
+        tasks.push(Task::new(&["console/serial"], move |out| match sign_of_life(&port, || true) {
             Some(_) => console::serial(Path::new(&format!("./{vmid}.serial0")), table, &qemu_server(vmid, "serial0"), out),
             None => out.without("console/serial", Instant::now(), ProbeOutcome::Unavailable, LEFT_ALONE),
         }));
@@ -107,7 +108,7 @@ struct Group<'a> {
     out: &'a Outbox,
     wanted: BTreeSet<String>,
     screens: &'a Option<Screens>,
-    first: Arc<OnceLock<[u8; 32]>>,
+    first: Arc<OnceLock<Sketch>>,
     port: &'a OnceLock<Port>,
     greeting: Duration,
 }
@@ -128,9 +129,9 @@ pub(crate) enum Port {
 const SIGN_OF_LIFE: Duration = Duration::from_millis(1_000);
 
 /// What QMP said about the port; none where QEMU gave no sign of life.
-pub(crate) fn sign_of_life(port: &OnceLock<Port>) -> Option<Port> {
+pub(crate) fn sign_of_life(port: &OnceLock<Port>, go_on: impl Fn() -> bool) -> Option<Port> {
     let started = Instant::now();
-    while port.get().is_none() && started.elapsed() < SIGN_OF_LIFE {
+    while port.get().is_none() && started.elapsed() < SIGN_OF_LIFE && go_on() {
         std::thread::sleep(Duration::from_millis(2));
     }
     port.get().copied()
@@ -167,7 +168,7 @@ impl Group<'_> {
         }
         self.screen(&mut qmp, "console/screen-1", "screen-1.ppm", false)?;
         if self.wanted.contains("qmp/query-blockstats.2") {
-            std::thread::sleep(WINDOW.saturating_sub(first.elapsed()));
+            door.pause(WINDOW.saturating_sub(first.elapsed())).map_err(|e| (Instant::now(), e))?;
             self.query(&mut qmp, "qmp/query-blockstats.2", &Query::Blockstats)?;
             self.virtqueues(&mut qmp, "qmp/virtqueues.2")?;
             self.screen(&mut qmp, "console/screen-2", "screen-2.ppm", true)?;
@@ -184,7 +185,7 @@ impl Group<'_> {
     fn open<'d>(&self, door: &'d Door, since: Instant) -> Result<Session<'d>, QmpError> {
         loop {
             match Session::open(door, self.greeting.saturating_sub(since.elapsed())) {
-                Err(QmpError::Busy) if since.elapsed() < self.greeting => std::thread::sleep(Duration::from_millis(50)),
+                Err(QmpError::Busy) if since.elapsed() < self.greeting => door.pause(Duration::from_millis(50))?,
                 opened => return opened,
             }
         }

@@ -4,10 +4,14 @@
 use super::{Answer, Asker, Planned, Set, plan};
 use crate::spawn::{ToolOutcome, tool};
 use proto::{ProbeOutcome, Vmid};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// The most of one tool's output.
 const MOST: usize = 4 * 1024 * 1024;
+
+/// From a tool's deadline until its answer is here.
+const HAND_OVER: Duration = Duration::from_millis(30);
 
 struct Tool {
     name: &'static str,
@@ -32,21 +36,36 @@ fn planned() -> Vec<Planned> {
     plan(Set::Full, Vmid::DEVVM).into_iter().filter(|p| p.asker == Asker::Tool).collect()
 }
 
-/// Runs them all, each within its own deadline, and none beyond `until`.
+/// Runs them all, each within its own deadline, and none beyond `until`. No thread is joined: one that starts a program from a disk that
+/// hangs does not come back.
 pub fn run_tools(until: Instant) -> Vec<Answer> {
     let left = until.saturating_duration_since(Instant::now());
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = planned().into_iter().map(|p| (p.name.clone(), scope.spawn(move || run(&p, p.deadline.min(left))))).collect();
-        let ended = |(name, thread): (String, std::thread::ScopedJoinHandle<'_, Answer>)| {
-            thread.join().unwrap_or_else(|_| Answer::without(&name, ProbeOutcome::Failed, 0, "the probe panicked"))
-        };
-        threads.into_iter().map(ended).collect()
-    })
+    let (to, from) = mpsc::channel();
+    let mut waited_for = planned();
+    for p in planned() {
+        let (to, within) = (to.clone(), p.deadline.min(left));
+        // One that can't be started gives no answer.
+        let _ = std::thread::Builder::new().spawn(move || drop(to.send(run(&p, within))));
+    }
+    drop(to);
+    let mut answers = Vec::new();
+    // What ends at the deadline has to hand over what it got.
+    let last = until + HAND_OVER;
+    while let Ok(answer) = from.recv_timeout(last.saturating_duration_since(Instant::now())) {
+        waited_for.retain(|p| p.name != answer.name);
+        answers.push(answer);
+    }
+    answers.extend(waited_for.iter().map(late));
+    answers
+}
+
+fn late(p: &Planned) -> Answer {
+    Answer::without(&p.name, ProbeOutcome::TimedOut, 0, "no answer by the deadline; abandoned")
 }
 
 /// The answers where not even that came back.
 pub(crate) fn unanswered() -> Vec<Answer> {
-    planned().iter().map(|p| Answer::without(&p.name, ProbeOutcome::TimedOut, 0, "no answer by the deadline; abandoned")).collect()
+    planned().iter().map(late).collect()
 }
 
 fn run(p: &Planned, within: Duration) -> Answer {

@@ -81,7 +81,7 @@ fn switches(status: &str) -> Option<Count> {
 pub struct MainThread {
     /// Whose.
     pub process: QemuProcess,
-    /// When, in milliseconds since boot.
+    /// When, in milliseconds since boot without those that the host slept: asleep, nothing could have moved.
     pub at_ms: u64,
     /// Its state, a letter.
     pub state: String,
@@ -100,7 +100,7 @@ impl MainThread {
         let thread = thread(pid, pid)?;
         Some(Self {
             process: QemuProcess { pid, started: stat.started },
-            at_ms: u64::try_from(host::boottime().as_millis()).unwrap_or(u64::MAX),
+            at_ms: host::awake_ms(),
             state: thread.state,
             wchan: thread.wchan,
             switches: thread.switches,

@@ -51,7 +51,14 @@ fn redact_members(text: &str) -> String {
             continue;
         }
         let value = if json { json_value(after) } else { &after[..after.find([',', ' ', ':', '"']).unwrap_or(after.len())] };
-        out.push_str(if HARMLESS.contains(&value.trim_matches(['"', ' '])) { value } else { REDACTED });
+        if HARMLESS.contains(&value.trim_matches(['"', ' '])) {
+            out.push_str(value);
+        } else if value.contains('"') {
+            // A string stays one: the JSON can still be read, and what follows is not taken for a part of the value.
+            out.push_str(&format!("\"{REDACTED}\""));
+        } else {
+            out.push_str(REDACTED);
+        }
         rest = &after[value.len()..];
     }
     out + rest

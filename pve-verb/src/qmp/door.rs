@@ -3,8 +3,14 @@
 //! Whoever holds it has written into the file who he is. A mutation holds it during its own connections and across every `qm` call;
 //! a read waits at most a second for another read, and not at all for a mutation. The kernel opens the door again when its holder
 //! dies, and the name that he left means nothing then. Others than ours (`qm`, the GUI) don't know of it: see `procfs::peer_of`.
+//!
+//! A mutation that is about to need it says so beforehand with a [`Claim`], a second flock: reads that come then stay away, and one
+//! that holds the door gives way, sooner than a mutation waits for it ([`crate::deadline::QMP_DOOR`]). So no read can cost a mutation its evidence, its reset or its verdict.
 
+use super::QmpError;
+use super::wire::{NoLine, Wire};
 use crate::host;
+use crate::probe::Raw;
 use proto::{Vmid, escape_cut};
 use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, ftruncate, mkdir, open};
 use rustix::io::{Errno, pread, pwrite};
@@ -14,6 +20,10 @@ use std::time::{Duration, Instant};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
+/// How often a read that waits for an answer looks whether a mutation wants the door.
+const LOOKS_UP: Duration = Duration::from_millis(50);
+/// How long a claim is tried for: a read that looks at it holds it for microseconds.
+const CLAIMING: Duration = Duration::from_millis(300);
 
 /// Why somebody takes the door; carries the request's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +41,71 @@ pub struct InUse {
     pub by: String,
 }
 
+/// A mutation's word that the door is its own from now on. Dropping it takes it back.
+#[derive(Debug)]
+pub(crate) struct Claim(OwnedFd);
+
+impl Claim {
+    /// Claims the VM's sockets for the mutation of this request; its own helpers' reads are not kept away.
+    ///
+    /// # Errors
+    /// Why others were not told: then a read may be in the way.
+    pub(crate) fn take(vmid: Vmid, id: &str) -> Result<Self, InUse> {
+        Self::take_at(Path::new(host::path::RUN), vmid, id)
+    }
+
+    fn take_at(locks: &Path, vmid: Vmid, id: &str) -> Result<Self, InUse> {
+        let until = Instant::now() + CLAIMING;
+        let lock = claim_file(locks, vmid).map_err(|e| unusable(locks, e))?;
+        while let Err(e) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if !matches!(e, Errno::WOULDBLOCK | Errno::INTR) {
+                return Err(unusable(locks, e));
+            }
+            if Instant::now() >= until {
+                return Err(InUse { by: words(&lock) });
+            }
+            std::thread::sleep(PAUSE);
+        }
+        write(&lock, &format!("mutation {id}\n"));
+        Ok(Self(lock))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = ftruncate(&self.0, 0);
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// What a read looks at to see whether a mutation wants the door.
+#[derive(Debug)]
+struct Wanted {
+    claim: OwnedFd,
+    own: String,
+}
+
+impl Wanted {
+    /// By whom it is wanted, where that is not this read's own request.
+    fn by(&self) -> Option<String> {
+        match flock(&self.claim, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Some(words(&self.claim)).filter(|by| *by != self.own),
+            Ok(()) => {
+                let _ = flock(&self.claim, FlockOperation::Unlock);
+                None
+            }
+            Err(_) => None,
+        }
+    }
+}
+
 /// The door, held. Dropping it gives it back.
 #[derive(Debug)]
 pub struct Door {
     lock: OwnedFd,
     vmid: Vmid,
     sockets: PathBuf,
+    wanted: Option<Wanted>,
 }
 
 impl Door {
@@ -58,36 +127,72 @@ impl Door {
 
     pub(crate) fn take_at(locks: &Path, sockets: &Path, vmid: Vmid, purpose: &Purpose, wait: Duration) -> Result<Self, InUse> {
         let until = Instant::now() + wait;
-        let failed = |e: Errno| InUse { by: format!("nobody, but its lock in {} can't be taken: {e}", locks.display()) };
-        let _ = mkdir(locks, Mode::RWXU);
-        let lock = open(
-            locks.join(format!("qmp-{vmid}.lock")),
-            OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-            Mode::RUSR | Mode::WUSR,
-        )
-        .map_err(failed)?;
-        let _ = fchmod(&lock, Mode::RUSR | Mode::WUSR);
+        let failed = |e: Errno| unusable(locks, e);
+        let lock = lock_file(locks, &format!("qmp-{vmid}.lock")).map_err(failed)?;
+        let wanted = match purpose {
+            Purpose::Read(id) => Some(Wanted { claim: claim_file(locks, vmid).map_err(failed)?, own: format!("mutation {id}") }),
+            Purpose::Mutation(_) => None,
+        };
+        let wanted_by = || wanted.as_ref().and_then(Wanted::by);
         loop {
+            if let Some(by) = wanted_by() {
+                return Err(InUse { by });
+            }
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
                 Err(Errno::WOULDBLOCK) => {}
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(failed(e)),
             }
-            let by = holder(&lock);
+            let by = words(&lock);
             let hopeless = by.starts_with("mutation") && matches!(purpose, Purpose::Read(_));
             if hopeless || Instant::now() >= until {
                 return Err(InUse { by });
             }
             std::thread::sleep(PAUSE);
         }
-        let words = match purpose {
-            Purpose::Read(id) => format!("read {id}\n"),
-            Purpose::Mutation(id) => format!("mutation {id}\n"),
-        };
-        let _ = ftruncate(&lock, 0);
-        let _ = pwrite(&lock, words.as_bytes(), 0);
-        Ok(Self { lock, vmid, sockets: sockets.to_owned() })
+        match purpose {
+            Purpose::Read(id) => write(&lock, &format!("read {id}\n")),
+            Purpose::Mutation(id) => write(&lock, &format!("mutation {id}\n")),
+        }
+        let door = Self { lock, vmid, sockets: sockets.to_owned(), wanted };
+        // The claim may have come between the look at it and the lock; then this door is given back at once.
+        match door.wanted_by() {
+            Some(by) => Err(InUse { by }),
+            None => Ok(door),
+        }
+    }
+
+    fn wanted_by(&self) -> Option<String> {
+        self.wanted.as_ref().and_then(Wanted::by)
+    }
+
+    /// Whether this read may go on.
+    ///
+    /// # Errors
+    /// [`QmpError::GaveWay`] where a mutation wants the door.
+    pub(crate) fn still_ours(&self) -> Result<(), QmpError> {
+        self.wanted_by().map_or(Ok(()), |by| Err(QmpError::GaveWay(by)))
+    }
+
+    /// The next line of a conversation behind this door. A read gives way to a mutation meanwhile.
+    pub(crate) fn line(&self, wire: &mut Wire, until: Instant) -> Result<Raw, QmpError> {
+        loop {
+            match wire.line(until.min(Instant::now() + LOOKS_UP)) {
+                Err(NoLine::Timeout) if Instant::now() < until => self.still_ours()?,
+                came => return came.map_err(QmpError::from),
+            }
+        }
+    }
+
+    /// Waits between two samples, and gives way as [`Door::line`] does.
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), QmpError> {
+        let until = Instant::now() + time;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            std::thread::sleep(left.min(LOOKS_UP));
+            self.still_ours()?;
+        }
+        Ok(())
     }
 
     /// Whose door it is.
@@ -114,7 +219,29 @@ impl Drop for Door {
     }
 }
 
-fn holder(lock: &OwnedFd) -> String {
+fn lock_file(locks: &Path, name: &str) -> Result<OwnedFd, Errno> {
+    let _ = mkdir(locks, Mode::RWXU);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock = open(locks.join(name), flags, Mode::RUSR | Mode::WUSR)?;
+    let _ = fchmod(&lock, Mode::RUSR | Mode::WUSR);
+    Ok(lock)
+}
+
+fn claim_file(locks: &Path, vmid: Vmid) -> Result<OwnedFd, Errno> {
+    lock_file(locks, &format!("qmp-{vmid}.claim"))
+}
+
+fn unusable(locks: &Path, e: Errno) -> InUse {
+    InUse { by: format!("nobody, but its lock in {} can't be taken: {e}", locks.display()) }
+}
+
+fn write(lock: &OwnedFd, words: &str) {
+    let _ = ftruncate(lock, 0);
+    let _ = pwrite(lock, words.as_bytes(), 0);
+}
+
+/// Who has written himself into a lock's file.
+fn words(lock: &OwnedFd) -> String {
     let mut text = [0; 100];
     let n = pread(lock, &mut text, 0).unwrap_or(0);
     match text.get(..n).unwrap_or_default().trim_ascii() {
@@ -153,6 +280,50 @@ mod tests {
         });
         assert!(take(folder.path(), &Purpose::Mutation("m1".into()), 5_000).is_ok());
         later.join().unwrap();
+    }
+
+    #[test]
+    fn a_claim_keeps_reads_away_but_not_its_own_and_the_holder_gives_way_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = take(folder.path(), &Purpose::Read("r1".into()), 0).unwrap();
+        assert_eq!(read.still_ours(), Ok(()));
+        let claim = Claim::take_at(folder.path(), Vmid::DEVVM, "m1").unwrap();
+        let gave_way = QmpError::GaveWay("mutation m1".into());
+        assert_eq!(read.still_ours(), Err(gave_way.clone()));
+        assert_eq!(read.pause(Duration::from_secs(60)), Err(gave_way.clone()));
+        // It waits for an answer that does not come.
+        let listener = std::os::unix::net::UnixListener::bind(folder.path().join("102.qmp")).unwrap();
+        let mut wire = Wire::connect(&read.qmp(), 100).unwrap();
+        let asked = Instant::now();
+        assert_eq!(read.line(&mut wire, Instant::now() + Duration::from_secs(60)).unwrap_err(), gave_way);
+        assert!(asked.elapsed() < crate::deadline::QMP_DOOR, "{:?}", asked.elapsed());
+        assert!(LOOKS_UP * 4 < crate::deadline::QMP_DOOR);
+        drop((listener, read));
+        assert_eq!(take(folder.path(), &Purpose::Read("r2".into()), 1_000).unwrap_err().by, "mutation m1");
+        // Its own helper reads, and then it acts.
+        drop(take(folder.path(), &Purpose::Read("m1".into()), 0).unwrap());
+        drop(take(folder.path(), &Purpose::Mutation("m1".into()), 0).unwrap());
+        drop(claim);
+        assert!(take(folder.path(), &Purpose::Read("r2".into()), 0).is_ok());
+    }
+
+    #[test]
+    fn a_claim_is_taken_through_a_crowd_of_reads_that_look_at_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let end = Instant::now() + Duration::from_millis(200);
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    while Instant::now() < end {
+                        let _ = take(folder, &Purpose::Read(format!("r{n}")), 0);
+                    }
+                });
+            }
+            while Instant::now() < end {
+                assert!(Claim::take_at(folder.path(), Vmid::DEVVM, "m1").is_ok());
+            }
+        });
     }
 
     #[test]

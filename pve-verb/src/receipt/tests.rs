@@ -1,3 +1,5 @@
+//! Receipts: made of closed records only, signed or said to be unsigned.
+
 use super::*;
 use crate::audit::{Closing, Log, Record};
 use crate::disk::tests::disk_at;

@@ -9,15 +9,15 @@ use crate::bundle::Preserved;
 use crate::door::Arrival;
 use crate::look::Seen;
 use crate::operation::{self, Finished};
-use crate::receipt;
 use crate::text::say;
 use crate::verify::Verified;
+use crate::{receipt, retention};
 
 impl Run {
     /// The end of a request outside the grammar.
     pub fn reject(mut self, arrival: &Arrival, rejected: Rejected) -> u8 {
         if let Some(record) = &mut self.record {
-            record.rejected(&arrival.line, rejected.position, &rejected.to_string());
+            record.rejected(&arrival.line, &arrival.whole, rejected.position, &rejected.to_string());
         }
         if arrival.line.is_empty() {
             self.answer.aside(crate::text::usage());
@@ -26,16 +26,28 @@ impl Run {
     }
 
     /// The end of a request before anything was started for it: and nothing is started for its record either.
-    pub fn refuse(self, stop: Stop) -> u8 {
+    pub fn refuse(mut self, stop: Stop) -> u8 {
         self.disk.without_child();
+        self.log.leave_on_tmpfs();
         self.finish(Err(stop))
     }
 
-    /// The front leaves the request, and the record of it, to its worker.
-    pub fn hand_over(mut self) {
+    /// This front joins a worker that another one started.
+    pub fn attached(&mut self) {
+        self.fact("attached", json!(true));
+        self.joined = true;
+    }
+
+    /// The front has no more to do: the request's record is its worker's, and one that joined has one of its own, a read.
+    pub fn leave(mut self, outcome: Outcome) -> u8 {
         if let Some(record) = self.record.take() {
-            record.hand_over();
+            if self.joined {
+                let _its_receipt_is_the_worker_s = record.close(&mut self.log, Closing::Read, outcome, Map::new());
+            } else {
+                record.hand_over();
+            }
         }
+        outcome.exit_code()
     }
 
     /// Closes the record, signs the receipt, says it, and gives the exit status.
@@ -89,6 +101,8 @@ impl Run {
     }
 
     fn seal(mut self, how: Closing, outcome: Outcome, held: Option<Preserved>) -> u8 {
+        // A refusal behind its own intent is the end of that: an id with an intent never runs again.
+        let how = if self.intent { Closing::Outcome } else { how };
         let facts = json!({
             "already": self.facts.already,
             "interrupted": self.facts.interrupted,
@@ -119,9 +133,16 @@ impl Run {
         // may ask for the next one at once.
         drop(held);
         self.answer.last(&body.request_id, receipt);
-        if how != Closing::Refused && self.facts.bundle.is_some() {
-            // The caller has its answer; what earlier calls had to leave on tmpfs can take its time now.
+        // The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
+        crate::spool::prune();
+        crate::litter::sweep();
+        if how != Closing::Refused && self.made.is_some() {
+            // So can what they had to leave on tmpfs, and old bundles.
             operation::tidy(&self);
+            if let Some(at) = &body.audit {
+                let own = self.made.take();
+                retention::tidy(&mut self, at.seq, own);
+            }
         }
         body.exit_code
     }
@@ -129,6 +150,7 @@ impl Run {
     /// A receipt that can't be written as JSON: a bug. The caller gets no receipt, which every client takes as unknown.
     fn broken(&mut self, why: &str) -> u8 {
         self.answer.aside(&say::internal(Some(self.intent), why).to_string());
+        self.answer.flush();
         Outcome::Internal.exit_code()
     }
 }

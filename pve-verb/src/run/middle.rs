@@ -3,11 +3,11 @@
 
 use proto::{Body, Step, StepName, StepOutcome, Verb};
 use serde_json::{Map, Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Run;
 use crate::audit::Kind;
-use crate::operation::{self, Operation};
+use crate::operation::{self, LastIntent, Operation};
 use crate::policy::Authorised;
 use crate::rate::Rates;
 use crate::run::Stop;
@@ -48,9 +48,7 @@ impl Run {
         if authorised.caller().is_console() || authorised.verb() == Verb::Start {
             return;
         }
-        let mut rates = Rates::load();
-        rates.count_mutation(&authorised.caller().key_name, host::boot_ms());
-        if let Err(e) = rates.store() {
+        if let Err(e) = Rates::update(|rates| rates.count_mutation(&authorised.caller().key_name, host::boot_ms())) {
             self.degrade(format!("the mutation could not be counted: {e}"));
         }
     }
@@ -59,9 +57,14 @@ impl Run {
     ///
     /// # Errors
     /// Where no rung takes it.
-    pub fn set_operation(&mut self, authorised: &Authorised) -> Result<(), String> {
+    pub fn set_operation(&mut self, operation: &Operation) -> Result<(), String> {
+        operation::set(self, operation)
+    }
+
+    /// What operation.json will say, and the intent before it.
+    pub fn operation(&self, authorised: &Authorised) -> Operation {
         let pid = std::process::id();
-        let operation = Operation {
+        Operation {
             request_id: self.facts.request_id.clone(),
             verb: authorised.verb(),
             vmid: authorised.vmid(),
@@ -71,9 +74,13 @@ impl Run {
             started: crate::procfs::start_time(pid),
             at: host::now(),
             bundle: self.facts.bundle.clone(),
-            deadline_boot_ms: host::boot_ms().saturating_add(authorised.verb().deadline_ms()),
-        };
-        operation::set(self, &operation)
+            deadline_boot_ms: host::boot_ms().saturating_add(authorised.deadline_ms()),
+        }
+    }
+
+    /// The log's newest intent, as [`crate::audit::Log::last_intent`].
+    pub fn last_intent(&mut self, within: Duration) -> Option<LastIntent> {
+        self.log.last_intent(within)
     }
 
     /// A mutation was killed half-way, and nobody told of it yet.
@@ -88,6 +95,12 @@ impl Run {
             operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)
         ));
         self.append(Kind::Interrupted, json!({ "operation": operation }))
+    }
+
+    /// A bundle is about to be dropped; true where the record of it is on disk.
+    pub(crate) fn record_pruned(&mut self, facts: Value) -> bool {
+        let Value::Object(facts) = facts else { return false };
+        self.log.append(Kind::Pruned, facts).is_ok_and(|position| position.degraded.is_none())
     }
 
     /// A step begins: said, and recorded before it does anything.

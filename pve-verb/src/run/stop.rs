@@ -50,9 +50,21 @@ impl Stop {
         Self { outcome: Outcome::RefusedPrecondition, message, state: Some(state) }
     }
 
+    /// The same, with the state as the evidence has it.
+    #[must_use]
+    pub const fn seen(mut self, state: VmState) -> Self {
+        self.state = Some(state);
+        self
+    }
+
     /// `--attach` to an id that nobody knows.
     pub const fn unknown_id(message: Message) -> Self {
         Self::new(Outcome::RefusedPrecondition, message)
+    }
+
+    /// Whether anything was done could not be told.
+    pub const fn unknown(message: Message) -> Self {
+        Self::new(Outcome::Unknown, message)
     }
 
     /// A bug, or a host on which nothing can be started.

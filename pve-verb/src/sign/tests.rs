@@ -1,3 +1,5 @@
+//! Signatures: what stock ssh-keygen accepts and what it does not.
+
 use super::*;
 use ssh_key::private::Ed25519Keypair;
 use std::process::{Command, Stdio};

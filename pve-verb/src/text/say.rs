@@ -224,11 +224,18 @@ pub fn locked_by_unknown(vmid: Vmid, word: &str) -> Message {
 }
 
 /// PVE's flock on the configuration is held by another process.
-pub fn config_busy(vmid: Vmid, by: Option<&str>) -> Message {
-    let by = by.map(|by| format!(" ({})", show(by))).unwrap_or_default();
+pub fn config_busy(vmid: Vmid) -> Message {
     Message::new(
-        format!("Another process of PVE's{by} works on VM {vmid}'s configuration and holds its file lock."),
+        format!("Another process of PVE's works on VM {vmid}'s configuration and holds its file lock."),
         "Try again in a minute; `qm unlock` does not release this lock.",
+    )
+}
+
+/// Another request of ours holds QEMU's sockets and does not give way.
+pub fn sockets_busy(vmid: Vmid, by: &str) -> Message {
+    Message::new(
+        format!("Another request holds VM {vmid}'s QMP socket and did not give way: {}.", show(by)),
+        "Try again in a few seconds; nothing was sent to the VM.",
     )
 }
 
@@ -242,11 +249,27 @@ pub fn evidence_nowhere(how: &str) -> Message {
     )
 }
 
-/// The caller was sent the evidence and did not acknowledge it.
-pub fn not_acknowledged() -> Message {
+/// Not even the worker of a mutation, which tells what it does in /run, can be begun.
+pub fn no_room_for_a_worker(how: &str) -> Message {
     Message::new(
-        "Only the caller could keep the evidence, and did not acknowledge it within 10 s.",
-        "Ask again with a client that answers `ack MANIFEST_SHA256`, or make room in /run on the host.",
+        format!("No mutation can be begun, for /run takes nothing more: {}.", show(how)),
+        "Make room in /run on the host, then try again; until then status and forensics still answer.",
+    )
+}
+
+/// The caller was sent the evidence and did not acknowledge it.
+pub fn not_acknowledged(how: &str) -> Message {
+    Message::new(
+        format!("Only the caller could keep the evidence, and it did not acknowledge it: {}.", show(how)),
+        "Ask again with a client that answers `ack MANIFEST_SHA256` within 10 s, or make room in /run on the host.",
+    )
+}
+
+/// An existing bundle that can't be shown.
+pub fn bundle_unreadable(bundle: &proto::BundleName, how: &str) -> Message {
+    Message::new(
+        format!("The bundle {bundle} can't be read: {}.", show(how)),
+        "Run `pve-verb bundle verify` on it on the host, or capture a new one with forensics.",
     )
 }
 
@@ -263,6 +286,14 @@ pub fn intent_nowhere(how: &str) -> Message {
 /// Not root.
 pub fn not_root() -> Message {
     Message::new("pve-verb does not run as root here.", "Use the account `breakglass` with uid 0, or root.")
+}
+
+/// `/etc/pve-verb` is there, and others than root could have put their keys into it.
+pub fn open_to_others(how: &str) -> Message {
+    Message::new(
+        format!("This host is not fit to act: /etc/pve-verb {}.", show(how)),
+        "On the host run `chown root:root /etc/pve-verb` and `chmod 700 /etc/pve-verb`, then `pve-verb check`.",
+    )
 }
 
 /// `/etc/pve-verb` is missing.

@@ -9,12 +9,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Reply, Root, durable};
 use crate::host::path;
+use crate::operation::{LastIntent, Mark, mark, may_mark};
 
 /// The longest file that is read as one: a segment and one batch beyond its limit.
 const MOST: u64 = 64 << 20;
+/// How long another writer is waited for.
+const APPENDING: Duration = Duration::from_millis(200);
 /// How far back reviews are looked for.
 const LOOK_BACK: u64 = 32 << 20;
 /// How much of a torn line a repair record can show.
@@ -41,6 +45,8 @@ pub struct Tail {
     pub at: Option<Timestamp>,
     /// Mutating uses since the last review; none where that lies too far back.
     pub unreviewed: Option<u64>,
+    /// The newest intent, as far back as reviews are looked for.
+    pub intent: Option<LastIntent>,
 }
 
 /// The oldest segment, which goes next.
@@ -143,6 +149,7 @@ impl Root {
             end = last(before, &lines(&self.read_segment(before)?).0);
         }
         let (seq, hash, damaged) = end.unwrap_or((0, Sha256Hex::zero(), None));
+        let (unreviewed, intent) = self.look_back(&segments)?;
         let tail = Tail {
             segment,
             length: (bytes.len() - torn.len()) as u64,
@@ -152,38 +159,71 @@ impl Root {
             hash,
             damaged,
             at: whole.last().and_then(|line| written(line)),
-            unreviewed: self.unreviewed(&segments)?,
+            unreviewed,
+            intent,
         };
-        Ok(Reply::Tail { tail: Some(tail), head })
+        Ok(Reply::Tail { tail: Some(Box::new(tail)), head })
     }
 
-    /// Intents since the newest review; none where neither that nor the log's beginning is within reach.
-    fn unreviewed(&self, segments: &[(u64, u64)]) -> io::Result<Option<u64>> {
-        let (mut uses, mut read) = (0, 0);
+    /// Intents since the newest review (none where neither that nor the log's beginning is within reach), and the newest intent.
+    fn look_back(&self, segments: &[(u64, u64)]) -> io::Result<(Option<u64>, Option<LastIntent>)> {
+        let (mut uses, mut reviewed, mut read) = (0, false, 0);
+        let (mut ends, mut last) = (Vec::new(), None);
         for (segment, length) in segments.iter().rev() {
             read += length;
             if read > LOOK_BACK + MOST {
-                return Ok(None);
+                return Ok((reviewed.then_some(uses), last));
             }
             let bytes = self.read_segment(*segment)?;
             for line in lines(&bytes).0.into_iter().rev() {
+                match (last.is_none() && may_mark(line)).then(|| mark(line)).flatten() {
+                    Some(Mark::Begun(operation)) => {
+                        last = Some(LastIntent { operation: *operation, end: None });
+                        // Newest first: turned round, they come as they were written.
+                        while let Some(end) = ends.pop() {
+                            last = LastIntent::after(last, Some(end));
+                        }
+                    }
+                    Some(end) => ends.push(end),
+                    None => {}
+                }
                 // Parsing every line would take seconds; within a string the quotes would be escaped.
                 let may = |kind: &[u8]| line.windows(kind.len()).any(|w| w == kind);
-                if !may(br#""kind":"intent""#) && !may(br#""kind":"review""#) {
-                    continue;
+                if !reviewed && (may(br#""kind":"intent""#) || may(br#""kind":"review""#)) {
+                    match record(line) {
+                        Some((_, kind)) if kind == "review" => reviewed = true,
+                        Some((_, kind)) if kind == "intent" => uses += 1,
+                        _ => {}
+                    }
                 }
-                match record(line) {
-                    Some((_, kind)) if kind == "review" => return Ok(Some(uses)),
-                    Some((_, kind)) if kind == "intent" => uses += 1,
-                    _ => {}
+                if reviewed && last.is_some() {
+                    return Ok((Some(uses), last));
                 }
             }
             if read > LOOK_BACK {
-                return Ok(None);
+                return Ok((reviewed.then_some(uses), last));
             }
         }
         // A log whose beginning was pruned may have had more.
-        Ok(segments.first().is_none_or(|(first, _)| *first == 1).then_some(uses))
+        let whole = segments.first().is_none_or(|(first, _)| *first == 1);
+        Ok(((reviewed || whole).then_some(uses), last))
+    }
+
+    /// The number of the newest review, as far back as reviews are looked for.
+    pub(super) fn log_reviewed(&self) -> io::Result<Reply> {
+        let mut read = 0;
+        for (segment, length) in self.segments()?.iter().rev() {
+            read += length;
+            if read > LOOK_BACK + MOST {
+                break;
+            }
+            let bytes = self.read_segment(*segment)?;
+            let reviews = lines(&bytes).0.into_iter().rev().filter(|l| l.windows(15).any(|w| w == br#""kind":"review""#));
+            if let Some((seq, _)) = reviews.filter_map(record).find(|(_, kind)| kind == "review") {
+                return Ok(Reply::Reviewed { seq: Some(seq) });
+            }
+        }
+        Ok(Reply::Reviewed { seq: None })
     }
 
     pub(super) fn log_append(&self, segment: u64, at: u64, torn: u64, head: &str, payload: &[u8]) -> io::Result<Reply> {
@@ -192,16 +232,24 @@ impl Root {
         }
         let path = self.segment(segment);
         durable::folder(&self.path(path::LOG))?;
+        // Where an earlier writer may still be in the middle of this, its late cut would take our lines away.
+        let _lock = match durable::lock(&self.path(path::RUN).join("append.lock"), APPENDING) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+            // A `/run` that takes no lock is no reason to lose a record.
+            lock => lock.ok(),
+        };
         let file = durable::file(&path, OFlags::WRONLY | OFlags::CREATE)?;
         let length = file.metadata()?.len();
         if length != at + torn {
             return Ok(Reply::Mismatch { length });
         }
+        self.awaited()?;
         if torn > 0 {
             file.set_len(at)?;
         }
         write_at(&file, payload, at)?;
         file.sync_data()?;
+        self.awaited()?;
         // Also makes the segment's own name durable, if it is new: same folder.
         durable::replace(&self.head_path(), head.as_bytes())?;
         Ok(Reply::Done {})

@@ -38,6 +38,9 @@ impl Root {
     /// By the time of writing, as these files have no seq in their name. What is lost by a wrong clock is a replay, not a record.
     pub(super) fn requests_prune(&self, keep: u32) -> io::Result<Reply> {
         let folder = self.path(path::REQUESTS);
+        for litter in [&folder, &self.path(path::VAR), &self.path(path::LOG)] {
+            durable::sweep(litter)?;
+        }
         let mut all: Vec<(SystemTime, std::path::PathBuf)> = Vec::new();
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,

@@ -43,6 +43,15 @@ fn one_mutation(lab: &Lab) -> Result<()> {
     assert_eq!((&intent["request_id"], &intent["grant"]["signer"]), (&told.body["request_id"], &serde_json::json!("alice")));
     refused(format!("start --grant={grant}"), &format!("was spent by request {}", told.body["request_id"].as_str().unwrap()))?;
     refused(format!("cycle --grant={grant}"), "not for cycle")?;
+    // An answer that was earned once can be had again, also when nothing of the grant counts any more.
+    let id = told.body["request_id"].as_str().unwrap();
+    write("/etc/pve-verb/allowed_signers", "", 0o600)?;
+    for words in [format!("--grant={grant}"), format!("--attach --grant={grant}"), "--attach".to_owned(), String::new()] {
+        let again = ask(&careful, format!("stop --request-id={id} {words}").trim_end())?.done();
+        assert_eq!((&again.body["replayed"], &again.body["bundle"]), (&true.into(), &told.body["bundle"]), "{words}");
+    }
+    // Nobody begins anything so.
+    refused("stop --request-id=1f0c9a2e-0000-4000-8000-00000000d001".to_owned(), "needs a grant")?;
     std::fs::remove_file("/etc/pve-verb/allowed_signers").unwrap();
     let verified = Command::new("/usr/sbin/pve-verb").args(["log", "verify", "--all"]).output().unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));

@@ -97,14 +97,14 @@ fn needs_a_grant(lab: &Lab) -> Result<()> {
 }
 
 fn rates(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
+    lab.fresh()?;
     let (model, person) = (lab.host.authorize("model", "")?, lab.host.authorize("person", "")?);
     limits("[limits]\nmutations_per_hour = 2\nmin_interval_s = 0\nforensics_per_minute = 2\n")?;
     let put_back = scopeguard(|| limits(GENEROUS));
     for _ in 0..2 {
         ask(&model, "reset")?.done();
     }
-    vm.wait_for_ssh(lab::vm::BOOT)?;
+    let vm = lab.fresh()?;
     let mut before = Stamp::of(vm);
     refused(vm, &mut before, &model, "reset", 3, "has used its 2 mutations of this hour")?;
     refused(vm, &mut before, &model, "stop", 3, "Try again at 2")?;
@@ -214,6 +214,11 @@ fn not_set_up(lab: &Lab) -> Result<()> {
     must("mv", ["/etc/pve-verb", "/etc/pve-verb.away"])?;
     let answer = root.call("stop");
     must("mv", ["/etc/pve-verb.away", "/etc/pve-verb"])?;
+    must("chmod", ["755", "/etc/pve-verb"])?;
+    let open = root.call("stop");
+    must("chmod", ["700", "/etc/pve-verb"])?;
+    let open = open?;
+    assert!(open.status == 7 && open.flat().contains("/etc/pve-verb has mode 0755") && open.flat().contains("`chmod 700"), "{open:?}");
     let answer = answer?;
     assert_eq!(answer.status, 7, "{answer:?}");
     assert!(answer.flat().contains("/etc/pve-verb is missing") && answer.flat().contains("`pve-verb init`"), "{}", answer.text());

@@ -76,6 +76,11 @@ fn no_quorum(lab: &Lab) -> Result<()> {
     lab.host.set_quorum(false)?;
     let mut before = Stamp::of(vm);
     refused(vm, &mut before, &agent(lab)?, "cycle", 6, "no quorum, so what is stopped now could not be started again")?;
+    // Running already wins over what a start would need; and a paused VM goes on without it.
+    assert_eq!(ask(&agent(lab)?, "start")?.done().body["already"], true);
+    before.untouched(vm, "start of a running VM");
+    vm.qmp("stop", json!({}))?;
+    ask(&agent(lab)?, "start")?.done();
     ask(&agent(lab)?, "reset")?.done();
     ask(&agent(lab)?, "stop")?.done();
     refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 6, "no quorum, so nothing can be started")?;
@@ -85,6 +90,8 @@ fn no_quorum(lab: &Lab) -> Result<()> {
 fn ha(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     lab.host.set_ha(Some("started"))?;
+    assert_eq!(ask(&agent(lab)?, "start")?.done().body["already"], true, "running already wins over HA");
+    vm.qmp("stop", json!({}))?;
     let mut before = Stamp::of(vm);
     for (verb, command) in [
         ("stop", "`ha-manager crm-command stop vm:102 60` (or `ha-manager set vm:102 --state stopped`)"),
@@ -93,6 +100,7 @@ fn ha(lab: &Lab) -> Result<()> {
     ] {
         refused(vm, &mut before, &agent(lab)?, verb, 6, command)?;
     }
+    vm.qmp("cont", json!({}))?;
     // Only reset acts directly.
     ask(&agent(lab)?, "reset")?.done();
     lab.host.set_ha(None)
@@ -102,7 +110,7 @@ fn ha_ignored(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     lab.host.set_ha(Some("ignored"))?;
     ask(&agent(lab)?, "cycle")?.done();
-    vm.wait_for_ssh(lab::vm::BOOT)?;
+    assert_eq!(vm.observe(), Observed::State("running".into()));
     lab.host.set_ha(None)
 }
 
@@ -123,7 +131,8 @@ fn pve_hung(lab: &Lab) -> Result<()> {
     let reset = ask(&agent(lab)?, "reset")?.done();
     drop(hung);
     assert!(reset.body["degraded"].to_string().contains("/etc/pve could not be read"), "{}", reset.body["degraded"]);
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 fn pve_gone(lab: &Lab) -> Result<()> {
@@ -145,7 +154,8 @@ fn shutdown(lab: &Lab) -> Result<()> {
     let told = refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 6, "is in shutdown: its guest powered off")?;
     assert!(told.message().contains("Use cycle"), "{}", told.message());
     ask(&agent(lab)?, "cycle")?.done();
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 fn reset_of_stopped(lab: &Lab) -> Result<()> {
@@ -200,7 +210,8 @@ fn reused_pid(lab: &Lab) -> Result<()> {
     let running = vm.pid().unwrap();
     undo.now();
     fs::write(PID_FILE, format!("{running}\n")).unwrap();
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 fn stale_pidfile(lab: &Lab) -> Result<()> {
@@ -209,7 +220,8 @@ fn stale_pidfile(lab: &Lab) -> Result<()> {
     let status = ask(&agent(lab)?, "status")?.done();
     assert_eq!((status.code().as_str(), &status.body["state_after"]), ("stopped", &json!("stopped")));
     ask(&agent(lab)?, "start")?.done();
-    vm.wait_for_ssh(lab::vm::BOOT)
+    assert_eq!(vm.observe(), Observed::State("running".into()));
+    Ok(())
 }
 
 #[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
@@ -221,5 +233,12 @@ fn config_flock(lab: &Lab) -> Result<()> {
     let _gone = holder.kill();
     let _reaped = holder.wait();
     lab.host.console(&["/usr/bin/fuser", "-k", "/run/lock/qemu-server/lock-102.conf"], Duration::from_secs(5))?;
-    result.map(drop)
+    result?;
+    // A lock that can't be opened is in nobody's hands.
+    fs::rename("/run/lock/qemu-server", "/run/lock/qemu-server.away").unwrap();
+    let told = ask(&agent(lab)?, "reset");
+    fs::rename("/run/lock/qemu-server.away", "/run/lock/qemu-server").unwrap();
+    let told = told?.done();
+    assert!(told.body["degraded"].to_string().contains("file lock on the VM's configuration could not be taken"), "{:#}", told.body);
+    Ok(())
 }

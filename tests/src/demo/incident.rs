@@ -46,7 +46,9 @@ pub(super) fn diagnose(demo: &mut Demo) -> Result<()> {
     let said = demo.types("ssh breakglass@pve status")?;
     demo.holds(one_line(&said).contains("block-stalled"), "status says block-stalled")?;
     demo.types("ssh breakglass@pve forensics")?;
-    let newest = std::fs::read_dir(BUNDLES).context("read the evidence")?.flatten().map(|entry| entry.path()).max().unwrap_or_default();
+    // Beside the bundles lies their index.
+    let all = std::fs::read_dir(BUNDLES).context("read the evidence")?.flatten().map(|entry| entry.path());
+    let newest = all.filter(|path| path.is_dir()).max().unwrap_or_default();
     let judged = json_of(&newest.join("assessment.json"))?;
     let evidence = judged["findings"][0]["evidence"].as_array().map_or(0, Vec::len);
     demo.holds(

@@ -21,7 +21,10 @@ pub fn captured(vmid: Vmid, captured: usize, not_captured: usize) -> Message {
 
 /// An existing bundle was shown.
 pub fn shown(bundle: &proto::BundleName) -> Message {
-    Message::new(format!("The bundle {bundle} was shown; nothing was captured."), "Check it with `pve-verb bundle verify` on the host.")
+    Message::new(
+        format!("The bundle {bundle} is shown as it is kept; nothing new was captured."),
+        "Check it with `pve-verb bundle verify` on the host.",
+    )
 }
 
 /// A mutation reached the wanted state.
@@ -159,13 +162,5 @@ pub fn internal(touched: Option<bool>, how: &str) -> Message {
     Message::new(
         format!("pve-verb itself failed, and {touched}: {}.", show(how)),
         "Ask for status, then report this with the host's journal of pve-verb.",
-    )
-}
-
-/// What the contract orders and this version does not have. Said instead of pretending.
-pub fn not_built(what: &str) -> Message {
-    Message::new(
-        format!("This version of pve-verb does not have {} yet.", show(what)),
-        "Do without it, or install a newer version; `pve-verb --help` lists what is there.",
     )
 }

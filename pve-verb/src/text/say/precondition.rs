@@ -84,10 +84,19 @@ pub fn reset_of_unresponsive(vmid: Vmid) -> Message {
     Message::new(format!("VM {vmid}'s QEMU is proved unresponsive, so it can't take a reset."), "Use cycle, which replaces the process.")
 }
 
-/// `reset` of a QEMU whose QMP could not be had.
-pub fn reset_without_qmp(vmid: Vmid, by: &str) -> Message {
+/// QEMU is another process than the one that the evidence is of.
+pub fn another_qemu(vmid: Vmid, verb: Verb) -> Message {
     Message::new(
-        format!("VM {vmid}'s QEMU could not be asked, and a reset goes only through it: {}.", show(by)),
+        format!("VM {vmid}'s QEMU was ended or replaced by somebody else while the evidence was taken, so {verb} was not sent."),
+        "Ask for status, and only where it is still needed for the verb again.",
+    )
+}
+
+/// `reset`, or `start` of a paused VM, whose QEMU did not greet us.
+pub fn without_qmp(vmid: Vmid, verb: Verb, by: &str) -> Message {
+    let only = if verb == Verb::Start { "a paused VM goes on only through it" } else { "a reset goes only through it" };
+    Message::new(
+        format!("VM {vmid}'s QEMU could not be asked, and {only}: {}.", show(by)),
         "Try again in a minute; if it stays so, use cycle.",
     )
 }
@@ -123,6 +132,38 @@ pub fn not_from(vmid: Vmid, verb: Verb, state: VmState) -> Message {
         _ => "Ask for status: it says which verb helps.",
     };
     Message::new(format!("VM {vmid} is {state}, and {verb} does nothing good from there."), next)
+}
+
+/// `--attach` with an id of which this boot knows nothing, while the disk, which may know it, does not answer.
+pub fn id_not_looked_up(id: &RequestId) -> Message {
+    Message::new(
+        format!("Whether request {id} ran before this host last booted is not known: the disk that would tell does not answer."),
+        "Look with status; ask again with --attach when the disk answers.",
+    )
+}
+
+/// An id whose end is stored in a file that can't be read.
+pub fn stored_answer_damaged(id: &RequestId) -> Message {
+    Message::new(
+        format!("Request {id} ran, and what is stored of its end on the host can't be read, so it was not run again."),
+        format!("Look with status, and at what `pve-verb log show --request {id}` says on the host."),
+    )
+}
+
+/// Another worker had this id between the front's look and the lock.
+pub fn ran_meanwhile(id: &RequestId) -> Message {
+    Message::new(
+        format!("Request {id} was run by another call, so it was not run again."),
+        "Ask again with the same id: the answer is what came of it.",
+    )
+}
+
+/// A worker that neither came up nor could be ended.
+pub fn worker_hangs(id: &RequestId) -> Message {
+    Message::new(
+        format!("The process for request {id} hangs while it starts, and could not be ended."),
+        format!("Look with status; ask again with --attach --request-id={id}, and look at the host's storage."),
+    )
 }
 
 /// `--attach` with an id that was never used here.

@@ -1,0 +1,151 @@
+//! What follows from an incident's lines: its title, what runs, what was spent, how it ended. Pure; after a restart the same lines
+//! give the same facts.
+
+use std::collections::BTreeMap;
+
+use proto::{BundleName, Code, Message, RequestId, Timestamp, Verb, VmState};
+
+use super::event::{By, Line, What};
+
+/// What was used up of the budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Answers of the API.
+    pub turns: u64,
+    /// Tokens, read and written, cached or not.
+    pub tokens: u64,
+    /// Dollars.
+    pub usd: f64,
+    /// Time that Claude's turns took, in milliseconds.
+    pub ms: u64,
+}
+
+/// A verb that was asked for and has no end yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its id.
+    pub request_id: RequestId,
+    /// The verb.
+    pub verb: Verb,
+    /// Who decided.
+    pub by: By,
+    /// Why.
+    pub reason: Option<String>,
+    /// Whether it only plans.
+    pub dry_run: bool,
+    /// The tool call that it serves.
+    pub call: Option<String>,
+    /// When it was asked for first.
+    pub since: Timestamp,
+    /// Its bound, in milliseconds.
+    pub deadline_ms: u64,
+}
+
+/// The facts.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// What it was opened for.
+    pub title: String,
+    /// When.
+    pub opened: Option<Timestamp>,
+    /// The last line's time.
+    pub changed: Option<Timestamp>,
+    /// The last line's number.
+    pub lines: u64,
+    /// The first preserved bundle of this incident.
+    pub evidence: Option<BundleName>,
+    /// Verbs without an end, oldest first.
+    pub running: Vec<Pending>,
+    /// Commands without an end: number and command.
+    pub commands: BTreeMap<u64, String>,
+    /// Calls that wait for a person: id, and what it would do.
+    pub awaiting: BTreeMap<String, String>,
+    /// What was spent.
+    pub spent: Spent,
+    /// The last proved judgement and state, and when.
+    pub state: Option<(VmState, Option<Code>, Timestamp)>,
+    /// The last judgement in one sentence, as the host wrote it; escaped.
+    pub sentence: Option<String>,
+    /// Whether a mutation was sent after the last look at the VM.
+    pub touched: bool,
+    /// How it ended, where nothing came after.
+    pub ended: Option<(bool, Message)>,
+    /// How many commands there were.
+    pub(super) execs: u64,
+    /// The last task's number.
+    pub(super) last_task: u64,
+    /// Lines of Claude's history.
+    pub(crate) messages: Vec<(String, proto::Sha256Hex)>,
+}
+
+impl Facts {
+    /// Takes the next line.
+    pub(super) fn fold(&mut self, line: &Line) {
+        self.lines = line.n;
+        self.changed = Some(line.at);
+        self.last_task = self.last_task.max(line.task.0);
+        match &line.what {
+            What::Opened { title, .. } => {
+                self.title.clone_from(title);
+                self.opened = Some(line.at);
+            }
+            What::Prompt { .. } | What::Button { .. } => self.ended = None,
+            What::Awaiting { call, said, .. } => drop(self.awaiting.insert(call.clone(), said.clone())),
+            What::Decided { call, .. } => drop(self.awaiting.remove(call)),
+            What::VerbAsked { request_id, verb, reason, dry_run, call, deadline_ms, .. } => {
+                self.touched |= verb.mutates() && !dry_run;
+                // Asked again with --attach after a restart: the same verb, since when it was.
+                if !self.running.iter().any(|pending| pending.request_id == *request_id) {
+                    self.running.push(Pending {
+                        request_id: request_id.clone(),
+                        verb: *verb,
+                        by: line.origin,
+                        reason: reason.clone(),
+                        dry_run: *dry_run,
+                        call: call.clone(),
+                        since: line.at,
+                        deadline_ms: *deadline_ms,
+                    });
+                }
+            }
+            What::VerbEnded { request_id, verb, receipt, assessment, bundle, .. } => {
+                self.running.retain(|pending| pending.request_id != *request_id);
+                if let Some(receipt) = receipt {
+                    if !verb.mutates() {
+                        self.touched = false;
+                    }
+                    self.state = Some((receipt.state_after, receipt.assessment, line.at));
+                    self.sentence = assessment.as_ref().map(|judged| judged.sentence.clone());
+                    self.evidence = self.evidence.take().or_else(|| bundle.clone());
+                }
+            }
+            What::ExecAsked { exec, command, .. } => {
+                self.execs = self.execs.max(*exec);
+                self.commands.insert(*exec, command.clone());
+            }
+            What::ExecEnded { exec, .. } => drop(self.commands.remove(exec)),
+            What::Message { role, sha256, .. } => self.messages.push((role.clone(), sha256.clone())),
+            What::Turn { input, output, cache_read, cache_write, usd, ms, .. } => {
+                self.spent.turns += 1;
+                self.spent.tokens += input + output + cache_read + cache_write;
+                self.spent.usd += usd;
+                self.spent.ms += ms;
+            }
+            What::Failed { .. } => self.spent.turns += 1,
+            What::Ended { healthy, said } => self.ended = Some((*healthy, said.clone())),
+            _ => {}
+        }
+    }
+
+    /// What runs now, in words: for whoever leaves or cancels.
+    pub fn running_said(&self) -> String {
+        let verbs = self.running.iter().map(|verb| format!("{} (request {})", verb.verb, verb.request_id));
+        let commands = self.commands.values().map(|command| format!("the command {}", proto::escape_cut(command.as_bytes(), 80)));
+        let all: Vec<String> = verbs.chain(commands).collect();
+        if all.is_empty() {
+            "Nothing of it runs on.".to_owned()
+        } else {
+            format!("This goes on running to its own end: {}.", all.join(", "))
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! All incidents of a state folder: opens, lists and resumes them, removes the oldest that ended, and counts the model's mutations over
+//! all of them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto::{Message, Timestamp};
+use rustix::fs::FlockOperation;
+
+use super::event::{By, Line, Task, What};
+use super::facts::Facts;
+use super::log::{self, Bad, Log};
+use super::mirror::Mirror;
+use super::{Incident, IncidentId, artifacts, now};
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// The incidents of a state folder.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    keep_bytes: u64,
+    mirror: Mirror,
+    open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
+}
+
+/// An incident in a list.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Its id.
+    pub id: IncidentId,
+    /// What follows from its log.
+    pub facts: Facts,
+    /// Whether some process writes it now.
+    pub open: bool,
+    /// Why its log can't be continued, where it can't.
+    pub damaged: Option<String>,
+}
+
+impl Store {
+    /// Opens the folder, making it where it is not there. `serving`: every line goes to standard output too.
+    ///
+    /// # Errors
+    /// The folder can't be made or written.
+    pub fn open(state: &Path, keep_bytes: u64, serving: bool) -> Result<Arc<Self>, Message> {
+        let folder = state.join("incidents");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| unusable(&folder, &error))?;
+        let mirror = if serving { Mirror::stdout() } else { Mirror::default() };
+        Ok(Arc::new(Self { folder, keep_bytes, mirror, open: Mutex::default() }))
+    }
+
+    fn opened(&self) -> MutexGuard<'_, BTreeMap<IncidentId, Arc<Incident>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens an incident: its folder is its first act.
+    ///
+    /// # Errors
+    /// It can't be made; nothing else was done.
+    pub fn create(&self, title: &str, by: By, actor: Option<&str>) -> Result<Arc<Incident>, Message> {
+        self.retain();
+        let id = IncidentId::fresh()?;
+        let folder = self.folder.join(id.as_str());
+        // Never an existing one: two incidents share nothing.
+        DirBuilder::new().mode(0o700).create(&folder).map_err(|error| unusable(&folder, &error))?;
+        let log = Log::create(&folder).map_err(|bad| unwritable(&folder, &bad))?;
+        let _the_log_is_synced_by_itself = fs::File::open(&self.folder).and_then(|file| file.sync_all());
+        let incident = Incident::around(id.clone(), folder, log, Facts::default(), artifacts::ROOM, self.mirror.clone());
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        incident.write(Task(0), by, What::Opened { title: title.to_owned(), actor: actor.map(str::to_owned), version })?;
+        self.opened().insert(id, Arc::clone(&incident));
+        Ok(incident)
+    }
+
+    /// An incident that this process has open.
+    pub fn get(&self, id: &IncidentId) -> Option<Arc<Incident>> {
+        self.opened().get(id).map(Arc::clone)
+    }
+
+    /// Takes up an incident: an open one, or one from before a restart.
+    ///
+    /// # Errors
+    /// Another process has it, it is damaged, or there is none.
+    pub fn resume(&self, id: &IncidentId) -> Result<Arc<Incident>, Message> {
+        let mut open = self.opened();
+        if let Some(incident) = open.get(id) {
+            return Ok(Arc::clone(incident));
+        }
+        let folder = self.folder.join(id.as_str());
+        let mut facts = Facts::default();
+        let (log, torn) = Log::open(&folder, |line| facts.fold(&line)).map_err(|bad| unwritable(&folder, &bad))?;
+        let room = artifacts::ROOM.saturating_sub(size(&folder.join("artifacts")));
+        // What waited for a person waits no more: whoever asked is gone.
+        facts.awaiting.clear();
+        facts.commands.clear();
+        let incident = Incident::around(id.clone(), folder, log, facts, room, self.mirror.clone());
+        if torn > 0 {
+            incident.write(Task(0), By::Agent, What::Repaired { bytes: torn })?;
+        }
+        incident.write(Task(0), By::Agent, What::Resumed)?;
+        open.insert(id.clone(), Arc::clone(&incident));
+        Ok(incident)
+    }
+
+    /// All of them, newest first.
+    pub fn list(&self) -> Vec<Summary> {
+        let mut all: Vec<Summary> = self.ids().into_iter().map(|id| self.summary(id)).collect();
+        all.sort_by_key(|one| std::cmp::Reverse(one.facts.opened));
+        all
+    }
+
+    /// Those that a restart interrupted: without an end, and nobody writes them.
+    pub fn unfinished(&self) -> Vec<IncidentId> {
+        let interrupted = |one: &Summary| one.facts.ended.is_none() && !one.open && one.damaged.is_none();
+        self.list().into_iter().filter(interrupted).map(|one| one.id).collect()
+    }
+
+    fn ids(&self) -> Vec<IncidentId> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    fn summary(&self, id: IncidentId) -> Summary {
+        if let Some(incident) = self.get(&id) {
+            return Summary { id, facts: incident.facts(), open: true, damaged: None };
+        }
+        let folder = self.folder.join(id.as_str());
+        let mut facts = Facts::default();
+        let read = log::lines(&folder, 1, |line, _| facts.fold(&line));
+        let damaged = read.err().map(|bad| unwritable(&folder, &bad).what);
+        Summary { open: log::is_written(&folder), id, facts, damaged }
+    }
+
+    /// The lines of an incident from number `from`, whoever writes it, each with its text.
+    ///
+    /// # Errors
+    /// There is no such incident, or a line can't be read.
+    pub fn lines(&self, id: &IncidentId, from: u64, tell: impl FnMut(Line, &str)) -> Result<(), Message> {
+        let folder = self.folder.join(id.as_str());
+        log::lines(&folder, from, tell).map_err(|bad| unwritable(&folder, &bad))
+    }
+
+    /// An incident's folder, where there is one.
+    pub fn folder(&self, id: &IncidentId) -> Option<PathBuf> {
+        Some(self.folder.join(id.as_str())).filter(|folder| folder.is_dir())
+    }
+
+    /// Removes the oldest incidents that ended, until the rest fits. An open one stays, and so does one that has no end.
+    pub fn retain(&self) {
+        let mut open = self.opened();
+        // Handles that nobody holds any more, of incidents that ended.
+        open.retain(|_, incident| Arc::strong_count(incident) > 1 || incident.facts().ended.is_none());
+        drop(open);
+        let mut all = self.list();
+        let mut total: u64 = all.iter().map(|one| size(&self.folder.join(one.id.as_str()))).sum();
+        while total > self.keep_bytes {
+            // The list is newest first.
+            let Some(at) = all.iter().rposition(|one| !one.open && (one.facts.ended.is_some() || one.damaged.is_some())) else { return };
+            let folder = self.folder.join(all.remove(at).id.as_str());
+            let bytes = size(&folder);
+            if let Err(error) = fs::remove_dir_all(&folder) {
+                tracing::warn!(event = "degraded", "{} can't be removed: {error}", folder.display());
+            }
+            total = total.saturating_sub(bytes);
+        }
+    }
+
+    /// Takes one of the mutations that the model has in an hour, over all incidents and all processes on this folder.
+    ///
+    /// # Errors
+    /// There is none left, or it can't be counted: then nothing is sent.
+    pub fn take_mutation(&self, per_hour: u32) -> Result<(), Message> {
+        let path = self.folder.join("mutations");
+        let count = || -> io::Result<Result<(), Timestamp>> {
+            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            let mut text = String::new();
+            (&mut file).take(1 << 16).read_to_string(&mut text)?;
+            let now = now().unix_ms();
+            // A clock that went back leaves times of the future: they count.
+            let mut recent: Vec<u64> =
+                text.lines().filter_map(|line| line.parse().ok()).filter(|at: &u64| at.saturating_add(HOUR_MS) > now).collect();
+            if recent.len() >= per_hour as usize {
+                let first = recent.iter().min().copied().unwrap_or(now);
+                return Ok(Err(Timestamp::from_unix_ms(first.saturating_add(HOUR_MS))));
+            }
+            recent.push(now);
+            let text: String = recent.iter().map(|at| format!("{at}\n")).collect();
+            file.rewind()?;
+            file.set_len(0)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_data()?;
+            Ok(Ok(()))
+        };
+        match count() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(until)) => Err(Message::new(
+                format!("The model has used its {per_hour} mutations of this hour, over all incidents."),
+                format!("A person's buttons still work; the next one is free at {until}."),
+            )),
+            Err(error) => Err(unusable(&path, &error)),
+        }
+    }
+}
+
+/// What a folder holds, in bytes.
+fn size(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Message {
+    Message::new(format!("{} can't be used: {error}.", path.display()), "Make it writable, or name another folder in [state] dir.")
+}
+
+fn unwritable(folder: &Path, bad: &Bad) -> Message {
+    let log = folder.join(log::NAME);
+    match bad {
+        Bad::Io(error) => unusable(&log, error),
+        Bad::Busy => Message::new(
+            format!("{} is being written by another breakglass.", log.display()),
+            "Watch it there, or stop that program; then try again.",
+        ),
+        Bad::Damaged(line) => Message::new(
+            format!("Line {line} of {} does not fit to the lines before it.", log.display()),
+            "Read it as it is, and open another incident.",
+        ),
+    }
+}

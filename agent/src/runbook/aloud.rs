@@ -1,0 +1,105 @@
+//! A journal that a person reads along: what is asked, each step as it happens, how it ended. Foreign text is escaped.
+
+use std::io::Write;
+use std::time::Duration;
+
+use proto::{Body, Event, StepOutcome, Verb};
+
+use super::Journal;
+use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
+
+/// Tells it, and hands it on to the incident's own journal.
+pub(super) struct Aloud<J, W> {
+    inner: J,
+    out: W,
+    /// What was said of the devvm last: a guest that boots is asked many times.
+    devvm: String,
+}
+
+impl<J: Journal, W: Write + Send> Aloud<J, W> {
+    /// A journal that tells to `out`.
+    pub(super) const fn new(inner: J, out: W) -> Self {
+        Self { inner, out, devvm: String::new() }
+    }
+
+    fn line(&mut self, text: &str) {
+        let _nobody_reads = writeln!(self.out, "{text}").and_then(|()| self.out.flush());
+    }
+}
+
+/// Text of the host's or the devvm's, escaped once by the host: its backslashes stay as they are.
+fn plain(text: &str) -> String {
+    text.split('\\').map(|part| proto::escape(part.as_bytes())).collect::<Vec<_>>().join("\\")
+}
+
+/// What of an event is worth a line at night.
+fn shown(event: &Event) -> Option<String> {
+    match &event.body {
+        Body::Assessment(own) => Some(format!("  {}: {}", own.code, plain(&own.sentence))),
+        Body::Preserved(kept) => Some(format!("  evidence: {}", kept.bundle)),
+        Body::Step(step) => {
+            let name = serde_json::to_value(step.name).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default();
+            let detail = step.detail.as_deref().map(|detail| format!(": {}", plain(detail))).unwrap_or_default();
+            match step.outcome {
+                StepOutcome::Started => Some(format!("  {name} …")),
+                StepOutcome::Done => None,
+                StepOutcome::Failed => Some(format!("  {name} failed{detail}")),
+                StepOutcome::TimedOut => Some(format!("  {name} took too long{detail}")),
+            }
+        }
+        _ => None,
+    }
+}
+
+impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
+    fn asks(&mut self, ask: &VerbAsk) {
+        self.inner.asks(ask);
+        let within = Duration::from_millis(ask.verb.deadline_ms()).as_secs();
+        let id = if ask.verb == Verb::Status { String::new() } else { format!(", request {}", ask.request_id) };
+        self.line(&format!("{} (at most {within} s{id})", ask.verb));
+    }
+
+    fn news(&mut self, ask: &VerbAsk, news: &VerbNews) {
+        self.inner.news(ask, news);
+        match news {
+            VerbNews::Event(event) => {
+                if let Some(text) = shown(event) {
+                    self.line(&text);
+                }
+            }
+            VerbNews::Again { why, after } => {
+                self.line(&format!("  {} The same request is asked again in {} s.", plain(why), after.as_secs()));
+            }
+            VerbNews::Artifact { .. } => {}
+        }
+    }
+
+    fn ended(&mut self, ask: &VerbAsk, end: &VerbEnd) {
+        self.inner.ended(ask, end);
+        if end.status != 0 {
+            self.line(&format!("  {} {}", plain(&end.said.what), plain(&end.said.next)));
+        }
+    }
+
+    fn runs(&mut self, command: &str) {
+        self.inner.runs(command);
+    }
+
+    fn ran(&mut self, command: &str, output: &[u8], end: &ExecEnd) {
+        self.inner.ran(command, output, end);
+        let how = match end {
+            ExecEnd::Exited(0) => "answers".to_owned(),
+            ExecEnd::Unreachable(why) | ExecEnd::Lost(why) => format!("does not answer: {}", proto::escape_cut(why.as_bytes(), 120)),
+            other => format!("{other:?}"),
+        };
+        if self.devvm != how {
+            self.line(&format!("devvm {how}"));
+            self.devvm = how;
+        }
+    }
+
+    fn said(&mut self, text: &str) {
+        self.inner.said(text);
+        self.line(&plain(text));
+    }
+}

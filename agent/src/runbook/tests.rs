@@ -1,0 +1,165 @@
+//! The runbook in worlds of recorded incidents, with time that passes by itself.
+
+use super::*;
+use crate::evals::case::Case;
+use crate::evals::world::{Act, World};
+use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
+
+#[derive(Default)]
+struct Kept(Vec<String>);
+
+impl Journal for Kept {
+    fn asks(&mut self, ask: &VerbAsk) {
+        self.0.push(format!("ask {}", ask.verb));
+    }
+    fn news(&mut self, _: &VerbAsk, _: &VerbNews) {}
+    fn ended(&mut self, ask: &VerbAsk, end: &VerbEnd) {
+        self.0.push(format!("end {} {}", ask.verb, end.status));
+    }
+    fn runs(&mut self, command: &str) {
+        self.0.push(format!("run {command}"));
+    }
+    fn ran(&mut self, _: &str, _: &[u8], _: &ExecEnd) {}
+    fn said(&mut self, text: &str) {
+        self.0.push(format!("say {text}"));
+    }
+}
+
+const WELL: &str = "100.5 90.1\nMemTotal: 1000 kB\nMemAvailable: 500 kB\n";
+
+/// A world of these states (TOML), with a healthy one beside them.
+fn world(start: &str, states: &str) -> World {
+    let text = format!(
+        "about = \"a test\"\nsays = \"help\"\nstart = \"{start}\"\n{states}\n\
+         [state.well]\nvm = \"running\"\ncode = \"healthy\"\nsentence = \"VM 102 looks healthy.\"\nwhy = \"Nothing.\"\n\
+         answers = [{{ when = [\"meminfo\"], prints = \"\"\"{WELL}\"\"\" }}]\n[expect]\nends = [\"well\"]\n"
+    );
+    World::new(Case::parse("test", &text).unwrap()).unwrap()
+}
+
+fn state(name: &str, code: &str, verb: &str, more: &str) -> String {
+    let recommend = if verb.is_empty() { String::new() } else { format!("recommend = \"{verb}\"\n") };
+    format!("[state.{name}]\nvm = \"running\"\ncode = \"{code}\"\nsentence = \"It is {code}.\"\n{recommend}why = \"Because.\"\n{more}\n")
+}
+
+fn run_in(world: &World, unattended: bool) -> (Ended, Vec<String>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let mut kept = Kept::default();
+    let ended = runtime.block_on(run(world, &mut kept, Patience::default(), unattended));
+    (ended, kept.0)
+}
+
+fn verbs(world: &World) -> Vec<Verb> {
+    world.acts().iter().filter_map(|act| if let Act::Verb { verb, .. } = act { Some(*verb) } else { None }).collect()
+}
+
+#[test]
+fn a_healthy_vm_is_left_alone() {
+    let world = world("well", "");
+    let (ended, _) = run_in(&world, false);
+    assert!(ended.healthy, "{ended:?}");
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics]);
+}
+
+#[test]
+fn a_block_stall_is_cycled_after_evidence_and_the_guest_is_asked() {
+    let world = world("bad", &state("bad", "block-stalled", "cycle", "reachable = false\non.cycle = { to = \"well\" }"));
+    let (ended, kept) = run_in(&world, true);
+    assert!(ended.healthy, "{ended:?} {kept:#?}");
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Status, Verb::Status]);
+    assert!(kept.last().unwrap().contains("answers over SSH again, up for 100 s"), "{kept:#?}");
+}
+
+#[test]
+fn after_an_unknown_mutation_there_is_no_second_one() {
+    for (outcome, status) in [("unknown", 11), ("internal", 70)] {
+        let world =
+            world("bad", &state("bad", "block-stalled", "cycle", &format!("reachable = false\non.cycle = {{ outcome = \"{outcome}\" }}")));
+        let (ended, kept) = run_in(&world, false);
+        assert!(!ended.healthy && ended.said.what.contains("UNKNOWN"), "{ended:?}");
+        assert!(kept.contains(&format!("end cycle {status}")), "{kept:#?}");
+        assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Status]);
+    }
+}
+
+#[test]
+fn a_reset_that_does_not_bring_the_guest_back_is_followed_by_one_cycle() {
+    let cured = world("bad", &state("bad", "guest-unresponsive", "reset", "reachable = false\non.cycle = { to = \"well\" }"));
+    assert!(run_in(&cured, false).0.healthy);
+    assert_eq!(verbs(&cured), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Cycle, Verb::Status, Verb::Status]);
+    let never = world("bad", &state("bad", "guest-unresponsive", "reset", "reachable = false"));
+    assert!(!run_in(&never, false).0.healthy);
+    assert_eq!(verbs(&never), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Cycle]);
+}
+
+#[test]
+fn a_failed_cycle_that_left_the_vm_stopped_is_started_once() {
+    let off = "[state.off]\nvm = \"stopped\"\ncode = \"stopped\"\nsentence = \"It is off.\"\nrecommend = \"start\"\nwhy = \"Start it.\"\nreachable = false\non.start = { to = \"well\" }\n";
+    let bad = state("bad", "block-stalled", "cycle", "reachable = false\non.cycle = { to = \"off\", outcome = \"failed\" }");
+    let world = world("bad", &format!("{bad}{off}"));
+    assert!(run_in(&world, false).0.healthy);
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Cycle, Verb::Start, Verb::Status, Verb::Status]);
+}
+
+#[test]
+fn a_starved_guest_is_repaired_over_ssh_and_reset_only_when_that_fails() {
+    let hog = "[{ when = [\"sysrq\"], to = \"well\" }, { when = [\"meminfo\"], prints = \"9.5 1\\nMemTotal: 1000 kB\\nMemAvailable: 10 kB\\n\" }]";
+    let soft = world("bad", &state("bad", "guest-oom", "", &format!("answers = {hog}")));
+    let (ended, kept) = run_in(&soft, false);
+    assert!(ended.healthy && ended.said.what.contains("no power verb"), "{ended:?} {kept:#?}");
+    assert_eq!(verbs(&soft), [Verb::Status, Verb::Forensics]);
+    assert!(
+        kept.iter().position(|line| line.contains("--sort=-rss")).unwrap() < kept.iter().position(|line| line.contains("sysrq")).unwrap()
+    );
+    let hard = world("bad", &state("bad", "guest-oom", "", "reachable = false\non.reset = { to = \"well\" }"));
+    assert!(run_in(&hard, false).0.healthy);
+    assert_eq!(verbs(&hard), [Verb::Status, Verb::Forensics, Verb::Reset, Verb::Status, Verb::Status]);
+    // Healthy for the host, and starving: the same repair.
+    let unseen = world("bad", &state("bad", "healthy", "", &format!("answers = {hog}")));
+    assert!(run_in(&unseen, false).0.healthy);
+    assert_eq!(verbs(&unseen), [Verb::Status, Verb::Forensics]);
+}
+
+#[test]
+fn what_somebody_did_is_undone_only_when_somebody_asks() {
+    let off = state("off", "stopped", "start", "reachable = false\non.start = { to = \"well\" }");
+    let alone = world("off", &off);
+    assert!(!run_in(&alone, true).0.healthy);
+    assert_eq!(verbs(&alone), [Verb::Status, Verb::Forensics]);
+    let asked = world("off", &off);
+    assert!(run_in(&asked, false).0.healthy);
+}
+
+#[test]
+fn a_refusal_and_advice_without_a_verb_end_it() {
+    let refused = world(
+        "bad",
+        &state(
+            "bad",
+            "qemu-unresponsive",
+            "cycle",
+            "reachable = false\non.cycle = { outcome = \"refused-busy\", says = \"Another mutation runs.\" }",
+        ),
+    );
+    let (ended, _) = run_in(&refused, false);
+    assert!(!ended.healthy && ended.said.what.contains("Another mutation"), "{ended:?}");
+    assert_eq!(verbs(&refused), [Verb::Status, Verb::Forensics, Verb::Cycle]);
+    for code in ["survivor", "locked", "pve-unresponsive", "elsewhere", "guest-disk-full", "qmp-unavailable"] {
+        let world = world("bad", &state("bad", code, "", "reachable = false"));
+        assert!(!run_in(&world, false).0.healthy, "{code}");
+        assert!(verbs(&world).iter().all(|verb| !verb.mutates()), "{code}: {:?}", verbs(&world));
+    }
+    let stop = world("bad", &state("bad", "interrupted", "stop", "reachable = false"));
+    assert!(!run_in(&stop, false).0.healthy);
+    assert!(!verbs(&stop).contains(&Verb::Stop));
+}
+
+#[test]
+fn a_guest_that_died_just_now_is_seen_in_the_second_evidence() {
+    let seen = state("seen", "guest-unresponsive", "reset", "reachable = false\non.reset = { to = \"well\" }");
+    let dying = state("dying", "healthy", "", "reachable = false\non.forensics = { to = \"seen\" }");
+    let world = world("dying", &format!("{dying}{seen}"));
+    let (ended, kept) = run_in(&world, true);
+    assert!(ended.healthy, "{ended:?} {kept:#?}");
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics, Verb::Forensics, Verb::Reset, Verb::Status, Verb::Status]);
+}

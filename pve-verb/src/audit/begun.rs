@@ -1,0 +1,69 @@
+//! The newest intent, and what became of it: known whatever the disk does, and after a boot from what the disk has.
+
+use super::tests::Host;
+use super::*;
+use crate::disk::tests::{broken_disk, hung_disk};
+use crate::operation::{End, Operation};
+use proto::RequestId;
+
+const AMPLE: Duration = Duration::from_secs(60);
+
+fn operation(n: u8) -> Operation {
+    Operation {
+        request_id: RequestId::from_random([n; 16]),
+        verb: proto::Verb::Cycle,
+        vmid: proto::Vmid::DEVVM,
+        key_name: "anna".parse().unwrap(),
+        boot_id: "b".to_owned(),
+        pid: 1,
+        started: Some(2),
+        at: Timestamp::from_unix_ms(0),
+        bundle: None,
+        deadline_boot_ms: 3,
+    }
+}
+
+fn facts(n: u8) -> Map<String, Value> {
+    let operation = operation(n);
+    [("request_id".to_owned(), json!(operation.request_id)), ("operation".to_owned(), json!(operation))].into_iter().collect()
+}
+
+fn last(log: &mut Log, within: Duration) -> Option<(Operation, Option<End>)> {
+    log.last_intent(within).map(|last| (last.operation, last.end))
+}
+
+#[test]
+fn the_newest_intent_is_known_from_tmpfs_from_the_disk_and_from_both() {
+    let host = Host::new();
+    assert_eq!(last(&mut host.log(), AMPLE), None);
+    // On disk; then its end on tmpfs only; then carried.
+    host.log().append(Kind::Intent, facts(1)).unwrap();
+    assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(1), None)));
+    host.log_with(broken_disk()).append(Kind::Outcome, facts(1)).unwrap();
+    assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(1), Some(End::Outcome))));
+    host.log_with(hung_disk()).append_within(Kind::Intent, facts(2), Duration::from_millis(100)).unwrap();
+    assert_eq!(last(&mut host.log_with(hung_disk()), Duration::ZERO), Some((operation(2), None)));
+    host.log().append(Kind::Read, Map::new()).unwrap();
+    assert_eq!(host.overflow(), b"");
+    assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(2), None)));
+    // After a boot the disk knows; without any time it is not asked.
+    host.restart();
+    assert_eq!(last(&mut host.log(), Duration::ZERO), None);
+    assert_eq!(last(&mut host.log(), AMPLE), Some((operation(2), None)));
+    host.log().append(Kind::Interrupted, facts(2)).unwrap();
+    assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(2), Some(End::Interrupted))));
+    host.restart();
+    assert_eq!(last(&mut host.log(), AMPLE), Some((operation(2), Some(End::Interrupted))));
+}
+
+#[test]
+fn a_lost_tally_is_counted_again_from_what_the_disk_has() {
+    let host = Host::new();
+    host.log().append(Kind::Intent, facts(1)).unwrap();
+    host.log_with(broken_disk()).append(Kind::Step, facts(1)).unwrap();
+    std::fs::remove_file(host.run().join("audit-pending.json")).unwrap();
+    assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(1), None)));
+    host.log_with(broken_disk()).append(Kind::Outcome, facts(1)).unwrap();
+    std::fs::remove_file(host.run().join("audit-pending.json")).unwrap();
+    assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(1), Some(End::Outcome))));
+}

@@ -1,0 +1,137 @@
+//! The shelf: the bundles of one VM on disk, in the order in which the audit log learned of them, with their ages.
+//!
+//! The order and the ages stand in `index.json` beside the bundles: a name holds a time that the host's clock said, and a clock can be
+//! wrong. A bundle is entered at the first call that ends after it was made, with the number of that call's last record; it grows older
+//! by the time that the host is up, as this program sees it. Which one has to go is not decided here.
+
+use proto::{BundleName, Vmid};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::Path;
+
+use super::{Reply, Root, durable};
+use crate::tree::Tree;
+
+/// The index's name beside the bundles.
+pub(crate) const INDEX: &str = "index.json";
+/// The longest index.
+const MOST: u64 = 4 << 20;
+/// What a bundle is called while it is removed; like `.partial`, nobody takes it for a bundle.
+const DROPPED: &str = ".dropped";
+
+/// A bundle on the shelf.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shelved {
+    /// Its name.
+    pub name: BundleName,
+    /// The number of the record at which it was entered: for its own request, that request's last.
+    pub seq: u64,
+    /// Its files' bytes together.
+    pub bytes: u64,
+    /// For how long the host was up since, in milliseconds.
+    pub aged_ms: u64,
+}
+
+/// CLOCK_BOOTTIME, in one boot: the wall clock may jump, this one only stops when the host is off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uptime {
+    /// Which boot.
+    pub boot_id: String,
+    /// Milliseconds since it.
+    pub boot_ms: u64,
+}
+
+impl Uptime {
+    /// How long the host was up between the two, as far as that is certain: across a boot, only since then.
+    fn since(&self, before: Option<&Self>) -> u64 {
+        match before {
+            Some(before) if before.boot_id == self.boot_id => self.boot_ms.saturating_sub(before.boot_ms),
+            Some(_) => self.boot_ms,
+            None => 0,
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Index {
+    seen: Option<Uptime>,
+    bundles: Vec<Shelved>,
+}
+
+/// What an index says; a damaged one says nothing.
+pub(crate) fn index(bytes: &[u8]) -> Vec<Shelved> {
+    serde_json::from_slice::<Index>(bytes).unwrap_or_default().bundles
+}
+
+impl Root {
+    pub(super) fn shelve(&self, vmid: Vmid, seq: u64, own: Option<&BundleName>, now: &Uptime) -> io::Result<Reply> {
+        let shelf = self.shelf(vmid);
+        durable::folder(&shelf)?;
+        let lock = self.shelf_lock()?;
+        let file = shelf.join(INDEX);
+        let before = durable::read(&file, MOST).ok().flatten().unwrap_or_default();
+        // Without an index nobody knows how old anything is: all bundles are then as young as their first sight.
+        let mut index: Index = serde_json::from_slice(&before).unwrap_or_default();
+        let older = now.since(index.seen.as_ref());
+        let Reply::Bundles { names } = self.bundle_list(vmid)? else { return Err(io::Error::other("the shelf can't be listed")) };
+        index.bundles.retain(|b| names.contains(&b.name));
+        for bundle in &mut index.bundles {
+            bundle.aged_ms = bundle.aged_ms.saturating_add(older);
+            if Some(&bundle.name) == own {
+                // Another call met it before its own request came to its end.
+                bundle.seq = seq;
+            }
+        }
+        let mut new: Vec<_> = names.into_iter().filter(|n| index.bundles.iter().all(|b| b.name != *n)).collect();
+        // Whatever else is new here was made before: by a call that was refused or killed, or that found no disk.
+        new.sort_by_key(|name| Some(name) == own);
+        for name in new {
+            let bytes = size(&shelf.join(name.as_str()))?;
+            index.bundles.push(Shelved { name, seq, bytes, aged_ms: 0 });
+        }
+        index.seen = Some(now.clone());
+        let after = serde_json::to_vec(&index)?;
+        if after != before {
+            durable::replace(&file, &after)?;
+        }
+        // Removing takes its time, and somebody's evidence may be waiting to be carried.
+        drop(lock);
+        sweep(&shelf)?;
+        Ok(Reply::Shelf { bundles: index.bundles })
+    }
+
+    pub(super) fn bundle_drop(&self, vmid: Vmid, name: &BundleName) -> io::Result<Reply> {
+        let shelf = self.shelf(vmid);
+        let lock = self.shelf_lock()?;
+        let bundles = index(&durable::read(&shelf.join(INDEX), MOST)?.unwrap_or_default());
+        if bundles.iter().all(|b| b.name != *name) || bundles.last().is_some_and(|b| b.name == *name) {
+            return Err(io::Error::other("a bundle is dropped by the index only, and never the newest"));
+        }
+        let dropped = shelf.join(format!("{name}{DROPPED}"));
+        durable::remove_folder(&dropped)?;
+        // From here on it is no bundle any more, whole or half.
+        std::fs::rename(shelf.join(name.as_str()), &dropped)?;
+        durable::sync_folder(&shelf)?;
+        drop(lock);
+        durable::remove_folder(&dropped)?;
+        Ok(Reply::Done {})
+    }
+}
+
+/// What a killed drop left.
+fn sweep(shelf: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(shelf)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = name.to_str().and_then(|n| n.strip_suffix(DROPPED)).is_some_and(|n| n.parse::<BundleName>().is_ok());
+        if ours {
+            durable::remove_folder(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn size(bundle: &Path) -> io::Result<u64> {
+    let entries = Tree::open(bundle)?.map(|tree| tree.entries()).transpose()?.unwrap_or_default();
+    Ok(entries.iter().filter_map(|e| e.bytes).sum())
+}

@@ -1,0 +1,112 @@
+//! The agent's server side on the lab's host: its configuration, its state folder, a keyholder behind it, a webhook that listens.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use lab::{Lab, Result};
+use serde_json::Value;
+
+use crate::keyholder::{BREAKGLASS, Keyholder, SOCKET, keyholder};
+
+/// Where the agent keeps its state.
+pub(crate) const STATE: &str = "/var/lib/breakglass";
+/// Its configuration.
+pub(crate) const CONFIG: &str = "/etc/breakglass/config.toml";
+
+/// A desk: the keys, and everything that a command needs.
+pub(crate) struct Desk {
+    pub(crate) keys: Keyholder,
+}
+
+/// The first two words of a public key's line.
+fn public(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let at = words.iter().position(|word| word.starts_with("ssh-")).unwrap();
+    format!("{} {}", words[at], words[at + 1])
+}
+
+/// Writes the configuration, with `more` at its end, and starts the keyholder.
+pub(crate) fn desk(lab: &Lab, more: &str) -> Result<Desk> {
+    let keys = keyholder(lab)?;
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let host_key = public(&read(Path::new("/etc/ssh/ssh_host_ed25519_key.pub")));
+    let signing_key = public(&read(Path::new("/etc/pve-verb/signing_key.pub")));
+    let guest = read(&lab.host.inside.image.known_hosts());
+    let guest_key = public(guest.lines().find(|line| line.contains("ssh-ed25519")).unwrap());
+    fs::create_dir_all("/etc/breakglass").unwrap();
+    let _from_before = fs::remove_dir_all(STATE);
+    fs::create_dir_all(STATE).unwrap();
+    let text = format!(
+        "[host]\naddress = \"127.0.0.1:22\"\nuser = \"breakglass\"\nhost_key = \"{host_key}\"\nsigning_key = \"{signing_key}\"\n\
+         [devvm]\naddress = \"127.0.0.1:2222\"\nuser = \"breakglass\"\nhost_key = \"{guest_key}\"\nsudo = true\n\
+         [ssh]\nauth_sock = \"{SOCKET}\"\n[state]\ndir = \"{STATE}\"\n{more}"
+    );
+    fs::write(CONFIG, text).unwrap();
+    Ok(Desk { keys })
+}
+
+impl Desk {
+    /// A command of the agent's, without an agent or a key of its own in reach.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(BREAKGLASS);
+        command.args(words).env_clear().current_dir("/");
+        command
+    }
+}
+
+/// The lines of the newest incident, and its folder.
+pub(crate) fn newest() -> (PathBuf, Vec<Value>) {
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(format!("{STATE}/incidents")).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    folders.sort_by_key(|path| path.metadata().unwrap().modified().unwrap());
+    let folder = folders.pop().unwrap();
+    let text = fs::read_to_string(folder.join("events.jsonl")).unwrap();
+    (folder, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+/// A webhook: what it was told, and when.
+#[derive(Clone, Default)]
+pub(crate) struct Hook(Arc<Mutex<Vec<(Instant, Value)>>>);
+
+impl Hook {
+    /// Listens on a port of its own; its address.
+    pub(crate) fn listen() -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let hook = Self::default();
+        let told = hook.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut request = Vec::new();
+                let mut block = [0; 4096];
+                let body = loop {
+                    let n = stream.read(&mut block).unwrap_or(0);
+                    request.extend_from_slice(&block[..n]);
+                    let text = String::from_utf8_lossy(&request).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                        assert!(n > 0, "a request without a head");
+                        continue;
+                    };
+                    let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+                    if body.len() >= length.unwrap_or(0) || n == 0 {
+                        break body.to_owned();
+                    }
+                };
+                told.0.lock().unwrap().push((Instant::now(), serde_json::from_str(&body).unwrap()));
+                let _gone = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+            }
+        });
+        (hook, url)
+    }
+
+    /// The first notice of this kind.
+    pub(crate) fn told(&self, event: &str) -> Option<(Instant, Value)> {
+        self.0.lock().unwrap().iter().find(|(_, notice)| notice["event"] == event).cloned()
+    }
+}

@@ -1,0 +1,249 @@
+//! A guest, and a QEMU, that answer with garbage, floods, drips or nothing: what the probe helpers need of memory, what reaches a
+//! person, and that all other evidence is there. The peers stand on the VM's own sockets, in QEMU's place.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
+#![allow(clippy::print_stderr)] // the figures are worth a line
+
+#[path = "hostile_guest/peers.rs"]
+mod peers;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lab::bundle::Bundle;
+use lab::installed::{Stamp, Told, agent, ask, prepare};
+use lab::lab::{Scenario, run_scenarios};
+use lab::process::until;
+use lab::qemu_cmd::{QGA, QMP, SERIAL, SERIAL_LOG};
+use lab::station::processes;
+use lab::vm::send;
+use lab::{Lab, Result};
+use peers::{Agent, Flood, Impostor};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+const SCENARIOS: &[Scenario] = &[
+    ("when_the_agent_is_hostile_then_only_its_own_answers_are_missing", hostile_agent),
+    ("when_the_serial_console_floods_then_its_end_is_kept_and_nothing_raw_is_shown", serial_flood),
+    ("when_qmp_floods_events_then_the_answers_between_them_are_there", qmp_flood),
+    ("when_qmp_never_stops_then_it_is_cut_and_the_host_still_tells", qmp_endless),
+    ("when_everything_is_hostile_then_a_person_sees_clean_text", all_at_once),
+    ("when_the_helpers_are_stopped_then_qemu_is_not_accused_and_the_sealed_bundle_stays_as_it_is", helpers_stopped),
+];
+
+/// The most that a helper may have had in memory.
+const MOST_KIB: u64 = 64 * 1024;
+
+fn main() {
+    run_scenarios(SCENARIOS, prepare)
+}
+
+/// Watches how much memory the helpers had at most, until it is asked.
+struct Memory {
+    most: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+impl Memory {
+    fn watch() -> Self {
+        let (most, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (seen, end) = (most.clone(), stop.clone());
+        let watcher = std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                for pid in ["probe-guest", "probe-host"].into_iter().flat_map(processes) {
+                    // The high-water mark: a peak between two looks counts as well.
+                    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                    let mark = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+                    seen.fetch_max(mark.unwrap_or(0), Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Self { most, stop, watcher: Some(watcher) }
+    }
+
+    fn at_most(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.watcher.take().unwrap().join().unwrap();
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+/// `forensics` under observation: done in time, helpers small, and nothing raw in what people read.
+fn under(lab: &Lab, what: &str) -> Result<Bundle> {
+    let memory = Memory::watch();
+    let told = ask(&agent(lab)?, "forensics")?.done();
+    let most = memory.at_most();
+    eprintln!("hostile guest: {what}: {most} KiB at most in a helper, {:?}", told.answer.wall);
+    assert!(most > 0 && most <= MOST_KIB, "{what}: a helper had {most} KiB");
+    assert!(told.answer.wall < Duration::from_secs(16), "{what}: {:?}", told.answer.wall);
+    clean(what, &told.answer.stdout);
+    let bundle = Bundle::of(told);
+    for path in ["summary.txt", "assessment.json", "manifest.json"] {
+        clean(&format!("{what}: {path}"), bundle.text(path).as_bytes());
+    }
+    for path in ["process/threads.2.json", "process/status.txt", "pve/102.conf", "host/diskstats.2.txt", "host/mounts.txt"] {
+        assert!(bundle.has(path), "{what}: {path} is missing");
+    }
+    Ok(bundle)
+}
+
+/// No control character but the newline, no byte that is no text, nothing that turns a line around.
+fn clean(what: &str, bytes: &[u8]) {
+    let text = std::str::from_utf8(bytes).unwrap_or_else(|e| panic!("{what}: not UTF-8: {e}"));
+    let turns = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let raw = text.chars().find(|c| c.is_control() && *c != '\n' || turns(*c));
+    assert_eq!(raw, None, "{what}: {}", text.escape_debug());
+}
+
+const QMP_EVIDENCE: [&str; 8] = [
+    "qmp/greeting.json",
+    "qmp/query-status.json",
+    "qmp/query-block.json",
+    "qmp/query-blockstats.2.json",
+    "qmp/virtqueues.2.json",
+    "qmp/registers.txt",
+    "qmp/events.json",
+    "console/screen-2.png",
+];
+
+fn hostile_agent(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let before = Stamp::of(vm);
+    for how in Agent::ALL {
+        let impostor = Impostor::put(QGA, move |client| how.serve(client))?;
+        let bundle = under(lab, &format!("agent, {how:?}"));
+        drop(impostor);
+        let bundle = bundle?;
+        for path in QMP_EVIDENCE {
+            assert!(bundle.has(path), "{how:?}: {path} is missing for the sake of the agent");
+        }
+        // A reason, or what it answered: much JSON is an answer too.
+        let why = bundle.why_not("guest/fsinfo");
+        assert_eq!(bundle.has("guest/fsinfo.json"), matches!(how, Agent::Bomb), "{how:?}: {why:?}");
+        assert!(matches!(how, Agent::Bomb) || why.as_ref().is_some_and(|why| !why.is_empty()), "{how:?}: {why:?}");
+    }
+    before.untouched(vm, "a hostile agent");
+    assert!(vm.healthy());
+    Ok(())
+}
+
+fn serial_flood(lab: &Lab) -> Result<()> {
+    lab.fresh()?;
+    let line = b"\x1b[2J\x1b]0;owned\x07\x9b31m\xff\xfe Out of mem\r\n";
+    let log = fs::read(SERIAL_LOG).unwrap();
+    let mut file = File::options().append(true).open(SERIAL_LOG).unwrap();
+    let block = line.repeat(1 << 15);
+    (0..(100 << 20) / block.len() + 1).for_each(|_| file.write_all(&block).unwrap());
+    let impostor = Impostor::put(SERIAL, move |mut client| {
+        let block = line.repeat(1 << 12);
+        while client.write_all(&block).is_ok() {}
+    })?;
+    let bundle = under(lab, "serial console, 100 MiB");
+    drop(impostor);
+    fs::write(SERIAL_LOG, log).unwrap();
+    let bundle = bundle?;
+    assert_eq!(bundle.judgement["code"], "healthy", "{:#}", bundle.judgement);
+    for path in ["console/serial.txt", "console/log.txt"] {
+        let kept = fs::read(bundle.folder().join(path)).unwrap();
+        assert!(kept.len() == 1 << 20 && kept.windows(4).any(|part| part == b"\x1b[2J"), "{path}: {} bytes, stored raw", kept.len());
+    }
+    for path in QMP_EVIDENCE.iter().chain(&["guest/ping.json", "guest/fsinfo.json"]) {
+        assert!(bundle.has(path), "{path} is missing for the sake of the console");
+    }
+    Ok(())
+}
+
+fn qmp_flood(lab: &Lab) -> Result<()> {
+    lab.fresh()?;
+    let impostor = Impostor::put(QMP, |client| Flood { each: 200, bomb: false }.serve(client))?;
+    let bundle = under(lab, "QMP, 200 events before each answer");
+    drop(impostor);
+    let bundle = bundle?;
+    for path in QMP_EVIDENCE {
+        assert!(bundle.has(path), "{path} drowned in events: {:?}", bundle.why_not(path.rsplit_once('.').unwrap().0));
+    }
+    assert_eq!(bundle.judgement["code"], "healthy", "{:#}", bundle.judgement);
+    let events = bundle.json("qmp/events.json");
+    assert!(events["events"].as_array().unwrap().len() <= 1_000 && events["dropped"].as_u64().unwrap() > 5_000, "{}", events["dropped"]);
+    Ok(())
+}
+
+fn qmp_endless(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let before = Stamp::of(vm);
+    for flood in [Flood { each: u64::MAX, bomb: false }, Flood { each: 0, bomb: true }] {
+        let impostor = Impostor::put(QMP, move |client| flood.serve(client))?;
+        let bundle = under(lab, &format!("QMP, {flood:?}"));
+        drop(impostor);
+        let bundle = bundle?;
+        assert!(bundle.has("qmp/query-block.json") != bundle.why_not("qmp/query-block").is_some_and(|why| !why.is_empty()), "{flood:?}");
+        let code = bundle.judgement["code"].as_str().unwrap();
+        assert!(["healthy", "qmp-unavailable"].contains(&code), "{flood:?} is no proof of anything: {:#}", bundle.judgement);
+    }
+    before.untouched(vm, "a QMP that never stops");
+    Ok(())
+}
+
+fn all_at_once(lab: &Lab) -> Result<()> {
+    lab.fresh()?;
+    let _agent = Impostor::put(QGA, |client| Agent::Garbage.serve(client))?;
+    let _qmp = Impostor::put(QMP, |client| Flood { each: 200, bomb: false }.serve(client))?;
+    let _serial = Impostor::put(SERIAL, |mut client| while client.write_all(b"\x1b[2J Kernel panic \xff\r").is_ok() {})?;
+    for verb in ["forensics", "status"] {
+        let answer = agent(lab)?.call(verb)?;
+        assert_eq!(answer.status, 0, "{answer:?}");
+        clean(verb, &answer.stdout);
+        clean(verb, &answer.stderr);
+        assert!(answer.lines().iter().all(|line| line.chars().count() <= 120), "{}", answer.text());
+    }
+    Ok(())
+}
+
+fn helpers_stopped(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    // Behind the door that only one of ours may open, `probe-guest` waits a second: long enough to be met before its first question.
+    let door = File::options().create(true).truncate(true).write(true).open("/run/pve-verb/qmp-102.lock").unwrap();
+    flock(&door, FlockOperation::LockExclusive).unwrap();
+    write!(&door, "read by-the-lab").unwrap();
+    let running = agent(lab)?.spawn("forensics --json")?;
+    let stopped = until("both helpers of the capture", Duration::from_secs(10), || {
+        // The first `probe-host` is the observation's, which is over before there is a `probe-guest`.
+        let pids = [processes("probe-guest"), processes("probe-host")].concat();
+        (pids.len() == 2).then_some(pids)
+    })?;
+    for pid in &stopped {
+        send(*pid, Signal::STOP)?;
+    }
+    drop(door);
+    let began = Instant::now();
+    let told = Told::read(running.finish(Duration::from_secs(30))?.into())?.done();
+    eprintln!("hostile guest: helpers stopped: {:?}", began.elapsed());
+    let bundle = Bundle::of(told);
+    assert_eq!(bundle.judgement["code"], "qmp-unavailable", "silence of our own helper is no proof: {:#}", bundle.judgement);
+    assert!(bundle.why_not("qmp/query-block").unwrap().contains("abandoned"));
+    // What may be left of them goes on now, and has nowhere to write.
+    let manifest: Value = bundle.json("manifest.json");
+    for pid in stopped {
+        let _gone = send(pid, Signal::CONT);
+    }
+    until("the helpers' end", Duration::from_secs(5), || {
+        [processes("probe-guest"), processes("probe-host")].concat().is_empty().then_some(())
+    })?;
+    let files = manifest["subject"].as_array().unwrap();
+    for file in files {
+        let bytes = fs::read(bundle.folder().join(file["name"].as_str().unwrap())).unwrap();
+        let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(file["digest"]["sha256"], hash, "{} changed after its seal", file["name"]);
+    }
+    let found = lab::process::must("find", [bundle.folder().to_str().unwrap(), "-type", "f"])?.text().lines().count();
+    assert_eq!(found, files.len() + 2, "the manifest's files, itself and its signature");
+    assert!(vm.healthy());
+    Ok(())
+}
