@@ -383,7 +383,7 @@ impl<'a> Prints<'a> {
 }
 
 /// How a command ended, in words; what SSH or the devvm said is escaped.
-pub(crate) fn how(end: &ExecEnd) -> String {
+pub(super) fn how(end: &ExecEnd) -> String {
     let plain = |text: &str| proto::escape_cut(text.as_bytes(), 200);
     match end {
         ExecEnd::Exited(status) => format!("exit status {status}"),
