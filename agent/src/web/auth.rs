@@ -277,6 +277,11 @@ impl Door {
         Ok(Who { name, how: How::Password })
     }
 
+    /// Whether this password was right a moment ago.
+    pub fn remembers(&self, headers: &HeaderMap) -> bool {
+        decoded(headers).is_some_and(|decoded| self.remembered(&Sha256::digest(&decoded).into()).is_some())
+    }
+
     fn remembered(&self, key: &[u8; 32]) -> Option<Who> {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let (name, until) = remembered.get(key)?;
@@ -292,6 +297,19 @@ impl Door {
         let until = link.sessions.get(&shown).ok_or(Refused::Wrong)?;
         if *until > Instant::now() { Ok(Who { name: "local".to_owned(), how: How::Link }) } else { Err(Refused::Wrong) }
     }
+}
+
+/// NAME:PASSWORD, as they are claimed.
+fn decoded(headers: &HeaderMap) -> Option<String> {
+    let (scheme, value) = one(headers, &header::AUTHORIZATION)?.split_once(' ')?;
+    let bytes = Base64::decode_vec(scheme.eq_ignore_ascii_case("basic").then(|| value.trim())?).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+/// The name that is claimed with a password; empty where there is none. Nothing is known of it yet.
+pub fn claimed_name(headers: &HeaderMap) -> String {
+    let name = decoded(headers).and_then(|decoded| Some(decoded.split_once(':')?.0.to_owned())).unwrap_or_default();
+    name.chars().take(64).collect()
 }
 
 /// The one value of a header. Sent twice it is none: two readers could take different ones.
