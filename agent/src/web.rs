@@ -23,6 +23,7 @@ pub mod app;
 pub mod auth;
 mod doctor;
 mod events;
+mod evidence;
 mod files;
 mod guard;
 mod home;
@@ -32,12 +33,15 @@ pub mod look;
 pub mod meter;
 pub mod origin;
 mod press;
+mod receipts;
 mod run;
 mod runs;
 pub mod serve;
 mod shell;
 pub mod site;
+mod story;
 pub mod talk;
+mod tar;
 pub mod tokens;
 
 use app::App;
@@ -57,7 +61,17 @@ pub fn routes(app: &Arc<App>) -> Router {
         .route("/runs/{id}", get(runs::run))
         .route("/incidents", get(incidents::list).post(incidents::open))
         .route("/incidents/{id}/events", get(events::incident))
+        .route("/incidents/{id}", get(story::incident))
+        .route("/incidents/{id}/files/{*name}", get(story::file))
         .route("/incidents/{id}/{what}", post(incidents::act))
+        .route("/evidence", get(evidence::list))
+        .route("/evidence/{id}", get(evidence::bundle))
+        .route("/evidence/{id}/{*path}", get(evidence::shown))
+        .route("/artifacts/{id}/{*path}", get(evidence::raw))
+        .route("/receipts", get(receipts::list))
+        .route("/doctor", get(doctor::doctor).post(doctor::again))
+        .route("/hostkey", get(doctor::hostkey).post(doctor::accept))
+        .route("/link/{secret}", get(files::link))
         .route("/metrics", get(meter::metrics))
         .route("/assets/{name}", get(files::asset))
         .route("/manifest.webmanifest", get(files::manifest))

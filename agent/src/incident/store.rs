@@ -168,6 +168,11 @@ impl Store {
         Some(self.folder.join(id.as_str())).filter(|folder| folder.is_dir())
     }
 
+    /// Where a file of an incident is, by the name that a line says.
+    pub fn file(&self, id: &IncidentId, name: &str) -> Option<PathBuf> {
+        artifacts::within(&self.folder(id)?, name)
+    }
+
     /// Removes the oldest incidents that ended, until the rest fits. An open one stays, and so does one that has no end.
     pub fn retain(&self) {
         let mut open = self.opened();

@@ -72,6 +72,7 @@ pub struct App {
     /// Wrong passwords and tokens, of each address and claimed name.
     pub(super) wrong: Limit<(IpAddr, String)>,
     pub(super) streams: Arc<Semaphore>,
+    pub(super) doctor: super::doctor::Last,
 }
 
 impl App {
@@ -102,6 +103,7 @@ impl App {
             acts: Limit::new(20, Duration::from_secs(1)),
             wrong: Limit::new(10, Duration::from_secs(3)),
             streams: Arc::new(Semaphore::new(STREAMS)),
+            doctor: super::doctor::Last::default(),
         }))
     }
 

@@ -10,6 +10,7 @@ use proto::Message;
 use rust_embed::RustEmbed;
 
 use super::app::App;
+use super::auth::COOKIE;
 use super::shell;
 
 /// How long the keyholder may take to answer.
@@ -78,4 +79,15 @@ async fn ready(app: &App) -> Result<(), String> {
         Ok(Err(error)) => Err(format!("the keyholder's socket: {error}")),
         Err(_) => Err("the keyholder's socket takes no connection".to_owned()),
     }
+}
+
+/// `GET /link/{secret}`: the one-time link becomes a session.
+pub(super) async fn link(State(app): State<Arc<App>>, Path(secret): Path<String>) -> Response {
+    let Some(session) = app.door.follow_link(&secret) else {
+        let said = Message::new("This link was used before, or is not the newest.", "Start breakglass serve again for another.");
+        return shell::refusal(StatusCode::FORBIDDEN, &said, false);
+    };
+    // No Domain: the cookie is this host's alone.
+    let cookie = format!("{COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict; Max-Age=43200");
+    (StatusCode::SEE_OTHER, [(header::LOCATION, "/".to_owned()), (header::SET_COOKIE, cookie)]).into_response()
 }
