@@ -109,7 +109,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>, Extension(who): Extensio
             p { (captured) " pieces captured" @if !others.is_empty() { ", " (others.len()) " could not be" } "; " (run.files.len()) " files are kept here." }
             (proved(&app, &run))
             div.row {
-                a.button.primary href={ "/evidence/" (run.id) "/tar" } download { "Download as tar" }
+                a.button.primary href={ "/evidence/" (run.id) "/tar" } download { "Download tar" }
                 a.button href={ "/runs/" (run.id) } { "The verb" }
                 a.button href={ "/incidents/" (run.incident) } { "The incident" }
             }

@@ -126,7 +126,7 @@ pub(super) fn state(look: &Look) -> Markup {
                     }
                     @if !judged.findings.is_empty() {
                         details #findings {
-                            summary { (judged.findings.len()) @if judged.findings.len() == 1 { " finding" } @else { " findings" } " and their evidence" }
+                            summary { @if judged.findings.len() == 1 { "What was found, and its evidence" } @else { (judged.findings.len()) " findings and their evidence" } }
                             ul.findings {
                                 @for finding in &judged.findings {
                                     li { b { (finding.code) } " " (plain(&finding.text)) @for path in &finding.evidence { " " code { (plain(path)) } } }
@@ -170,14 +170,16 @@ pub(super) const fn does(verb: Verb) -> &'static str {
 fn buttons(advised: Option<Verb>) -> Markup {
     let face = |verb: Verb| {
         html! {
-            button.verb .mutates[verb.mutates()] .advised[advised == Some(verb)] type="submit" {
-                b { (capital(verb)) @if advised == Some(verb) { " " i { "advised" } } }
+            button.verb .advised[advised == Some(verb)] type="submit" {
+                b { (capital(verb)) @if verb.mutates() { " …" } @if advised == Some(verb) { " " i { "advised" } } }
                 small { (does(verb)) }
             }
         }
     };
+    // What is advised comes first: it is what a thumb should find.
+    let first = Verb::ALL.into_iter().filter(|verb| advised == Some(*verb));
     html! {
-        @for verb in Verb::ALL {
+        @for verb in first.chain(Verb::ALL.into_iter().filter(|verb| advised != Some(*verb))) {
             @if verb.mutates() {
                 form method="get" action={ "/verbs/" (verb) "/confirm" } { (face(verb)) }
             } @else {

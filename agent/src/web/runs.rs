@@ -186,7 +186,7 @@ fn evidence(run: &Run) -> Markup {
                     p { (plain(&judged.sentence)) }
                     @if !judged.findings.is_empty() {
                         details #findings-then {
-                            summary { (judged.findings.len()) " findings before it acted" }
+                            summary { "What was found before it acted" }
                             ul.findings { @for finding in &judged.findings { li { b { (finding.code) } " " (plain(&finding.text)) } } }
                         }
                     }

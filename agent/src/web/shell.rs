@@ -129,7 +129,7 @@ pub(super) fn time(at: Timestamp) -> Markup {
 /// How long ago.
 pub(super) fn ago(at: Timestamp) -> String {
     let s = now().unix_ms().saturating_sub(at.unix_ms()) / 1000;
-    format!("{} ago", long(Duration::from_secs(s)))
+    if s < 2 { "just now".to_owned() } else { format!("{} ago", long(Duration::from_secs(s))) }
 }
 
 /// A length of time, to one unit or two.

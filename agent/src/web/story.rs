@@ -253,9 +253,9 @@ fn verb(run: &Run, when: &Markup) -> Markup {
             details id={ "v" (run.id.short()) } open[run.end.is_none()] {
                 summary {
                     span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| word(end.tone(), end))) }
-                    b { (run.verb) } span.quiet { "by " (by(run.by)) }
+                    b { (run.verb) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
                 }
-                p.who { @if let Some(actor) = &run.actor { b { (plain(actor)) } } (when) }
+                p.who { span { "asked by " (by(run.by)) } (when) }
                 @if let Some(reason) = &run.reason { p { "Why: " (plain(reason)) } }
                 @match &run.end {
                     None => p { b { (run.doing()) } ", at most " span data-until=(run.until.unix_ms()) { (super::home::left(run)) } " left" },
