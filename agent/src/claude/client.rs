@@ -221,7 +221,7 @@ fn attempt(status: u16, body: &[u8], request: Option<String>, should: Option<&st
         Some("false") => false,
         _ => retryable,
     };
-    let means = if spent || matches!(status, 401 | 402 | 403) { Means::NoModel } else { Means::AnotherModel };
+    let means = if spent || matches!(status, 401..=403) { Means::NoModel } else { Means::AnotherModel };
     let name = if code.is_empty() { kind } else { format!("{kind}, {code}") };
     let failed = Failed { means, ..model(request, format!("the API answers {status} ({name}) {said}").trim_end().to_owned()) };
     Attempt { failed, again: (again && !spent).then_some(pause) }

@@ -115,9 +115,8 @@ impl History {
         let end = self.file.seek(SeekFrom::End(0));
         let written = end.and_then(|end| {
             let all = self.file.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.file.sync_data());
-            all.map_err(|error| {
+            all.inspect_err(|_| {
                 let _half_a_line_is_cut_off_when_it_is_opened_again = self.file.set_len(end);
-                error
             })
         });
         written.map_err(|error| Message::new(format!("The conversation can't be written: {error}."), "Make room in the state folder."))?;

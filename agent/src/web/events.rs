@@ -122,10 +122,14 @@ pub(super) async fn incident(State(app): State<Arc<App>>, Path(id): Path<String>
 async fn watched(incident: Arc<Incident>, after: u64, tell: Tell) {
     let mut watcher = incident.watch(after.min(incident.facts().lines));
     let mut beat = tokio::time::interval(BEAT);
+    // The first thing that is heard: that this stream lives.
+    beat.tick().await;
+    let _noticed_below = tell.send(Ok(Event::default().event("beat").data("-"))).await;
     loop {
         let event = tokio::select! {
             biased;
             () = tell.closed() => return,
+            _ = beat.tick() => Event::default().event("beat").data("-"),
             seen = watcher.next() => match seen {
                 Seen::Line(n, text) => Event::default().id(n.to_string()).event("line").data(text),
                 Seen::Live(live) => {
@@ -133,7 +137,6 @@ async fn watched(incident: Arc<Incident>, after: u64, tell: Tell) {
                     Event::default().event("words").data(text.to_string())
                 }
             },
-            _ = beat.tick() => Event::default().event("beat").data("-"),
         };
         if tell.send(Ok(event)).await.is_err() {
             return;

@@ -105,7 +105,7 @@ fn spend(app: &App, who: &Who, about: &About, said: &Said, to: &str, json: bool)
             form method="post" action=(to) {
                 input type="hidden" name="token" value=(token);
                 @if let Some(call) = &said.call { input type="hidden" name="call" value=(call); }
-                @if let Some(text) = &said.text { label for="text" { "What you typed" } textarea #text name="text" rows="4" { (text) } }
+                @if let Some(text) = &said.text { label for="text" { "What you typed" } textarea #text name="text" rows="4" { (shell::lines(text)) } }
                 div.row {
                     @match (&said.call, &said.runbook) {
                         (Some(_), _) => { button.primary type="submit" name="allow" value="yes" { "Approve" } button type="submit" name="allow" value="no" { "Deny" } },

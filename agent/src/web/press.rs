@@ -86,7 +86,7 @@ fn ask(app: &App, who: &Who, verb: Verb, press: &Press, look: &Look, stale: Opti
                 input type="hidden" name="token" value=(token);
                 @if let Some(incident) = &press.incident { input type="hidden" name="incident" value=(incident); }
                 label for="reason" { "Why (for the record)" }
-                input #reason type="text" name="reason" maxlength="200" value=(reason) autocomplete="off";
+                input #reason type="text" name="reason" maxlength="200" value=(shell::plain(&reason)) autocomplete="off";
                 button.primary.danger.wide type="submit" { (capital(verb)) " now" }
                 label.check { input type="checkbox" name="dry_run" value="yes"; " only plan it: take evidence, change nothing" }
             }
