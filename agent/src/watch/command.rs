@@ -43,7 +43,7 @@ async fn worked(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<In
 }
 
 /// Takes up what a restart cut off of the watch's own incidents.
-fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
+pub(crate) fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
     let mut taken = Vec::new();
     for id in store.unfinished() {
         let mut ours = false;

@@ -19,6 +19,8 @@ use crate::claude::{Autonomy, Budget, Mind, Settings};
 use crate::hands::Hands;
 use crate::incident::{Incident, IncidentId, Store};
 use crate::signers::Pinned;
+use crate::watch::command::{Alone, unfinished};
+use crate::watch::{Opener, Watch};
 
 /// An incident that had its last line this long ago is over: what is pressed now opens another one.
 const CURRENT_MS: u64 = 30 * 60 * 1000;
@@ -139,6 +141,22 @@ impl App {
         tokio::spawn(async move { app.looks.run(Arc::clone(&app.hands)).await });
         super::press::take_up(self);
         super::doctor::begin(self);
+    }
+
+    /// The watch, in the same process; incidents that it opens are seen here as they go on.
+    ///
+    /// # Errors
+    /// Its webhook can't be used.
+    pub fn watch(&self, settings: &crate::config::Watch) -> Result<(), Message> {
+        let (mind, hands, store) = (self.talks.mind(), Arc::clone(&self.hands), Arc::clone(&self.store));
+        let taken = unfinished(mind.as_ref(), &hands, &store);
+        let opener: Arc<dyn Opener> = Arc::new(Alone { mind, hands: Arc::clone(&hands), store });
+        let watch = Watch::new(settings, &self.state, hands, Some(opener))?;
+        for opened in taken {
+            watch.follow(opened);
+        }
+        tokio::spawn(async move { watch.run().await });
+        Ok(())
     }
 
     /// A link that lets one person in once, where nothing else is configured.

@@ -80,6 +80,9 @@ pub fn serve(config: &Config) -> Result<(), Message> {
             // Not on standard output, which the log shipper reads.
             let _nobody_reads = writeln!(io::stderr(), "Open this once: http://{at}/link/{link}");
         }
+        if let Some(watch) = &config.watch {
+            app.watch(watch)?;
+        }
         app.start();
         listen(&app, &listener, crate::runbook::command::stopped()).await;
         Ok(())

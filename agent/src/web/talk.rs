@@ -53,6 +53,11 @@ impl Talks {
         self.mind.is_some()
     }
 
+    /// The model.
+    pub fn mind(&self) -> Option<Arc<Mind>> {
+        self.mind.clone()
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<IncidentId, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
