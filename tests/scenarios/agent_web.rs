@@ -118,7 +118,11 @@ fn no_claude(lab: &Lab) -> Result<()> {
     let run = post("/verbs/forensics", "");
     shows(&run, "card outcome good", 40);
     let metrics = page("/metrics").unwrap().text();
-    assert!(metrics.contains("breakglass_verbs_total{verb=\"forensics\",outcome=\"done\"}") && !metrics.contains("breakglass_claude_errors_total 0"), "{metrics}");
+    assert!(
+        metrics.contains("breakglass_verbs_total{verb=\"forensics\",outcome=\"done\"}")
+            && !metrics.contains("breakglass_claude_errors_total 0"),
+        "{metrics}"
+    );
     server.kill()?;
     Ok(())
 }

@@ -83,6 +83,11 @@ impl Store {
         self.opened().get(id).map(Arc::clone)
     }
 
+    /// The same by the text of its id.
+    pub fn get_by_name(&self, id: &str) -> Option<Arc<Incident>> {
+        self.get(&id.parse().ok()?)
+    }
+
     /// Takes up an incident: an open one, or one from before a restart.
     ///
     /// # Errors

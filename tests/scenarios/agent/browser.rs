@@ -46,7 +46,11 @@ fn send(method: &str, path: &str, form: &str) -> std::io::Result<Got> {
     let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     let location = head.lines().find_map(|line| line.strip_prefix("location: ")).map(str::to_owned);
-    let body = if head.contains("transfer-encoding: chunked") { whole(&answer[end + 4..]) } else { answer[(end + 4).min(answer.len())..].to_vec() };
+    let body = if head.contains("transfer-encoding: chunked") {
+        whole(&answer[end + 4..])
+    } else {
+        answer[(end + 4).min(answer.len())..].to_vec()
+    };
     Ok(Got { status, location, body })
 }
 
