@@ -146,7 +146,7 @@ async fn an_incident_of_the_watch_s_that_was_killed_in_mid_verb_is_gone_on_with_
     let killed = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let folder = killed.path().join("incidents").join(&id);
     std::fs::create_dir_all(folder.join("artifacts")).unwrap();
-    for name in ["events.jsonl", "messages.jsonl"] {
+    for name in ["events.jsonl", "messages.jsonl", "frozen.json"] {
         std::fs::copy(incident.folder().join(name), folder.join(name)).unwrap();
     }
     let before = asked(&desk.lines(&incident));
