@@ -9,6 +9,7 @@ hmp() { printf '%s\n' "$2" | qm monitor 102 >"$1" 2>/dev/null || true; }
 keep status.txt qm status 102 --verbose
 keep config.txt qm config 102
 keep pending.txt qm pending 102
+keep snapshots.txt qm listsnapshot 102
 hmp block.txt 'info block'
 hmp blockstats.txt 'info blockstats'
 hmp cpus.txt 'info cpus'

@@ -86,8 +86,8 @@ impl Table {
     /// A ratio that is to be at most, or at least, so much.
     pub(crate) fn target(&mut self, what: &str, ratio: f64, target: Target) {
         let (met, words) = match target {
-            Target::AtMost(most) => (ratio <= most, format!("at most {most}")),
-            Target::AtLeast(least) => (ratio >= least, format!("at least {least}")),
+            Target::AtMost(most) => (ratio <= most, format!("at most {most:.2}")),
+            Target::AtLeast(least) => (ratio >= least, format!("at least {least:.2}")),
         };
         let verdict = if met { "met" } else { "missed" };
         self.below.push(format!("{what}: {ratio:.3} (target: {words}; {verdict})"));

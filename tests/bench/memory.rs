@@ -86,6 +86,7 @@ pub(crate) fn tables(bench: &Bench) -> Result<Vec<Table>> {
     for (role, kib) in &peaks {
         let what = match role.as_str() {
             "pve-verb status" | "pve-verb forensics" => "all stages of a read, in one process",
+            "pve-verb forced" => "the same, through sshd",
             "pve-verb cycle" => "the front of a mutation",
             "pve-verb worker" => "the worker of a mutation",
             "pve-verb probe-guest" => "the helper that asks QEMU and the guest",

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use lab::error::{Context, Error};
 use lab::lab::built;
-use lab::process::until;
+use lab::process::{Running, start, until};
 use lab::{Result, Ssh};
 
 use crate::Bench;
 use crate::desk::{Desk, desk};
 use crate::measure::{Table, Target, Times, whole};
+
+/// The name of the key with which there is nothing to do.
+const NOTHING: &str = "nothing";
+/// Where the ssh-agent is that has it.
+const SOCKET: &str = "/run/lab/nothing.sock";
 
 /// The process in which the agent's calls are made.
 pub(crate) struct Warm {
@@ -21,18 +26,21 @@ pub(crate) struct Warm {
     says: ChildStdin,
     hears: BufReader<ChildStdout>,
     _desk: Desk,
+    nothing: Option<Running>,
 }
 
 impl Warm {
-    /// Starts it, with a keyholder and a configuration; `more` is the configuration's end.
+    /// Starts it, with a keyholder and a configuration.
     pub(crate) fn start(bench: &Bench) -> Result<Self> {
         let desk = desk(&bench.lab, "")?;
+        let nothing = Some(agent_of_nothing(bench)?);
         let mut command = Command::new(built("bench-warm")?);
+        command.arg(SOCKET);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("start bench-warm")?;
         let gone = || Error::new("bench-warm has no pipes", "Look at it");
         let (says, hears) = (child.stdin.take().ok_or_else(gone)?, BufReader::new(child.stdout.take().ok_or_else(gone)?));
-        let mut warm = Self { child, says, hears, _desk: desk };
+        let mut warm = Self { child, says, hears, _desk: desk, nothing };
         let word = warm.hear()?;
         if word == "ready" { Ok(warm) } else { Err(Error::new(word, "Look at the keyholder and the configuration")) }
     }
@@ -60,6 +68,7 @@ impl Drop for Warm {
     fn drop(&mut self) {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
+        let _gone = self.nothing.take().map(Running::kill);
     }
 }
 
@@ -98,19 +107,26 @@ impl Drop for Multiplexed {
     }
 }
 
-/// Root's own account lets the key `agent` in, without a forced command.
-fn plain(bench: &Bench) -> Result<Ssh> {
-    let key = bench.lab.host.key("agent")?;
-    let public = fs::read_to_string(key.with_extension("pub")).context("read a client's key")?;
-    fs::create_dir_all("/root/.ssh").context("make root's folder")?;
-    lab::host::write("/root/.ssh/authorized_keys", &public, 0o600)?;
-    Ok(Ssh::new("root@127.0.0.1", 22, &key, Path::new("/run/lab/known_hosts")))
+/// A key of the same account whose forced command is `true`: the same sshd, the same shell, and nothing to do.
+fn nothing(bench: &Bench) -> Result<Ssh> {
+    let public = fs::read_to_string(bench.lab.host.key(NOTHING)?.with_extension("pub")).context("read a client's key")?;
+    bench.lab.host.authorize_line(&format!("restrict,command=\"true\" {}", public.trim_end()))?;
+    bench.lab.host.ssh(NOTHING)
+}
+
+/// An ssh-agent with that key alone, for the agent's SSH.
+fn agent_of_nothing(bench: &Bench) -> Result<Running> {
+    let _from_before = fs::remove_file(SOCKET);
+    let running = start(Command::new("ssh-agent").args(["-D", "-a", SOCKET]), &[])?;
+    until("the ssh-agent's socket", Duration::from_secs(20), || Path::new(SOCKET).exists().then_some(()))?;
+    whole(Command::new("ssh-add").arg("-q").arg(bench.lab.host.key(NOTHING)?).env("SSH_AUTH_SOCK", SOCKET))?;
+    Ok(running)
 }
 
 pub(crate) fn tables(bench: &Bench) -> Result<Vec<Table>> {
     bench.lab.fresh()?;
     let forced = lab::installed::agent(&bench.lab)?;
-    let to_true = Multiplexed::open(plain(bench)?, "root")?;
+    let to_true = Multiplexed::open(nothing(bench)?, NOTHING)?;
     let to_verbs = Multiplexed::open(forced.clone(), "breakglass")?;
     let mut warm = Warm::start(bench)?;
     let names = [

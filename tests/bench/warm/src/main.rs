@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! status          a verb through the agent's hands, on its warm session: receipt checked and kept
-//! command WORD    a command on a warm session to root's account, and nothing else
+//! command WORD    a command on a warm session of the key behind the socket that is this program's argument, and nothing else
 //! incidents       opens the store and lists all of it
 //! open            opens an incident and ends it
 //! ```
@@ -26,7 +26,7 @@ struct Warm {
     config: Config,
     hands: Ssh,
     wire: Wire,
-    plain: Target,
+    other: Target,
 }
 
 type Took = Result<Duration, String>;
@@ -39,12 +39,12 @@ impl Warm {
     fn open() -> Result<Self, String> {
         let config = Config::load(Path::new(config::DEFAULT)).map_err(words)?;
         let host = config.host.as_ref().ok_or("the configuration has no [host]")?;
-        let plain = Target { address: host.address, user: "root".to_owned(), host_key: host.host_key.clone(), key_hint: "root" };
-        let socket = config.ssh.auth_sock.clone().ok_or("the configuration has no ssh-agent")?;
-        let (hands, wire) = (Ssh::open(&config).map_err(words)?, Wire::new(socket));
+        let other = Target { address: host.address, user: host.user.clone(), host_key: host.host_key.clone(), key_hint: "" };
+        let socket = std::env::args().nth(1).ok_or("the argument is an ssh-agent's socket")?;
+        let (hands, wire) = (Ssh::open(&config).map_err(words)?, Wire::new(socket.into()));
         hands.warm();
-        wire.warm(&plain);
-        Ok(Self { config, hands, wire, plain })
+        wire.warm(&other);
+        Ok(Self { config, hands, wire, other })
     }
 
     async fn status(&self) -> Took {
@@ -71,11 +71,11 @@ impl Warm {
 
     async fn command(&self, command: &str) -> Took {
         let began = Instant::now();
-        let mut call = self.wire.call(&self.plain, command.to_owned(), began + Duration::from_secs(30), true);
+        let mut call = self.wire.call(&self.other, command.to_owned(), began + Duration::from_secs(30), true);
         let mut last = None;
         while let Some(said) = call.next().await {
             if said == Said::Started {
-                self.wire.warm(&self.plain);
+                self.wire.warm(&self.other);
             }
             last = Some(said);
         }
