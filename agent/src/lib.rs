@@ -11,6 +11,8 @@
 //! ```
 
 pub mod answer;
+pub mod chat;
+pub mod claude;
 pub mod cli;
 pub mod config;
 pub mod devvm;
