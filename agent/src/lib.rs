@@ -24,6 +24,7 @@ pub mod host;
 pub mod http;
 pub mod incident;
 pub mod keyholder;
+pub mod mcp;
 pub mod receipt;
 pub mod receipts;
 pub mod redact;
