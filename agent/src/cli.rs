@@ -27,7 +27,6 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-
 Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 10 failed,
 11 unknown, 70 a bug), 20 where there is no valid receipt, 64 for a wrong command line.";
 

@@ -76,7 +76,8 @@ impl Client {
             let found = client.ask("server/discover", json!({})).await.unwrap();
             assert!(found["supportedVersions"].as_array().unwrap().contains(&json!(NEWEST)), "{found}");
         } else {
-            let params = json!({"protocolVersion": version, "capabilities": capabilities, "clientInfo": {"name": "a test", "version": "1"}});
+            let params =
+                json!({"protocolVersion": version, "capabilities": capabilities, "clientInfo": {"name": "a test", "version": "1"}});
             let begun = client.ask("initialize", params).await.unwrap();
             assert_eq!((&begun["protocolVersion"], &begun["serverInfo"]["name"]), (&json!(version), &json!("breakglass")));
             client.send(json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
@@ -276,7 +277,9 @@ async fn a_cancelled_mutation_goes_on_and_that_is_told() {
             break rest.split(')').next().unwrap().to_owned();
         }
     };
-    client.send(json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id, "reason": "changed my mind"}})).await;
+    client
+        .send(json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id, "reason": "changed my mind"}}))
+        .await;
     let status = client.tool("pve_status", json!({"reason": "what is it doing?"})).await;
     assert!(text(&status).starts_with(&format!("NOTE: cycle (request {request_id}), which you left, still runs on the host")), "{status}");
     let ended = client.tool("pve_attach", json!({"verb": "cycle", "request_id": request_id})).await;
