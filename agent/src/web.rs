@@ -7,7 +7,6 @@
 //!  incidents, folded by run.rs and story.rs ───┴──> home, runs, incidents, evidence, receipts, doctor: one file a page, shell.rs around
 //! ```
 //! Every page is whole without JavaScript; `app.js` only keeps it fresh.
-#![allow(clippy::result_large_err)] // an answer in place of a page goes one or two calls up: a box for it would be in every signature
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -27,11 +27,11 @@ pub struct Store {
     mirror: Mirror,
     open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
     /// What follows from the logs that this process does not write, by their lengths: they are only ever appended to.
-    read: Mutex<BTreeMap<IncidentId, Known>>,
+    read: Mutex<BTreeMap<IncidentId, AsRead>>,
 }
 
-/// What a log said when it was this long, and what is wrong with it.
-type Known = (u64, Facts, Option<String>);
+/// A log as it was read: its length then, what follows from it, why it can't be continued.
+type AsRead = (u64, Facts, Option<String>);
 
 /// An incident in a list.
 #[derive(Clone, Debug)]
