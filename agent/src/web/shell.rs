@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use proto::{Message, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::auth::Who;
 use crate::incident::{By, now};
@@ -19,6 +19,26 @@ pub(super) struct Fresh {
     pub(super) stream: Option<String>,
     /// Where there is no JavaScript: loaded again after so many seconds.
     pub(super) reload_s: Option<u32>,
+}
+
+/// Where there is no JavaScript a page that loads itself again takes away what is being written on it: it can be held still.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Held {
+    pub(super) still: Option<String>,
+}
+
+impl Held {
+    /// What stands over a field for text.
+    pub(super) fn said(&self) -> Markup {
+        html! {
+            noscript {
+                p.quiet {
+                    @if self.still.is_some() { "This page is held still. " a href="?" { "Keep it fresh" } }
+                    @else { "This page loads itself again, without what is typed. " a href="?still=yes#text" { "Hold this page still to write" } }
+                }
+            }
+        }
+    }
 }
 
 /// Where one is: a word of the navigation.
