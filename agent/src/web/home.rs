@@ -41,7 +41,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
                 a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.title)) }
             }
             (banners(&running))
-            (state(&look))
+            (state(&look, true))
         }
         section.verbs aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
         div #picture data-live { (picture(&app)) }
@@ -53,8 +53,8 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
 
 /// The runs that go on.
 pub(super) fn at_work(app: &Arc<App>, all: &[Summary]) -> Vec<Run> {
-    let open = all.iter().filter(|one| one.open).flat_map(|one| one.facts.running.iter());
-    open.filter(|pending| pending.verb != Verb::Status).filter_map(|pending| Run::find(app, &pending.request_id)).collect()
+    let open = all.iter().filter(|one| one.open).flat_map(|one| one.facts.running.iter().map(move |pending| (one, pending)));
+    open.filter(|(_, pending)| pending.verb != Verb::Status).filter_map(|(one, pending)| Run::of(app, one, &pending.request_id)).collect()
 }
 
 /// The way to each of them.
@@ -107,12 +107,13 @@ fn tone(known: &Known) -> &'static str {
 }
 
 /// What is so now: also on the confirmation and under a result.
-pub(super) fn state(look: &Look) -> Markup {
+pub(super) fn state(look: &Look, first: bool) -> Markup {
+    let head = |text: &str| html! { @if first { h1.headline { (text) } } @else { h2.headline { (text) } } };
     match &look.seen {
         Err(said) => html! {
             section.card.state.unknown {
                 p.eyebrow { "VM 102" }
-                h1 { "Host silent" }
+                (head("Host silent"))
                 p.since { "since " (time(look.since)) ", asked " (ago(look.at)) }
                 p { (plain(&said.what)) }
                 p.advice { (plain(&said.next)) }
@@ -121,7 +122,7 @@ pub(super) fn state(look: &Look) -> Markup {
         Ok(known) => html! {
             section class={ "card state " (tone(known)) } {
                 p.eyebrow { "VM " (known.body.vmid) " on " (plain(&known.body.node)) " · " (known.state()) }
-                h1 { (headline(known)) }
+                (head(headline(known)))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
                     (time(look.since)) " (" (ago(look.since)) "), looked " (ago(look.at))

@@ -95,7 +95,7 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
             p { a.button.wide href="/" { "Not now" } }
         }
         h2.over { "As it looks now" }
-        (state(look))
+        (state(look, false))
     };
     shell::html(status, page(&format!("{} VM 102?", capital(verb)), "", Some(who), &Fresh::default(), &body))
 }
