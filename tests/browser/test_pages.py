@@ -126,7 +126,7 @@ class Pages(unittest.TestCase):
         self.good(self.look_at("evidence-file", file, "return"))
 
     def test_4_what_is_beside_the_way(self):
-        self.phone.open("/doctor").press("Examine the whole way now")
+        self.phone.open("/doctor").press("Examine now")
         self.good(
             self.look_at("doctor", "/doctor", "broken", pictures=True),
             self.look_at("hostkey", "/hostkey", "They differ.", pictures=True),

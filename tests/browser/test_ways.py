@@ -65,7 +65,7 @@ class Ways(unittest.TestCase):
             """
             const probe = document.createElement("i"); probe.className = "pill good"; document.body.append(probe);
             const green = getComputedStyle(probe).color; probe.remove();
-            const card = arguments[0], all = [card, ...card.querySelectorAll("h1, .pill")];
+            const card = arguments[0], all = [card, ...card.querySelectorAll("h1, .headline, .pill")];
             return { green, colours: all.flatMap((el) => ["color", "borderLeftColor"].map((name) => getComputedStyle(el)[name])),
                      signs: all.map((el) => getComputedStyle(el, "::before").content) };
             """,

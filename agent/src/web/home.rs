@@ -125,7 +125,7 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 (head(headline(known)))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
-                    (time(look.since)) " (" (ago(look.since)) "), looked " (ago(look.at))
+                    span.whole { (time(look.since)) } " " span.whole { "(" (ago(look.since)) ")" } " · " span.whole { "looked " (ago(look.at)) }
                 }
                 p { (plain(known.judged.as_ref().map_or(known.body.message.what.as_str(), |judged| judged.sentence.as_str()))) }
                 @if let Some(judged) = &known.judged {
@@ -239,7 +239,7 @@ fn talk(app: &App, who: &Who, held: &Held) -> Markup {
             p.quiet {
                 @if app.talks.has_a_model() {
                     (app.claude.model) @if app.asks_first() { " asks before each change." } @else { " may run the verbs itself." }
-                    " At most " (app.budget.usd) " $, " (app.budget.turns) " answers and " (app.budget.minutes) " minutes an incident, "
+                    " At most $" (app.budget.usd) ", " (app.budget.turns) " answers and " (app.budget.minutes) " minutes an incident, "
                     (app.budget.mutations_per_hour) " changes an hour."
                 } @else {
                     "No API key is set, so there is no model. The runbook looks, takes evidence, does what is advised and checks that the guest is back."

@@ -118,6 +118,31 @@ pub(super) fn lines(text: &str) -> String {
     text.lines().map(|line| plain(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
 }
 
+/// A model's words: what it marks as bold or as code is drawn so; whatever else it marks stays as it is.
+pub(super) fn marked(text: &str) -> Markup {
+    let text = lines(text);
+    let (mut rest, mut pieces) = (text.as_str(), Vec::new());
+    while let Some((at, mark)) = ["**", "`"].into_iter().filter_map(|mark| Some((rest.find(mark)?, mark))).min() {
+        let inner = &rest[at + mark.len()..];
+        match inner.find(mark).filter(|end| *end > 0 && !inner[..*end].contains('\n')) {
+            Some(end) => {
+                pieces.extend([("", &rest[..at]), (mark, &inner[..end])]);
+                rest = &inner[end + mark.len()..];
+            }
+            None => {
+                pieces.push(("", &rest[..at + mark.len()]));
+                rest = inner;
+            }
+        }
+    }
+    pieces.push(("", rest));
+    html! {
+        @for (mark, text) in pieces {
+            @match mark { "**" => b { (text) }, "`" => code { (text) }, _ => (text) }
+        }
+    }
+}
+
 /// A word of a closed set, as a person reads it.
 pub(super) fn word(value: &impl Serialize) -> String {
     let word = serde_json::to_value(value).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
@@ -179,4 +204,23 @@ pub(super) fn html(status: StatusCode, markup: Markup) -> Response {
 /// To another page, after something was done.
 pub(super) fn see_other(to: &str) -> Response {
     (StatusCode::SEE_OTHER, [(header::LOCATION, to.to_owned())]).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::marked;
+
+    #[test]
+    fn bold_and_code_are_drawn_and_nothing_else_is_markup() {
+        for (text, drawn) in [
+            ("a **fresh** one:\n`free -m`", "a <b>fresh</b> one:\n<code>free -m</code>"),
+            ("**<script>**`<b>`", "<b>&lt;script&gt;</b><code>&lt;b&gt;</code>"),
+            ("2 ** 3, ` and **\n**", "2 ** 3, ` and **\n**"),
+            ("****``", "****``"),
+            ("ä**ö**ü", "ä<b>ö</b>ü"),
+            ("**\u{202e}**", "<b>\\u{202e}</b>"),
+        ] {
+            assert_eq!(marked(text).into_string(), drawn);
+        }
+    }
 }

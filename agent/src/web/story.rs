@@ -16,7 +16,7 @@ use super::auth::Who;
 use super::guard::wants_json;
 use super::incidents::{about, none};
 use super::run::{Run, word};
-use super::shell::{self, Fresh, Held, ago, by, lines, page, plain, size, time};
+use super::shell::{self, Fresh, Held, ago, by, lines, marked, page, plain, size, time};
 use crate::incident::{By, IncidentId, Line, Summary, What};
 
 /// Entries on a page; the earlier ones are a link away.
@@ -112,7 +112,7 @@ fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
         }
         @if spent.turns > 0 {
             p.quiet {
-                (spent.turns) " of " (app.budget.turns) " answers, " (spent.tokens) " tokens, $ " (format!("{:.2}", spent.usd)) " of " (app.budget.usd)
+                (spent.turns) " of " (app.budget.turns) " answers, " (spent.tokens) " tokens, $" (format!("{:.2}", spent.usd)) " of $" (app.budget.usd)
                 ", " (spent.ms / 60_000) " of " (app.budget.minutes) " minutes"
             }
         }
@@ -227,7 +227,7 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
     let when = html! { (time(entry.at)) };
     match &entry.kind {
         Kind::Words { class, who, text } => html! {
-            li class=(class) { p.who { b { (who) } (when) } div.said { (lines(cut(text))) } }
+            li class=(class) { p.who { b { (who) } (when) } div.said { @if *class == "model" { (marked(cut(text))) } @else { (lines(cut(text))) } } }
         },
         Kind::Note { class, text } => html! { li { p class={ "note " (class) } { (plain(text)) " " span.quiet { (when) } } } },
         Kind::Verb(run) => verb(run, &when),
