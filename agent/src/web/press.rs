@@ -39,7 +39,7 @@ pub(super) struct Press {
 }
 
 fn about(who: &Who, verb: Verb, look: &Look) -> About {
-    About { who: who.name.clone(), purpose: verb.as_str().to_owned(), state: Some(look.key()) }
+    About { who: who.name.clone(), purpose: verb.as_str().to_owned(), state: Some(look.key().to_owned()) }
 }
 
 /// `GET /verbs/{verb}/confirm`.
