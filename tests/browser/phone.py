@@ -162,7 +162,9 @@ class Phone:
             method, params = message["method"], message["params"]
             if method == "Network.requestWillBeSent":
                 url = params["request"]["url"]
-                self.requests[params["requestId"]] = {"url": url, "type": params.get("type"), "bytes": 0}
+                self.requests[params["requestId"]] = {"url": url, "type": params.get("type"), "status": None, "bytes": 0}
+            elif method == "Network.responseReceived" and params["requestId"] in self.requests:
+                self.requests[params["requestId"]]["status"] = params["response"]["status"]
             elif method == "Network.loadingFinished" and params["requestId"] in self.requests:
                 self.requests[params["requestId"]]["bytes"] = params["encodedDataLength"]
         self.spoke += [f'{entry["level"]} {entry["message"]}' for entry in self.driver.get_log("browser")]

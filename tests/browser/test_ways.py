@@ -1,6 +1,5 @@
 """The ways through the page, as a person goes them in a real browser, and what others would like to make of that browser."""
 
-import pathlib
 import tempfile
 import unittest
 
@@ -87,7 +86,7 @@ class Ways(unittest.TestCase):
         phone.press("Cycle now")
         run = phone.path()
         self.assertTrue(run.startswith("/runs/"), run)
-        desk.reads("cycle runs:")
+        desk.reads("cycle runs:", 5)
         desk.press("cycle runs:")
         self.assertEqual(desk.path(), run)
         for device in (phone, desk):
@@ -102,8 +101,27 @@ class Ways(unittest.TestCase):
             device.reads("Done", 60)
             device.reads("Looks healthy", 60)
             self.assertEqual(["done"] * 4, [step.get_attribute("class") for step in device.all(".steps li")])
+        desk.open("/").reads("Looks healthy")
+        self.assertEqual(desk.all(".advised"), [], "what was advised is over")
         self.assertEqual(desk.console(), [])
         self.assertEqual([one["url"] for one in desk.loaded() if not one["url"].startswith(at)], [])
+
+    def test_the_first_screen_stays_true_while_nobody_touches_it(self):
+        """State, advice, buttons, the age of what is shown: all of it follows, also what another device does."""
+        served = self.served(pace=300)
+        desk, phone = self.phone(served.at, width=1280, height=900), self.phone(served.at, js=False)
+        desk.open("/").reads("Block stalled")
+        self.assertEqual(1, len(desk.all(".verb.advised")))
+        desk.press("What was found, and its evidence")
+        phone.open("/verbs/cycle/confirm").press("Cycle now")
+        desk.reads("cycle runs:", 10)
+        desk.reads("Looks healthy", 60)
+        desk.until("buttons without an advice", lambda: not desk.all(".verb.advised"), 5)
+        desk.until("a list with the incident", lambda: "1 change" in desk.has("#recent").text, 10)
+        served.host("silent")
+        desk.reads("Host silent", 45)
+        served.stop()
+        desk.reads("No connection: what is shown is old.", 45)
 
     def test_what_one_writes_is_not_lost_to_a_page_that_loads_itself_again(self):
         at = self.served().at
@@ -206,7 +224,9 @@ class Ways(unittest.TestCase):
             phone.reload()
             phone.reads("The identity provider does not answer.")
             phone.goes_to(fallback.at, basic=False)
-            phone.open("/").reads("Nobody is let in without saying who they are.")
+            phone.forget()
+            phone.open("/")
+            self.assertEqual([401], [one["status"] for one in phone.loaded() if one["type"] == "Document"], "it asks for a password")
             phone.goes_to(fallback.at)
             phone.open("/").reads("You are anna (password)")
             phone.press("Forensics")
@@ -224,9 +244,10 @@ class Ways(unittest.TestCase):
         phone.type("#text", evil)
         phone.press("Send")
         story = phone.path().split("#")[0]
-        for _ in range(2):
-            phone.press("Approve", 30)
-            phone.until("the call's end", lambda: not phone.all(".ask"))
+        for call in ("pve_cycle", "devvm_exec"):
+            phone.until(f"{call} that waits", lambda: phone.all(".ask + details") and call in phone.has(".ask + details").text, 60)
+            phone.press("Approve")
+            phone.until(f"{call} approved", lambda: any(call in one.text and "approved" in one.text for one in phone.all(".story summary")), 60)
         phone.reads("What I was told", 60)
         phone.open("/").press("Forensics")
         phone.reads("Done")

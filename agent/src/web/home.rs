@@ -14,7 +14,7 @@ use super::app::App;
 use super::auth::Who;
 use super::look::{Known, Look};
 use super::run::{Run, newest_screen};
-use super::shell::{self, Fresh, Held, ago, page, plain, time};
+use super::shell::{self, Fresh, Held, aged, ago, page, plain, time};
 use super::tokens::About;
 use crate::incident::Summary;
 
@@ -43,7 +43,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
             (banners(&running))
             (state(&look, true))
         }
-        section.verbs aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
+        section.verbs #verbs data-live aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
         div #picture data-live { (picture(&app)) }
         (talk(&app, &who, &held))
         div #recent data-live { (recent(&app, &all)) }
@@ -114,7 +114,7 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
             section.card.state.unknown {
                 p.eyebrow { "VM 102" }
                 (head("Host silent"))
-                p.since { "since " (time(look.since)) ", asked " (ago(look.at)) }
+                p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
                 p { (plain(&said.what)) }
                 p.advice { (plain(&said.next)) }
             }
@@ -125,7 +125,7 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 (head(headline(known)))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
-                    span.whole { (time(look.since)) } " " span.whole { "(" (ago(look.since)) ")" } " · " span.whole { "looked " (ago(look.at)) }
+                    span.whole { (time(look.since)) } " " span.whole { "(" (aged(look.since)) ")" } " · " span.whole { "looked " (aged(look.at)) }
                 }
                 p { (plain(known.judged.as_ref().map_or(known.body.message.what.as_str(), |judged| judged.sentence.as_str()))) }
                 @if let Some(judged) = &known.judged {

@@ -54,8 +54,8 @@ pub(super) fn page(title: &str, place: &str, who: Option<&Who>, fresh: &Fresh, b
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                meta name="theme-color" media="(prefers-color-scheme: light)" content="#f4f5f7";
-                meta name="theme-color" media="(prefers-color-scheme: dark)" content="#101418";
+                meta name="theme-color" media="(prefers-color-scheme: light)" content="#f2f4f6";
+                meta name="theme-color" media="(prefers-color-scheme: dark)" content="#0f1316";
                 @if let Some(s) = fresh.reload_s { noscript { meta http-equiv="refresh" content=(s); } }
                 title { (title) " · Breakglass" }
                 link rel="stylesheet" href="/assets/style.css";
@@ -175,6 +175,11 @@ pub(super) fn time(at: Timestamp) -> Markup {
 pub(super) fn ago(at: Timestamp) -> String {
     let s = now().unix_ms().saturating_sub(at.unix_ms()) / 1000;
     if s < 2 { "just now".to_owned() } else { format!("{} ago", long(Duration::from_secs(s))) }
+}
+
+/// The same where it matters that it goes on being true while one looks at it.
+pub(super) fn aged(at: Timestamp) -> Markup {
+    html! { span data-at=(at.unix_ms()) { (ago(at)) } }
 }
 
 /// A length of time, to one unit or two.
