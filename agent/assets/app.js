@@ -62,6 +62,7 @@ async function refresh() {
     const old = document.getElementById(fresh.id);
     if (old) old.value = fresh.value;
   }
+  meet(Date.now());
   if (foot && document.querySelector("[data-follow]")) scrollTo(0, document.documentElement.scrollHeight);
   tick();
   say("");
@@ -128,13 +129,16 @@ addEventListener("pageshow", (event) => { if (event.persisted) { connect(); late
 addEventListener("online", () => { connect(); later(0); });
 addEventListener("pagehide", () => { source?.close(); source = null; });
 
-// One press is one press.
+// One press is one press; and what has only just come to lie under a finger was not meant.
+const met = new WeakMap();
+function meet(at) { for (const form of document.forms) if (!met.has(form)) met.set(form, at); }
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.dataset.sent) return event.preventDefault();
+  if (form.dataset.sent || Date.now() - met.get(form) < 700) return event.preventDefault();
   form.dataset.sent = "1";
   setTimeout(() => delete form.dataset.sent, 5000);
 });
 
+meet(0);
 tick();
 connect();

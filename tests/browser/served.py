@@ -105,7 +105,7 @@ class Proxy(Listening):
                     while piece := got.read1(65536):
                         self.wfile.write(piece)
                         self.wfile.flush()
-                except OSError:
+                except (OSError, http.client.HTTPException):
                     pass  # the browser has gone
                 finally:
                     upstream.close()

@@ -101,10 +101,9 @@ class Pages(unittest.TestCase):
         phone.open(story)
         phone.has(".ask")
         self.plain.open(story)
-        self.plain.press("Approve")
+        self.plain.approve("pve_cycle")
         phone.reads("approved")
-        phone.reads("devvm_exec")
-        phone.press("Approve")
+        phone.approve("devvm_exec")
         phone.reads("It is well again.", 60)
         phone.reads("Ended, healthy", 60)
         for phone in (self.phone, self.plain):
