@@ -11,7 +11,9 @@
 mod answer;
 mod calls;
 mod client;
-mod evidence;
+pub(crate) mod evidence;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod history;
 mod player;
 mod settings;

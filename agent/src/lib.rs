@@ -18,12 +18,15 @@ pub mod config;
 pub mod devvm;
 pub mod doctor;
 pub mod evals;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod grant;
 pub mod hands;
 pub mod host;
 pub mod http;
 pub mod incident;
 pub mod keyholder;
+pub mod mcp;
 pub mod receipt;
 pub mod receipts;
 pub mod redact;

@@ -27,11 +27,11 @@ pub struct Store {
     mirror: Mirror,
     open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
     /// What follows from the logs that this process does not write, by their lengths: they are only ever appended to.
-    read: Mutex<BTreeMap<IncidentId, AsRead>>,
+    read: Mutex<BTreeMap<IncidentId, Judged>>,
 }
 
-/// A log as it was read: its length then, what follows from it, why it can't be continued.
-type AsRead = (u64, Facts, Option<String>);
+/// How long the log was, what follows from it, and what is wrong with it.
+type Judged = (u64, Facts, Option<String>);
 
 /// An incident in a list.
 #[derive(Clone, Debug)]

@@ -82,7 +82,6 @@ async fn admit(app: &App, mut request: Request, named: &mut Option<Who>) -> Resu
 }
 
 /// On loopback, that the browser means loopback.
-#[expect(clippy::result_large_err, reason = "an answer is made once a request, and moved once")]
 fn here(app: &App, headers: &HeaderMap, json: bool) -> Result<(), Response> {
     if !app.loopback || origin::is_loopback_host(headers) {
         return Ok(());
