@@ -13,13 +13,34 @@ function tick() {
   const now = Date.now() - skew;
   for (const el of document.querySelectorAll("[data-until]")) {
     const s = Math.max(0, Math.round((el.dataset.until - now) / 1000));
-    const text = s < 90 ? `${s} s` : `${Math.floor(s / 60)} min ${s % 60} s`;
-    if (el.textContent !== text) el.textContent = text;
+    put(el, s < 90 ? `${s} s` : `${Math.floor(s / 60)} min ${s % 60} s`);
+  }
+  // As the server words it: what was true a minute ago must not stand there as just now.
+  for (const el of document.querySelectorAll("[data-at]")) {
+    const s = Math.max(0, Math.floor((now - el.dataset.at) / 1000));
+    put(el, s < 2 ? "just now" : `${s < 90 ? `${s} s` : s < 5400 ? `${Math.floor(s / 60)} min` : s < 172800 ? `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min` : `${Math.floor(s / 86400)} days`} ago`);
   }
   for (const el of document.querySelectorAll("progress[data-from]")) el.value = Math.min(el.max, now - el.dataset.from);
 }
 
-// Exchanges the live parts. What a person has opened stays open, what one types in stays.
+function put(el, text) { if (el && el.textContent !== text) el.textContent = text; }
+
+// Makes one node like another, and leaves alone what is the same: what is pressed, focused, selected or read aloud at this moment stays.
+function become(old, fresh) {
+  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) return old.replaceWith(fresh);
+  if (old.nodeType !== Node.ELEMENT_NODE) { if (old.data !== fresh.data) old.data = fresh.data; return; }
+  // What a person has opened stays open.
+  for (const { name } of [...old.attributes]) if (name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  becomeChildren(old, fresh);
+}
+function becomeChildren(old, fresh) {
+  const was = [...old.childNodes], now = [...fresh.childNodes];
+  now.forEach((node, n) => n < was.length ? become(was[n], node) : old.append(node));
+  for (const node of was.slice(now.length)) node.remove();
+}
+
+// Takes over the live parts of the page as it is now. What one types in stays.
 async function refresh() {
   due = 0;
   let page;
@@ -28,27 +49,20 @@ async function refresh() {
     if (!answer.ok) throw new Error(answer.status);
     page = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
-    say("No connection. Trying again.");
+    say("No connection: what is shown is old. Trying again.");
     return later(4000);
   }
   document.title = page.title;
-  const open = new Map();
-  for (const el of document.querySelectorAll("[data-live] details[id]")) open.set(el.id, el.open);
   const foot = document.documentElement.scrollHeight - innerHeight - scrollY < 80;
   for (const fresh of page.querySelectorAll("[data-live]")) {
     const old = document.getElementById(fresh.id);
-    if (!old) continue;
-    for (const el of fresh.querySelectorAll("details[id]")) if (open.has(el.id)) el.open = open.get(el.id);
-    if (old.innerHTML !== fresh.innerHTML && !(old.contains(document.activeElement) && document.activeElement.matches("input,textarea"))) {
-      const focus = old.contains(document.activeElement) && document.activeElement.id;
-      old.replaceChildren(...fresh.childNodes);
-      if (focus) document.getElementById(focus)?.focus();
-    }
+    if (old) become(old, fresh);
   }
   for (const fresh of page.querySelectorAll("[data-token]")) {
     const old = document.getElementById(fresh.id);
     if (old) old.value = fresh.value;
   }
+  meet(Date.now());
   if (foot && document.querySelector("[data-follow]")) scrollTo(0, document.documentElement.scrollHeight);
   tick();
   say("");
@@ -67,7 +81,7 @@ function later(ms) {
   setTimeout(() => { if (due === at) refresh(); }, ms);
 }
 
-function say(text) { if (state && state.textContent !== text) state.textContent = text; }
+function say(text) { put(state, text); }
 
 function heard() { last = Date.now(); }
 
@@ -95,8 +109,8 @@ function connect() {
     if (el && !words.thinking) el.textContent += words.text;
   });
   source.addEventListener("gone", () => { source.close(); source = null; body.dataset.stream = ""; later(0); });
-  // Refused, not merely broken: the page goes on by being loaded again.
-  source.onerror = () => { if (source?.readyState === EventSource.CLOSED) later(5000); };
+  // Broken, which the browser mends by itself, or refused: the page looks whether the server is there.
+  source.onerror = () => later(source?.readyState === EventSource.CLOSED ? 5000 : 1000);
 }
 
 // Phones end a stream in the background without a word: a watchdog on the heartbeat, and a look whenever the page comes back.
@@ -115,13 +129,16 @@ addEventListener("pageshow", (event) => { if (event.persisted) { connect(); late
 addEventListener("online", () => { connect(); later(0); });
 addEventListener("pagehide", () => { source?.close(); source = null; });
 
-// One press is one press.
+// One press is one press; and what has only just come to lie under a finger was not meant.
+const met = new WeakMap();
+function meet(at) { for (const form of document.forms) if (!met.has(form)) met.set(form, at); }
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.dataset.sent) return event.preventDefault();
+  if (form.dataset.sent || Date.now() - met.get(form) < 700) return event.preventDefault();
   form.dataset.sent = "1";
   setTimeout(() => delete form.dataset.sent, 5000);
 });
 
+meet(0);
 tick();
 connect();

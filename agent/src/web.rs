@@ -78,6 +78,7 @@ pub fn routes(app: &Arc<App>) -> Router {
         .route("/openapi.json", get(files::openapi))
         .route("/healthz", get(files::healthz))
         .route("/readyz", get(files::readyz))
+        .fallback(files::nowhere)
         .layer(from_fn_with_state(Arc::clone(app), guard::guard))
         .layer(DefaultBodyLimit::max(BODY))
         .layer(RequestBodyLimitLayer::new(BODY))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::Message;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::auth::Door;
 use super::limits::Limit;
@@ -75,6 +75,8 @@ pub struct App {
     /// Wrong passwords and tokens, of each address and claimed name.
     pub(super) wrong: Limit<(IpAddr, String)>,
     pub(super) streams: Arc<Semaphore>,
+    /// What goes on in the incidents, in a few words that change with it.
+    pub(super) goings: watch::Sender<String>,
     pub(super) doctor: super::doctor::Last,
 }
 
@@ -106,6 +108,7 @@ impl App {
             acts: Limit::new(20, Duration::from_secs(1)),
             wrong: Limit::new(10, Duration::from_secs(3)),
             streams: Arc::new(Semaphore::new(STREAMS)),
+            goings: watch::channel(String::new()).0,
             doctor: super::doctor::Last::default(),
         }))
     }
@@ -139,6 +142,7 @@ impl App {
     pub fn start(self: &Arc<Self>) {
         let app = Arc::clone(self);
         tokio::spawn(async move { app.looks.run(Arc::clone(&app.hands)).await });
+        tokio::spawn(super::events::goings(Arc::clone(self)));
         super::press::take_up(self);
         super::doctor::begin(self);
     }

@@ -61,8 +61,8 @@ pub(super) async fn doctor(State(app): State<Arc<App>>, Extension(who): Extensio
     let body = html! {
         h1 { "Doctor" }
         section.card {
-            form method="post" action="/doctor" { button.primary.wide type="submit" { "Examine the whole way now" } }
-            p.quiet { "Host, receipts, clocks, space, the devvm's sshd. It changes nothing and takes up to 15 s." }
+            form method="post" action="/doctor" { button.primary.wide type="submit" { "Examine now" } }
+            p.quiet { "The whole way: host, receipts, clocks, space, the devvm's sshd. It changes nothing and takes up to 15 s." }
             @match &last {
                 None => p { "Not examined yet." },
                 Some((at, found)) => {

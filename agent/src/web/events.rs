@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::app::App;
 use super::shell;
-use crate::incident::{Incident, IncidentId, Seen};
+use crate::incident::{Incident, IncidentId, Seen, Summary};
 
 /// Between two heartbeats.
 const BEAT: Duration = Duration::from_secs(10);
@@ -26,6 +26,9 @@ const BEAT: Duration = Duration::from_secs(10);
 const WAITING: usize = 16;
 /// Between two looks at a log that another process writes.
 const POLL: Duration = Duration::from_secs(2);
+
+/// Between two looks at what goes on in the incidents, while somebody is on the first screen.
+const GOINGS: Duration = Duration::from_secs(1);
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -75,7 +78,7 @@ pub(super) async fn looks(State(app): State<Arc<App>>) -> Response {
         Err(full) => return full,
     };
     let (tell, told) = mpsc::channel(WAITING);
-    let (mut hear, its) = (app.looks.hear(), Arc::clone(&app));
+    let (mut hear, mut goings, its) = (app.looks.hear(), app.goings.subscribe(), Arc::clone(&app));
     tokio::spawn(async move {
         let mut beat = tokio::time::interval(BEAT);
         loop {
@@ -83,6 +86,10 @@ pub(super) async fn looks(State(app): State<Arc<App>>) -> Response {
                 () = tell.closed() => return,
                 heard = hear.changed() => match heard {
                     Ok(()) => Event::default().event("changed").data(hear.borrow_and_update().key()),
+                    Err(_) => return,
+                },
+                heard = goings.changed() => match heard {
+                    Ok(()) => Event::default().event("changed").data("incidents"),
                     Err(_) => return,
                 },
                 _ = beat.tick() => {
@@ -97,6 +104,27 @@ pub(super) async fn looks(State(app): State<Arc<App>>) -> Response {
         }
     });
     stream(&app, permit, told)
+}
+
+/// Sees for all streams of the first screen what begins, waits and ends in the incidents, whichever process writes them.
+pub(super) async fn goings(app: Arc<App>) {
+    let mut every = tokio::time::interval(GOINGS);
+    loop {
+        every.tick().await;
+        if app.goings.receiver_count() == 0 {
+            continue;
+        }
+        let one = |one: &Summary| {
+            let running = one.facts.running.iter().map(|pending| pending.request_id.as_str()).collect::<Vec<_>>().join("+");
+            format!("{} {running} {} {:?}\n", one.id, one.facts.awaiting.len(), one.facts.ended.as_ref().map(|(healthy, _)| healthy))
+        };
+        let seen: String = app.store.list().iter().take(100).map(one).collect();
+        app.goings.send_if_modified(|known| {
+            let changed = *known != seen;
+            *known = seen;
+            changed
+        });
+    }
 }
 
 /// `GET /incidents/{id}/events`.

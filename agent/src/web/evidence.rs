@@ -124,7 +124,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>, Extension(who): Extensio
                 h2 { (group) }
                 ul.rows {
                     @for file in files {
-                        li { a.row-link href={ "/evidence/" (run.id) "/" (file.path) } { code { (file.path) } span.pill { (size(file.bytes)) } } }
+                        li { a.row-link href={ "/evidence/" (run.id) "/" (file.path) } { code { (file.path.split_once('/').map_or(file.path.as_str(), |(_, rest)| rest)) } span.quiet { (size(file.bytes)) } } }
                     }
                 }
             }

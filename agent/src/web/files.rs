@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use proto::Message;
 use rust_embed::RustEmbed;
 
 use super::app::App;
-use super::auth::COOKIE;
+use super::auth::{COOKIE, Who};
+use super::guard::wants_json;
 use super::shell;
 
 /// How long the keyholder may take to answer.
@@ -44,6 +46,12 @@ fn file(name: &str) -> Response {
 /// `GET /assets/{name}`.
 pub(super) async fn asset(Path(name): Path<String>) -> Response {
     file(&name)
+}
+
+/// Whatever is no route.
+pub(super) async fn nowhere(headers: HeaderMap, Extension(who): Extension<Who>) -> Response {
+    let said = Message::new("There is no such page.", "Go to the first screen.");
+    shell::refusal(StatusCode::NOT_FOUND, &said, wants_json(&headers, &who))
 }
 
 /// `GET /manifest.webmanifest`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use maud::{Markup, html};
@@ -14,7 +14,7 @@ use super::app::App;
 use super::auth::Who;
 use super::look::{Known, Look};
 use super::run::{Run, newest_screen};
-use super::shell::{self, Fresh, ago, page, plain, time};
+use super::shell::{self, Fresh, Held, aged, ago, page, plain, time};
 use super::tokens::About;
 use crate::incident::Summary;
 
@@ -23,19 +23,14 @@ const RECENT: Duration = Duration::from_secs(20);
 const WAIT: Duration = Duration::from_millis(900);
 
 /// `GET /`.
-pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<Who>) -> Response {
+pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<Who>, Query(held): Query<Held>) -> Response {
     app.looks.interest();
     let look = app.looks.fresh(RECENT, WAIT).await;
     let all = app.store.list();
-    let running: Vec<Run> = all
-        .iter()
-        .filter(|one| one.open)
-        .flat_map(|one| one.facts.running.iter().map(move |pending| (one, pending)))
-        .filter(|(_, pending)| pending.verb != Verb::Status)
-        .filter_map(|(one, pending)| Run::of(&app, one, &pending.request_id))
-        .collect();
+    let running = at_work(&app, &all);
     let awaiting: Vec<&Summary> = all.iter().filter(|one| one.open && !one.facts.awaiting.is_empty()).collect();
-    let fresh = Fresh { stream: Some("/events".to_owned()), reload_s: Some(if running.is_empty() { 15 } else { 5 }) };
+    let reload_s = held.still.is_none().then_some(if running.is_empty() { 15 } else { 5 });
+    let fresh = Fresh { stream: Some("/events".to_owned()), reload_s };
     let title = match &look.seen {
         Ok(known) => headline(known),
         Err(_) => "Host silent",
@@ -45,20 +40,33 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
             @for one in &awaiting {
                 a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.title)) }
             }
-            @for run in &running {
-                a.banner href={ "/runs/" (run.id) } {
-                    b { (run.verb) " runs: " } (run.doing()) ", "
-                    span data-until=(run.until.unix_ms()) { (left(run)) } " left"
-                }
-            }
+            (banners(&running))
             (state(&look, true))
         }
-        section.verbs aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
+        section.verbs #verbs data-live aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
         div #picture data-live { (picture(&app)) }
-        (talk(&app, &who))
+        (talk(&app, &who, &held))
         div #recent data-live { (recent(&app, &all)) }
     };
     shell::html(StatusCode::OK, page(title, "/", Some(&who), &fresh, &body))
+}
+
+/// The runs that go on.
+pub(super) fn at_work(app: &Arc<App>, all: &[Summary]) -> Vec<Run> {
+    let open = all.iter().filter(|one| one.open).flat_map(|one| one.facts.running.iter().map(move |pending| (one, pending)));
+    open.filter(|(_, pending)| pending.verb != Verb::Status).filter_map(|(one, pending)| Run::of(app, one, &pending.request_id)).collect()
+}
+
+/// The way to each of them.
+pub(super) fn banners(running: &[Run]) -> Markup {
+    html! {
+        @for run in running {
+            a.banner href={ "/runs/" (run.id) } {
+                b { (run.verb) " runs: " } (run.doing()) ", "
+                span data-until=(run.until.unix_ms()) { (left(run)) } " left"
+            }
+        }
+    }
 }
 
 /// The time that a run has left, in words.
@@ -106,7 +114,7 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
             section.card.state.unknown {
                 p.eyebrow { "VM 102" }
                 (head("Host silent"))
-                p.since { "since " (time(look.since)) ", asked " (ago(look.at)) }
+                p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
                 p { (plain(&said.what)) }
                 p.advice { (plain(&said.next)) }
             }
@@ -117,7 +125,7 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 (head(headline(known)))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
-                    (time(look.since)) " (" (ago(look.since)) "), looked " (ago(look.at))
+                    span.whole { (time(look.since)) } " " span.whole { "(" (aged(look.since)) ")" } " · " span.whole { "looked " (aged(look.at)) }
                 }
                 p { (plain(known.judged.as_ref().map_or(known.body.message.what.as_str(), |judged| judged.sentence.as_str()))) }
                 @if let Some(judged) = &known.judged {
@@ -213,7 +221,7 @@ fn picture(app: &Arc<App>) -> Markup {
 }
 
 /// The chat box, with what Claude may do and may cost.
-fn talk(app: &App, who: &Who) -> Markup {
+fn talk(app: &App, who: &Who, held: &Held) -> Markup {
     let token = app.tokens.issue(About { who: who.name.clone(), purpose: "chat".to_owned(), state: None });
     html! {
         section.card.talk {
@@ -221,6 +229,7 @@ fn talk(app: &App, who: &Who) -> Markup {
             form method="post" action="/incidents" {
                 input #token-chat data-token type="hidden" name="token" value=(token);
                 label for="text" { "What is wrong?" }
+                (held.said())
                 textarea #text name="text" rows="3" maxlength="8000" placeholder="The devvm hangs, SSH does not answer." {}
                 div.row {
                     @if app.talks.has_a_model() { button.primary type="submit" { "Send" } }
@@ -230,7 +239,7 @@ fn talk(app: &App, who: &Who) -> Markup {
             p.quiet {
                 @if app.talks.has_a_model() {
                     (app.claude.model) @if app.asks_first() { " asks before each change." } @else { " may run the verbs itself." }
-                    " At most " (app.budget.usd) " $, " (app.budget.turns) " answers and " (app.budget.minutes) " minutes an incident, "
+                    " At most $" (app.budget.usd) ", " (app.budget.turns) " answers and " (app.budget.minutes) " minutes an incident, "
                     (app.budget.mutations_per_hour) " changes an hour."
                 } @else {
                     "No API key is set, so there is no model. The runbook looks, takes evidence, does what is advised and checks that the guest is back."

@@ -41,7 +41,7 @@ pub(super) fn row(app: &App, one: &Summary) -> Markup {
                     @if let Some(at) = one.facts.opened { (ago(at)) }
                     @let changes = one.facts.runs.iter().filter(|(_, verb, _)| verb.mutates()).count();
                     @if changes > 0 { " · " (changes) @if changes == 1 { " change" } @else { " changes" } }
-                    @if one.facts.spent.usd > 0.0 { " · $ " (format!("{:.2}", one.facts.spent.usd)) }
+                    @if one.facts.spent.usd > 0.0 { " · $" (format!("{:.2}", one.facts.spent.usd)) }
                 }
             }
         }

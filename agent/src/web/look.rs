@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::{Assessment, Body, Code, Message, Origin, ReceiptBody, Timestamp, Unit64, Verb, VmState};
 use serde::{Deserialize, Serialize};
@@ -168,6 +168,19 @@ impl Looks {
         self.latest.send_replace(Arc::new(look));
     }
 
+    /// Waits until it is time for the next one; who comes to look at a page meanwhile makes it sooner.
+    async fn due(&self) {
+        let began = Instant::now();
+        loop {
+            let watched = self.interest.load(Ordering::Relaxed) + INTEREST_MS > now().unix_ms();
+            let most = if watched { WATCHED } else { UNWATCHED };
+            if began.elapsed() >= most {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// Looks, for ever.
     pub async fn run(&self, hands: Arc<dyn Hands>) {
         let kept = std::fs::read(&self.file).ok().and_then(|text| serde_json::from_slice::<Since>(&text).ok());
@@ -185,10 +198,9 @@ impl Looks {
                 }
             };
             self.tell(at, seen, &mut before, &mut silent);
-            let watched = self.interest.load(Ordering::Relaxed) + INTEREST_MS > now().unix_ms();
             tokio::select! {
                 () = self.wanted.notified() => {}
-                () = tokio::time::sleep(if watched { WATCHED } else { UNWATCHED }) => {}
+                () = self.due() => {}
             }
         }
     }

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::app::App;
 use super::auth::{How, Who};
 use super::guard::wants_json;
-use super::home::{capital, does, state};
+use super::home::{at_work, banners, capital, does, state};
 use super::look::Look;
 use super::shell::{self, Fresh, page, see_other};
 use super::tokens::{About, Stale};
@@ -56,7 +56,7 @@ pub(super) async fn confirm(
 }
 
 /// The question.
-fn ask(app: &App, who: &Who, verb: Verb, press: &Press, look: &Look, stale: Option<Stale>, json: bool) -> Response {
+fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale: Option<Stale>, json: bool) -> Response {
     let token = app.tokens.issue(about(who, verb, look));
     let status = if stale.is_some() { StatusCode::CONFLICT } else { StatusCode::OK };
     let known = look.seen.as_ref().ok();
@@ -75,6 +75,7 @@ fn ask(app: &App, who: &Who, verb: Verb, press: &Press, look: &Look, stale: Opti
         press.reason.clone().unwrap_or_else(|| known.and_then(super::look::Known::code).map(|code| code.to_string()).unwrap_or_default());
     let body = html! {
         @if let Some(changed) = changed { p.banner.warn role="alert" { (changed) } }
+        (banners(&at_work(app, &app.store.list())))
         section.card {
             h1 { (capital(verb)) " VM 102?" }
             p.lead { (what_it_does(verb)) }

@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use proto::{Message, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::auth::Who;
 use crate::incident::{By, now};
@@ -19,6 +19,26 @@ pub(super) struct Fresh {
     pub(super) stream: Option<String>,
     /// Where there is no JavaScript: loaded again after so many seconds.
     pub(super) reload_s: Option<u32>,
+}
+
+/// Where there is no JavaScript a page that loads itself again takes away what is being written on it: it can be held still.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Held {
+    pub(super) still: Option<String>,
+}
+
+impl Held {
+    /// What stands over a field for text.
+    pub(super) fn said(&self) -> Markup {
+        html! {
+            noscript {
+                p.quiet {
+                    @if self.still.is_some() { "This page is held still. " a href="?" { "Keep it fresh" } }
+                    @else { "This page loads itself again, without what is typed. " a href="?still=yes#text" { "Hold this page still to write" } }
+                }
+            }
+        }
+    }
 }
 
 /// Where one is: a word of the navigation.
@@ -34,8 +54,8 @@ pub(super) fn page(title: &str, place: &str, who: Option<&Who>, fresh: &Fresh, b
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                meta name="theme-color" media="(prefers-color-scheme: light)" content="#f4f5f7";
-                meta name="theme-color" media="(prefers-color-scheme: dark)" content="#101418";
+                meta name="theme-color" media="(prefers-color-scheme: light)" content="#f2f4f6";
+                meta name="theme-color" media="(prefers-color-scheme: dark)" content="#0f1316";
                 @if let Some(s) = fresh.reload_s { noscript { meta http-equiv="refresh" content=(s); } }
                 title { (title) " · Breakglass" }
                 link rel="stylesheet" href="/assets/style.css";
@@ -98,6 +118,31 @@ pub(super) fn lines(text: &str) -> String {
     text.lines().map(|line| plain(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
 }
 
+/// A model's words: what it marks as bold or as code is drawn so; whatever else it marks stays as it is.
+pub(super) fn marked(text: &str) -> Markup {
+    let text = lines(text);
+    let (mut rest, mut pieces) = (text.as_str(), Vec::new());
+    while let Some((at, mark)) = ["**", "`"].into_iter().filter_map(|mark| Some((rest.find(mark)?, mark))).min() {
+        let inner = &rest[at + mark.len()..];
+        match inner.find(mark).filter(|end| *end > 0 && !inner[..*end].contains('\n')) {
+            Some(end) => {
+                pieces.extend([("", &rest[..at]), (mark, &inner[..end])]);
+                rest = &inner[end + mark.len()..];
+            }
+            None => {
+                pieces.push(("", &rest[..at + mark.len()]));
+                rest = inner;
+            }
+        }
+    }
+    pieces.push(("", rest));
+    html! {
+        @for (mark, text) in pieces {
+            @match mark { "**" => b { (text) }, "`" => code { (text) }, _ => (text) }
+        }
+    }
+}
+
 /// A word of a closed set, as a person reads it.
 pub(super) fn word(value: &impl Serialize) -> String {
     let word = serde_json::to_value(value).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default();
@@ -132,6 +177,11 @@ pub(super) fn ago(at: Timestamp) -> String {
     if s < 2 { "just now".to_owned() } else { format!("{} ago", long(Duration::from_secs(s))) }
 }
 
+/// The same where it matters that it goes on being true while one looks at it.
+pub(super) fn aged(at: Timestamp) -> Markup {
+    html! { span data-at=(at.unix_ms()) { (ago(at)) } }
+}
+
 /// A length of time, to one unit or two.
 pub(super) fn long(time: Duration) -> String {
     match time.as_secs() {
@@ -159,4 +209,23 @@ pub(super) fn html(status: StatusCode, markup: Markup) -> Response {
 /// To another page, after something was done.
 pub(super) fn see_other(to: &str) -> Response {
     (StatusCode::SEE_OTHER, [(header::LOCATION, to.to_owned())]).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::marked;
+
+    #[test]
+    fn bold_and_code_are_drawn_and_nothing_else_is_markup() {
+        for (text, drawn) in [
+            ("a **fresh** one:\n`free -m`", "a <b>fresh</b> one:\n<code>free -m</code>"),
+            ("**<script>**`<b>`", "<b>&lt;script&gt;</b><code>&lt;b&gt;</code>"),
+            ("2 ** 3, ` and **\n**", "2 ** 3, ` and **\n**"),
+            ("****``", "****``"),
+            ("ä**ö**ü", "ä<b>ö</b>ü"),
+            ("**\u{202e}**", "<b>\\u{202e}</b>"),
+        ] {
+            assert_eq!(marked(text).into_string(), drawn);
+        }
+    }
 }

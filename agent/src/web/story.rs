@@ -16,7 +16,7 @@ use super::auth::Who;
 use super::guard::wants_json;
 use super::incidents::{about, none};
 use super::run::{Run, word};
-use super::shell::{self, Fresh, ago, by, lines, page, plain, size, time};
+use super::shell::{self, Fresh, Held, ago, by, lines, marked, page, plain, size, time};
 use crate::incident::{By, IncidentId, Line, Summary, What};
 
 /// Entries on a page; the earlier ones are a link away.
@@ -56,6 +56,7 @@ enum Kind {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct From {
     before: Option<u64>,
+    still: Option<String>,
 }
 
 /// `GET /incidents/{id}`.
@@ -78,7 +79,8 @@ pub(super) async fn incident(
     let entries = fold(&all, &one);
     let end = from.before.map_or(entries.len(), |before| entries.iter().position(|entry| entry.n >= before).unwrap_or(entries.len()));
     let first = end.saturating_sub(MOST);
-    let fresh = Fresh { stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)), reload_s: at_work.then_some(4) };
+    let held = Held { still: from.still };
+    let fresh = Fresh { stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)), reload_s: (at_work && held.still.is_none()).then_some(4) };
     let title = plain(&one.facts.title);
     let body = html! {
         div #head data-live {
@@ -92,7 +94,7 @@ pub(super) async fn incident(
         }
         @if from.before.is_none() {
             ol.story aria-live="polite" { li { div.said.words {} } }
-            div #end { (forms(&app, &who, &one, busy)) }
+            div #end { (forms(&app, &who, &one, busy, at_work.then_some(&held))) }
         }
     };
     shell::html(StatusCode::OK, page(&title, "/incidents", Some(&who), &fresh, &body))
@@ -110,7 +112,7 @@ fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
         }
         @if spent.turns > 0 {
             p.quiet {
-                (spent.turns) " of " (app.budget.turns) " answers, " (spent.tokens) " tokens, $ " (format!("{:.2}", spent.usd)) " of " (app.budget.usd)
+                (spent.turns) " of " (app.budget.turns) " answers, " (spent.tokens) " tokens, $" (format!("{:.2}", spent.usd)) " of $" (app.budget.usd)
                 ", " (spent.ms / 60_000) " of " (app.budget.minutes) " minutes"
             }
         }
@@ -225,7 +227,7 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
     let when = html! { (time(entry.at)) };
     match &entry.kind {
         Kind::Words { class, who, text } => html! {
-            li class=(class) { p.who { b { (who) } (when) } div.said { (lines(cut(text))) } }
+            li class=(class) { p.who { b { (who) } (when) } div.said { @if *class == "model" { (marked(cut(text))) } @else { (lines(cut(text))) } } }
         },
         Kind::Note { class, text } => html! { li { p class={ "note " (class) } { (plain(text)) " " span.quiet { (when) } } } },
         Kind::Verb(run) => verb(run, &when),
@@ -323,7 +325,7 @@ fn ask(app: &App, who: &Who, one: &Summary, call: &str, said: &str) -> Markup {
     }
 }
 
-fn forms(app: &App, who: &Who, one: &Summary, busy: bool) -> Markup {
+fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -> Markup {
     let token = |purpose: &str| app.tokens.issue(about(who, purpose, Some(&one.id)));
     html! {
         section.card {
@@ -331,6 +333,7 @@ fn forms(app: &App, who: &Who, one: &Summary, busy: bool) -> Markup {
                 form method="post" action={ "/incidents/" (one.id) "/say" } {
                     input #token-say data-token type="hidden" name="token" value=(token("say"));
                     label for="text" { "Say something" }
+                    @if let Some(held) = held { (held.said()) }
                     textarea #text name="text" rows="3" maxlength="8000" required {}
                     div.row { button.primary type="submit" { "Send" } }
                 }

@@ -33,6 +33,8 @@ pub(crate) struct Paced {
     pub(crate) world: World,
     /// Between two things that are told.
     pub(crate) pace: Duration,
+    /// The name by which the host tells of itself.
+    pub(crate) node: String,
     /// The host says nothing.
     pub(crate) silent: AtomicBool,
 }
@@ -54,7 +56,7 @@ impl Paced {
         let accepted = Accepted {
             verb: ask.verb,
             vmid: proto::Vmid::DEVVM,
-            node: "pve".to_owned(),
+            node: self.node.clone(),
             key_name: KeyName::console("page"),
             key_fingerprint: None,
             origin: ask.origin,
@@ -161,6 +163,8 @@ pub(crate) struct How {
     pub(crate) case: Case,
     /// Between two things that a verb tells.
     pub(crate) pace: Duration,
+    /// The host's name.
+    pub(crate) node: String,
     /// Who may come in; with nothing set, by the one-time link.
     pub(crate) door: auth::Settings,
     /// What is set for Claude.
@@ -203,6 +207,7 @@ impl How {
         Self {
             case: recorded("2026-06-11-block-stall"),
             pace: Duration::from_millis(2),
+            node: "pve".to_owned(),
             door: every_way(folder),
             claude: Settings { api_key_file: None, ..Settings::default() },
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -213,7 +218,7 @@ impl How {
 impl Page {
     /// Serves one on this state folder.
     pub(crate) async fn serve(state: &Path, how: How) -> Self {
-        let hands = Arc::new(Paced { world: World::new(how.case).unwrap(), pace: how.pace, silent: AtomicBool::new(false) });
+        let hands = Arc::new(Paced { world: World::new(how.case).unwrap(), pace: how.pace, node: how.node, silent: AtomicBool::new(false) });
         Self::with(state, hands, how.door, how.claude, how.listen).await
     }
 
