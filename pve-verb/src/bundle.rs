@@ -25,8 +25,9 @@ use pack::Pack;
 /// Proof that the evidence of this request is durable. Whatever changes the VM asks for it. Made by [`preserve`] only.
 #[derive(Debug)]
 pub struct Preserved {
-    locked: Locked,
+    // Before the lock, as in `Captured`.
     seen: Seen,
+    locked: Locked,
     name: BundleName,
 }
 

@@ -49,8 +49,9 @@ pub struct Seen {
 /// All that was asked and answered. Made by [`capture`] only.
 #[derive(Debug)]
 pub struct Captured {
-    locked: Locked,
+    // Before the lock: what is dropped first is let go first, and whoever gets the lock next is to find QEMU's sockets unclaimed.
     seen: Seen,
+    locked: Locked,
 }
 
 /// Looks, refuses what is already proved impossible, and captures.

@@ -91,12 +91,25 @@ fn in_start(lab: &Lab) -> Result<()> {
     interrupted(lab, Moment::Step("qm-start", "started"))
 }
 
+/// As long as the VM does not run, although `qm start` said so, there is something to wait for.
 fn in_observe(lab: &Lab) -> Result<()> {
-    interrupted(lab, Moment::Step("qm-start", "done"))
+    bare_vm(lab)?;
+    station::lies("start success-without-acting")?;
+    let _honest_again = Honest;
+    interrupted(lab, Moment::Step("observe", "started"))
+}
+
+struct Honest;
+
+impl Drop for Honest {
+    fn drop(&mut self) {
+        station::honest();
+    }
 }
 
 fn interrupted(lab: &Lab, moment: Moment) -> Result<()> {
     let (id, answer) = killed_at(lab, moment)?;
+    station::honest();
     let ssh = anna(lab)?;
     let first = body(&answer)?;
     assert_eq!((answer.status, &first["interrupted"], &first["outcome"]), (11, &json!(true), &json!("unknown")));
