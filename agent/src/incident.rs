@@ -22,6 +22,7 @@ mod act;
 mod artifacts;
 mod event;
 mod facts;
+mod hears;
 mod journal;
 mod log;
 mod mirror;

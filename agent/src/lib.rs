@@ -11,6 +11,8 @@
 //! ```
 
 pub mod answer;
+pub mod chat;
+pub mod claude;
 pub mod cli;
 pub mod config;
 pub mod devvm;
@@ -32,6 +34,7 @@ pub mod ssh;
 pub mod untrusted;
 pub mod verb;
 pub mod watch;
+pub mod web;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
 pub const UNKNOWN: u8 = 20;
