@@ -32,14 +32,18 @@ async fn nobody_is_let_in_without_saying_who() {
     let folder = tempfile::tempdir().unwrap();
     let (page, base) = served(&folder).await;
     let stranger = Browser::stranger(&base);
-    for path in ["/", "/incidents", "/evidence", "/receipts", "/doctor", "/hostkey", "/metrics", "/events", "/verbs/cycle/confirm", "/nowhere"] {
+    for path in
+        ["/", "/incidents", "/evidence", "/receipts", "/doctor", "/hostkey", "/metrics", "/events", "/verbs/cycle/confirm", "/nowhere"]
+    {
         let got = stranger.get(path).await;
         assert_eq!(got.status, 401, "{path}");
         assert!(got.headers["www-authenticate"].to_str().unwrap().starts_with("Basic"), "{path}");
         assert!(!got.text.contains("stalled"), "{path} says what it should not");
     }
     assert_eq!(stranger.post("/verbs/forensics", &[]).await.status, 401);
-    for path in ["/healthz", "/readyz", "/openapi.json", "/manifest.webmanifest", "/assets/style.css", "/assets/app.js", "/assets/icon-192.png"] {
+    for path in
+        ["/healthz", "/readyz", "/openapi.json", "/manifest.webmanifest", "/assets/style.css", "/assets/app.js", "/assets/icon-192.png"]
+    {
         assert_eq!(stranger.get(path).await.status, 200, "{path}");
     }
     assert!(mutations(&page).is_empty());
@@ -161,7 +165,8 @@ async fn who_and_how_stand_in_the_incident_and_are_told_to_the_host() {
     let run = Browser::anna(&base).confirm("cycle").await;
     let told = Browser::machine(&base).get(&run).await.text;
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    let log = std::fs::read_to_string(folder.path().join(format!("incidents/{}/events.jsonl", told["incident"].as_str().unwrap()))).unwrap();
+    let log =
+        std::fs::read_to_string(folder.path().join(format!("incidents/{}/events.jsonl", told["incident"].as_str().unwrap()))).unwrap();
     for event in ["opened", "button", "verb_asked"] {
         let line = log.lines().find(|line| line.contains(&format!("\"event\":\"{event}\""))).unwrap();
         assert!(line.contains("\"origin\":\"human\"") && line.contains("\"actor\":\"anna"), "{line}");
@@ -192,7 +197,9 @@ async fn what_is_too_long_or_too_slow_ends_and_the_page_goes_on() {
     let long = "x".repeat(200_000);
     assert_eq!(anna.post("/incidents", &[("text", &long)]).await.status, 413);
     let credentials = anna.headers["authorization"].to_str().unwrap();
-    let head = format!("POST /incidents HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {credentials}\r\nsec-fetch-site: same-origin\r\ncontent-type: application/x-www-form-urlencoded\r\n");
+    let head = format!(
+        "POST /incidents HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {credentials}\r\nsec-fetch-site: same-origin\r\ncontent-type: application/x-www-form-urlencoded\r\n"
+    );
     let huge = format!("GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: {long}\r\n\r\n");
     let (status, _) = raw(&page, &[huge.as_bytes()], Duration::ZERO).await;
     assert!(status.is_empty() || status.contains("431"), "{status}");

@@ -158,12 +158,38 @@ async fn nothing_that_a_guest_a_host_or_a_person_says_becomes_markup() {
     anna.until(&incident, "devvm").await;
     let question = anna.get(&format!("/verbs/cycle/confirm?incident={}&reason={}", "%22%3E%3Cscript%3E", "%3Cscript%3E")).await;
     let mut pages = vec![again, question];
-    for path in ["/", "/incidents", "/evidence", "/receipts", "/doctor", "/hostkey", &run, &incident, &format!("/evidence/{id}"), &format!("/evidence/{id}/guest/journal.txt"), &format!("/evidence/{id}/guest/page.html"), "/nowhere/<script>"] {
+    for path in [
+        "/",
+        "/incidents",
+        "/evidence",
+        "/receipts",
+        "/doctor",
+        "/hostkey",
+        &run,
+        &incident,
+        &format!("/evidence/{id}"),
+        &format!("/evidence/{id}/guest/journal.txt"),
+        &format!("/evidence/{id}/guest/page.html"),
+        "/nowhere/<script>",
+    ] {
         pages.push(anna.get(&path.replace('<', "%3C").replace('>', "%3E")).await);
     }
     for got in &pages {
         let text = &got.text;
-        for evil in ["<script>", "<img src=x", "<svg/", "<iframe", "<style>", "<base", "<a href=\"javascript", "<form action=//", "evil.example>", "\u{202e}", "\u{1b}", "onerror=alert(1)>"] {
+        for evil in [
+            "<script>",
+            "<img src=x",
+            "<svg/",
+            "<iframe",
+            "<style>",
+            "<base",
+            "<a href=\"javascript",
+            "<form action=//",
+            "evil.example>",
+            "\u{202e}",
+            "\u{1b}",
+            "onerror=alert(1)>",
+        ] {
             assert!(!text.contains(evil), "{evil} in {text}");
         }
         for tag in text.split('<').skip(1).filter(|tag| tag.starts_with("script")) {
@@ -174,7 +200,9 @@ async fn nothing_that_a_guest_a_host_or_a_person_says_becomes_markup() {
     // The file itself: never a page.
     let raw = anna.get(&format!("/artifacts/{id}/guest/page.html")).await;
     assert_eq!((raw.status, raw.headers["content-type"].to_str().unwrap()), (200, "text/plain; charset=utf-8"));
-    assert!(raw.headers["content-security-policy"].to_str().unwrap().contains("sandbox") && raw.headers["x-content-type-options"] == "nosniff");
+    assert!(
+        raw.headers["content-security-policy"].to_str().unwrap().contains("sandbox") && raw.headers["x-content-type-options"] == "nosniff"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,8 +217,25 @@ async fn a_path_leads_to_no_file_but_the_evidences_own() {
     let id = run.rsplit('/').next().unwrap();
     let incident = &end.text.split("/incidents/").nth(1).unwrap()[..36];
     assert_eq!(anna.get(&format!("/artifacts/{id}/qmp/query-status.json")).await.status, 200);
-    for path in ["../events.jsonl", "..%2f..%2fsecret-of-the-state", "%2e%2e/%2e%2e/%2e%2e/secret-of-the-state", "/etc/passwd", "%2fetc%2fpasswd", "qmp", "qmp/", "qmp/..", "qmp/query-status.json%00", "."] {
-        for place in [format!("/artifacts/{id}/"), format!("/evidence/{id}/"), format!("/incidents/{incident}/files/artifacts/"), "/assets/".to_owned(), "/runs/".to_owned()] {
+    for path in [
+        "../events.jsonl",
+        "..%2f..%2fsecret-of-the-state",
+        "%2e%2e/%2e%2e/%2e%2e/secret-of-the-state",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "qmp",
+        "qmp/",
+        "qmp/..",
+        "qmp/query-status.json%00",
+        ".",
+    ] {
+        for place in [
+            format!("/artifacts/{id}/"),
+            format!("/evidence/{id}/"),
+            format!("/incidents/{incident}/files/artifacts/"),
+            "/assets/".to_owned(),
+            "/runs/".to_owned(),
+        ] {
             let got = anna.get(&format!("{place}{path}")).await;
             assert!(got.status >= 400 || !got.text.contains("hidden") && !got.text.contains("root:"), "{place}{path}: {}", got.text);
             assert!(!got.text.contains("\"event\":"), "{place}{path}");
@@ -209,8 +254,21 @@ async fn every_page_is_small_strict_and_loads_nothing_from_elsewhere() {
     let run = anna.confirm("cycle").await;
     let end = anna.until(&run, "card outcome good").await;
     let incident = end.text.split("/incidents/").nth(1).unwrap()[..36].to_owned();
-    let shared = anna.get("/assets/style.css").await.text.len() + anna.get("/assets/app.js").await.text.len() + anna.get("/assets/icon.svg").await.text.len();
-    for path in ["/".to_owned(), "/verbs/stop/confirm".to_owned(), run.clone(), format!("/incidents/{incident}"), "/incidents".to_owned(), "/evidence".to_owned(), run.replace("/runs/", "/evidence/"), "/receipts".to_owned(), "/doctor".to_owned(), "/hostkey".to_owned()] {
+    let shared = anna.get("/assets/style.css").await.text.len()
+        + anna.get("/assets/app.js").await.text.len()
+        + anna.get("/assets/icon.svg").await.text.len();
+    for path in [
+        "/".to_owned(),
+        "/verbs/stop/confirm".to_owned(),
+        run.clone(),
+        format!("/incidents/{incident}"),
+        "/incidents".to_owned(),
+        "/evidence".to_owned(),
+        run.replace("/runs/", "/evidence/"),
+        "/receipts".to_owned(),
+        "/doctor".to_owned(),
+        "/hostkey".to_owned(),
+    ] {
         let got = anna.get(&path).await;
         assert_eq!(got.status, 200, "{path}");
         assert!(got.text.len() + shared <= 60_000, "{path} weighs {}", got.text.len() + shared);

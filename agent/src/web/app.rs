@@ -117,9 +117,8 @@ impl App {
     /// The incident that is going on, if one is.
     pub(super) fn current(&self) -> Option<IncidentId> {
         let now = crate::incident::now().unix_ms();
-        let recent = |one: &crate::incident::Summary| {
-            one.damaged.is_none() && one.facts.changed.is_some_and(|at| at.unix_ms() + CURRENT_MS > now)
-        };
+        let recent =
+            |one: &crate::incident::Summary| one.damaged.is_none() && one.facts.changed.is_some_and(|at| at.unix_ms() + CURRENT_MS > now);
         self.store.list().into_iter().find(recent).map(|one| one.id)
     }
 

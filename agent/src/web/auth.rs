@@ -148,7 +148,10 @@ impl Door {
             lines
                 .map(|line| {
                     let (name, value) = line.split_once(':').ok_or_else(|| bad(file, "a line of it has no colon"))?;
-                    Ok((name_of(name.as_bytes()).ok_or_else(|| bad(file, "a name in it is empty, too long or not printable"))?, value.to_owned()))
+                    Ok((
+                        name_of(name.as_bytes()).ok_or_else(|| bad(file, "a name in it is empty, too long or not printable"))?,
+                        value.to_owned(),
+                    ))
                 })
                 .collect()
         };
@@ -248,7 +251,9 @@ impl Door {
     fn token(&self, shown: &str) -> Result<Who, Refused> {
         let shown = proto::Sha256Hex::from_bytes(Sha256::digest(shown).into());
         // All of them are compared: the time does not tell which one is near.
-        let found = self.tokens.iter().fold(None, |found, (name, hash)| if bool::from(hash.as_str().as_bytes().ct_eq(shown.as_str().as_bytes())) { Some(name) } else { found });
+        let found = self.tokens.iter().fold(None, |found, (name, hash)| {
+            if bool::from(hash.as_str().as_bytes().ct_eq(shown.as_str().as_bytes())) { Some(name) } else { found }
+        });
         found.map(|name| Who { name: name.clone(), how: How::Token }).ok_or(Refused::Wrong)
     }
 
@@ -261,7 +266,8 @@ impl Door {
         }
         let _one_of_two = self.hashing.try_acquire().map_err(|_| Refused::Busy)?;
         // A name that is not there costs as much as one that is.
-        let known = self.passwords.iter().find(|(known, _)| known == name).or_else(|| self.passwords.first()).ok_or(Refused::Wrong)?.clone();
+        let known =
+            self.passwords.iter().find(|(known, _)| known == name).or_else(|| self.passwords.first()).ok_or(Refused::Wrong)?.clone();
         let (shown_name, shown_password) = (name.to_owned(), password.to_owned());
         let right = tokio::task::spawn_blocking(move || {
             let hash = PasswordHash::new(&known.1).ok()?;

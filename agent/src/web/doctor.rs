@@ -154,7 +154,12 @@ fn ask(app: &App, who: &Who, keys: Option<Keys>, said: Option<&Message>) -> Resp
 }
 
 /// `POST /hostkey`: a person has compared.
-pub(super) async fn accept(State(app): State<Arc<App>>, Extension(who): Extension<Who>, headers: HeaderMap, Form(form): Form<Accept>) -> Response {
+pub(super) async fn accept(
+    State(app): State<Arc<App>>,
+    Extension(who): Extension<Who>,
+    headers: HeaderMap,
+    Form(form): Form<Accept>,
+) -> Response {
     let Some(now) = keys(&app).await else { return ask(&app, &who, None, None) };
     let spent = app.tokens.spend(form.token.as_deref().unwrap_or_default(), &about(&who, &now));
     let again = |what: &str| ask(&app, &who, Some(now.clone()), Some(&Message::new(what, "Compare again.")));
@@ -168,7 +173,12 @@ pub(super) async fn accept(State(app): State<Arc<App>>, Extension(who): Extensio
         Some(site) => site.accept(&fingerprint).await,
         None => Ok(()),
     };
-    tracing::warn!(event = "hostkey", accepted = accepted.is_ok(), who = person(&who), fingerprint = proto::escape_cut(fingerprint.as_bytes(), 100));
+    tracing::warn!(
+        event = "hostkey",
+        accepted = accepted.is_ok(),
+        who = person(&who),
+        fingerprint = proto::escape_cut(fingerprint.as_bytes(), 100)
+    );
     match accepted {
         Ok(()) if wants_json(&headers, &who) => shell::html(StatusCode::NO_CONTENT, html! {}),
         Ok(()) => see_other("/hostkey"),

@@ -54,7 +54,8 @@ fn stream(app: &Arc<App>, permit: OwnedSemaphorePermit, told: mpsc::Receiver<Res
     }
     app.meter.stream(1);
     // nginx would hold events back otherwise.
-    ([(HeaderName::from_static("x-accel-buffering"), "no")], Sse::new(Held(ReceiverStream::new(told), permit, Arc::clone(app)))).into_response()
+    ([(HeaderName::from_static("x-accel-buffering"), "no")], Sse::new(Held(ReceiverStream::new(told), permit, Arc::clone(app))))
+        .into_response()
 }
 
 fn place(app: &App) -> Result<OwnedSemaphorePermit, Response> {
@@ -99,7 +100,12 @@ pub(super) async fn looks(State(app): State<Arc<App>>) -> Response {
 }
 
 /// `GET /incidents/{id}/events`.
-pub(super) async fn incident(State(app): State<Arc<App>>, Path(id): Path<String>, Query(query): Query<After>, headers: HeaderMap) -> Response {
+pub(super) async fn incident(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Query(query): Query<After>,
+    headers: HeaderMap,
+) -> Response {
     let permit = match place(&app) {
         Ok(permit) => permit,
         Err(full) => return full,

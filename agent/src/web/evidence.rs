@@ -77,7 +77,8 @@ fn proof(app: &App, run: &Run) -> Proof {
         return Proof::Differs("manifest.json is not the one that the receipt names".to_owned());
     }
     let Ok(stated) = serde_json::from_slice::<Manifest>(&manifest) else { return Proof::Differs("manifest.json can't be read".to_owned()) };
-    let stated: BTreeMap<&str, Option<&Sha256Hex>> = stated.subject.iter().map(|one| (one.name.as_str(), one.digest.get("sha256"))).collect();
+    let stated: BTreeMap<&str, Option<&Sha256Hex>> =
+        stated.subject.iter().map(|one| (one.name.as_str(), one.digest.get("sha256"))).collect();
     for file in &run.files {
         if let Some(wanted) = stated.get(file.path.as_str())
             && bytes(&file.path).map(|bytes| hash(&bytes)).as_ref() != *wanted
@@ -144,7 +145,9 @@ fn reference(run: &Run, path: &str) -> Markup {
 
 fn proved(app: &App, run: &Run) -> Markup {
     match proof(app, run) {
-        Proof::Whole(files) => html! { p.note.good { b { "Proved. " } "The signed receipt names the manifest, the manifest names " (files) " files, and every hash fits." } },
+        Proof::Whole(files) => {
+            html! { p.note.good { b { "Proved. " } "The signed receipt names the manifest, the manifest names " (files) " files, and every hash fits." } }
+        }
         Proof::Receipt => html! {
             p.note {
                 b { "The receipt is valid. " } "The manifest that it names, with every file's hash, is with the bundle on the host. For all of it, signed: "
@@ -153,13 +156,21 @@ fn proved(app: &App, run: &Run) -> Markup {
                 }
             }
         },
-        Proof::Nothing => html! { p.note.warn { b { "Not proved. " } "No valid receipt came with these files: they are what somebody sent." } },
-        Proof::Differs(why) => html! { p.note.bad { b { "It does not fit. " } (plain(&why)) ". Keep the state folder, and fetch the bundle from the host." } },
+        Proof::Nothing => {
+            html! { p.note.warn { b { "Not proved. " } "No valid receipt came with these files: they are what somebody sent." } }
+        }
+        Proof::Differs(why) => {
+            html! { p.note.bad { b { "It does not fit. " } (plain(&why)) ". Keep the state folder, and fetch the bundle from the host." } }
+        }
     }
 }
 
 fn nothing() -> Response {
-    shell::refusal(StatusCode::NOT_FOUND, &Message::new("There is no such evidence here.", "Look at the list; the host keeps its own."), false)
+    shell::refusal(
+        StatusCode::NOT_FOUND,
+        &Message::new("There is no such evidence here.", "Look at the list; the host keeps its own."),
+        false,
+    )
 }
 
 fn found(app: &App, id: &str, path: &str) -> Option<(Run, File, PathBuf)> {
@@ -171,7 +182,11 @@ fn found(app: &App, id: &str, path: &str) -> Option<(Run, File, PathBuf)> {
 }
 
 /// `GET /evidence/{request id}/{*path}`: a file, shown.
-pub(super) async fn shown(State(app): State<Arc<App>>, Extension(who): Extension<Who>, Path((id, name)): Path<(String, String)>) -> Response {
+pub(super) async fn shown(
+    State(app): State<Arc<App>>,
+    Extension(who): Extension<Who>,
+    Path((id, name)): Path<(String, String)>,
+) -> Response {
     if name == "tar" {
         return packed(&app, &id);
     }
@@ -226,7 +241,11 @@ pub(super) fn sent(path: Option<PathBuf>, name: &str) -> Response {
 /// All files of a run, with its receipt.
 fn packed(app: &App, id: &str) -> Response {
     let Some(run) = id.parse::<RequestId>().ok().and_then(|id| Run::find(app, &id)) else { return nothing() };
-    let name = run.end.as_ref().and_then(|end| end.receipt.as_ref()?.bundle.as_ref().map(ToString::to_string)).unwrap_or_else(|| run.id.to_string());
+    let name = run
+        .end
+        .as_ref()
+        .and_then(|end| end.receipt.as_ref()?.bundle.as_ref().map(ToString::to_string))
+        .unwrap_or_else(|| run.id.to_string());
     let mut packed = tar::Tar::new(run.asked.unix_ms() / 1000);
     for file in &run.files {
         if let Some(bytes) = path_of(app, &run, file).and_then(|path| std::fs::read(path).ok()) {
@@ -236,6 +255,8 @@ fn packed(app: &App, id: &str) -> Response {
     if let Some(line) = super::receipts::line_of(app, &run.id) {
         packed.put(&format!("{name}/receipt.ndjson"), &line);
     }
-    let disposition = HeaderValue::try_from(format!("attachment; filename=\"{name}.tar\"")).unwrap_or_else(|_| HeaderValue::from_static("attachment"));
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar")), (header::CONTENT_DISPOSITION, disposition)], packed.end()).into_response()
+    let disposition =
+        HeaderValue::try_from(format!("attachment; filename=\"{name}.tar\"")).unwrap_or_else(|_| HeaderValue::from_static("attachment"));
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar")), (header::CONTENT_DISPOSITION, disposition)], packed.end())
+        .into_response()
 }

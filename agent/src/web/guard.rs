@@ -17,7 +17,9 @@ use super::{origin, shell};
 
 /// What is served to everybody: nothing in it is about the VM.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | "/openapi.json" | "/manifest.webmanifest") || path.starts_with("/assets/") || path.starts_with("/link/")
+    matches!(path, "/healthz" | "/readyz" | "/openapi.json" | "/manifest.webmanifest")
+        || path.starts_with("/assets/")
+        || path.starts_with("/link/")
 }
 
 /// Whether the answer is to be JSON.
@@ -84,7 +86,8 @@ fn here(app: &App, headers: &HeaderMap, json: bool) -> Result<(), Response> {
     if !app.loopback || origin::is_loopback_host(headers) {
         return Ok(());
     }
-    let said = Message::new("This page is only for this machine, and was asked for under another name.", "Open http://127.0.0.1 with its port.");
+    let said =
+        Message::new("This page is only for this machine, and was asked for under another name.", "Open http://127.0.0.1 with its port.");
     Err(shell::refusal(StatusCode::MISDIRECTED_REQUEST, &said, json))
 }
 
@@ -114,7 +117,9 @@ async fn identify(app: &App, peer: SocketAddr, headers: &HeaderMap, json: bool) 
     };
     let mut answer = shell::refusal(status, &Message::new(what, next), json);
     if status == StatusCode::UNAUTHORIZED && app.door.takes_passwords() {
-        answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static(r#"Basic realm="breakglass", charset="UTF-8""#));
+        answer
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static(r#"Basic realm="breakglass", charset="UTF-8""#));
     }
     Err(answer)
 }

@@ -125,7 +125,12 @@ fn text_of(said: &Said) -> Option<String> {
 }
 
 /// `POST /incidents`: a sentence that opens one.
-pub(super) async fn open(State(app): State<Arc<App>>, Extension(who): Extension<Who>, headers: HeaderMap, Form(said): Form<Said>) -> Response {
+pub(super) async fn open(
+    State(app): State<Arc<App>>,
+    Extension(who): Extension<Who>,
+    headers: HeaderMap,
+    Form(said): Form<Said>,
+) -> Response {
     let json = wants_json(&headers, &who);
     if let Err(again) = spend(&app, &who, &about(&who, "chat", None), &said, "/incidents", json) {
         return again;
@@ -142,7 +147,9 @@ pub(super) async fn open(State(app): State<Arc<App>>, Extension(who): Extension<
         begun.map(|()| incident.id().clone())
     });
     match begun {
-        Ok(id) if json => (StatusCode::ACCEPTED, Json(serde_json::json!({ "incident": id, "events": format!("/incidents/{id}/events") }))).into_response(),
+        Ok(id) if json => {
+            (StatusCode::ACCEPTED, Json(serde_json::json!({ "incident": id, "events": format!("/incidents/{id}/events") }))).into_response()
+        }
         Ok(id) => see_other(&format!("/incidents/{id}")),
         Err(said) => shell::refusal(StatusCode::SERVICE_UNAVAILABLE, &said, json),
     }

@@ -71,7 +71,8 @@ fn ask(app: &App, who: &Who, verb: Verb, press: &Press, look: &Look, stale: Opti
     }
     let advised = known.and_then(super::look::Known::advised);
     let other = advised.filter(|advised| *advised != verb);
-    let reason = press.reason.clone().unwrap_or_else(|| known.and_then(super::look::Known::code).map(|code| code.to_string()).unwrap_or_default());
+    let reason =
+        press.reason.clone().unwrap_or_else(|| known.and_then(super::look::Known::code).map(|code| code.to_string()).unwrap_or_default());
     let body = html! {
         @if let Some(changed) = changed { p.banner.warn role="alert" { (changed) } }
         section.card {
@@ -168,7 +169,8 @@ pub(super) fn person(who: &Who) -> String {
 async fn settle(app: Arc<App>, incident: Arc<Incident>, running: Running<VerbTold>) {
     let ended = running.end().await;
     app.looks.want();
-    let mutated = ended.as_ref().is_ok_and(|told| told.verb.mutates() && told.end.checked.as_ref().is_ok_and(|proved| !proved.body().dry_run));
+    let mutated =
+        ended.as_ref().is_ok_and(|told| told.verb.mutates() && told.end.checked.as_ref().is_ok_and(|proved| !proved.body().dry_run));
     let mut hear = app.looks.hear();
     for _ in 0..if mutated { LOOKS } else { 0 } {
         let _in_time = tokio::time::timeout(APART, hear.changed()).await;

@@ -21,7 +21,8 @@ const MOST: usize = 60;
 /// The files, newest last.
 fn files(app: &App) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(app.state.join("receipts")).into_iter().flatten().flatten();
-    let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ending| ending == "json")).collect();
+    let mut all: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ending| ending == "json")).collect();
     all.sort_unstable();
     all
 }
@@ -52,7 +53,11 @@ pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<
         (files.len(), found, newest)
     });
     let Ok((count, found, newest)) = checked.await else {
-        return shell::refusal(StatusCode::INTERNAL_SERVER_ERROR, &proto::Message::new("The receipts could not be read.", "Run breakglass receipts verify."), false);
+        return shell::refusal(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &proto::Message::new("The receipts could not be read.", "Run breakglass receipts verify."),
+            false,
+        );
     };
     let look = app.looks.latest();
     let witness = look.seen.as_ref().ok().and_then(|known| known.body.witness.as_ref()).and_then(|witness| witness.ok);

@@ -210,7 +210,8 @@ impl Run {
 
     /// The console's pictures, oldest first.
     pub(super) fn screens(&self) -> Vec<&File> {
-        let mut screens: Vec<&File> = self.files.iter().filter(|file| file.path.starts_with("console/") && file.path.ends_with(".png")).collect();
+        let mut screens: Vec<&File> =
+            self.files.iter().filter(|file| file.path.starts_with("console/") && file.path.ends_with(".png")).collect();
         screens.sort_by(|a, b| a.path.cmp(&b.path));
         screens
     }

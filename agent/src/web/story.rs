@@ -36,7 +36,14 @@ enum Kind {
     /// Words, and whose.
     Words { class: &'static str, who: String, text: String },
     /// A call of Claude's, with what it got.
-    Call { tool: String, input: String, result: Option<(bool, String, usize)>, waits: Option<String>, call: String, decided: Option<(bool, Option<String>)> },
+    Call {
+        tool: String,
+        input: String,
+        result: Option<(bool, String, usize)>,
+        waits: Option<String>,
+        call: String,
+        decided: Option<(bool, Option<String>)>,
+    },
     /// A verb.
     Verb(Box<Run>),
     /// A command on the devvm.
@@ -71,10 +78,7 @@ pub(super) async fn incident(
     let entries = fold(&all, &one);
     let end = from.before.map_or(entries.len(), |before| entries.iter().position(|entry| entry.n >= before).unwrap_or(entries.len()));
     let first = end.saturating_sub(MOST);
-    let fresh = Fresh {
-        stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)),
-        reload_s: at_work.then_some(4),
-    };
+    let fresh = Fresh { stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)), reload_s: at_work.then_some(4) };
     let title = plain(&one.facts.title);
     let body = html! {
         div #head data-live {
@@ -156,14 +160,24 @@ fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
                     runs.insert(request_id.to_string(), put(Kind::Verb(Box::new(run))));
                 }
             }
-            What::VerbAsked { request_id, .. } | What::VerbNews { request_id, .. } | What::VerbAgain { request_id, .. }
-            | What::Artifact { request_id, .. } | What::VerbEnded { request_id, .. } => {
+            What::VerbAsked { request_id, .. }
+            | What::VerbNews { request_id, .. }
+            | What::VerbAgain { request_id, .. }
+            | What::Artifact { request_id, .. }
+            | What::VerbEnded { request_id, .. } => {
                 if let Some(Kind::Verb(run)) = runs.get(request_id.as_str()).map(|at| &mut entries[*at].kind) {
                     run.fold(line);
                 }
             }
             What::ExecAsked { exec, command, reason, .. } => {
-                let kind = Kind::Command { command: command.clone(), reason: reason.clone(), output: String::new(), end: None, file: None, bytes: 0 };
+                let kind = Kind::Command {
+                    command: command.clone(),
+                    reason: reason.clone(),
+                    output: String::new(),
+                    end: None,
+                    file: None,
+                    bytes: 0,
+                };
                 commands.insert(*exec, put(kind));
             }
             What::ExecOutput { exec, text, .. } => {
@@ -183,9 +197,13 @@ fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
                 put(Kind::Note { class: "warn", text: format!("{model} could not be had: {why}.{then}") });
             }
             What::Limit { said, .. } => drop(put(Kind::Note { class: "warn", text: said.to_string() })),
-            What::Cancelled { actor, said } => drop(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) })),
+            What::Cancelled { actor, said } => {
+                drop(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) }))
+            }
             What::Resumed => drop(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() })),
-            What::Repaired { bytes } => drop(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") })),
+            What::Repaired { bytes } => {
+                drop(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") }))
+            }
             What::Ended { healthy, said } => {
                 let class = if *healthy { "good" } else { "warn" };
                 put(Kind::Note { class, text: format!("{} {said}", if *healthy { "Ended, healthy." } else { "Ended, not healthy." }) });

@@ -67,7 +67,8 @@ impl Browser {
     }
 
     async fn send(&self, method: Method, path: &str, form: Option<String>) -> Got {
-        let mut request = self.client.request(method, format!("{}{path}", self.base)).headers(self.headers.clone()).timeout(Duration::from_secs(30));
+        let mut request =
+            self.client.request(method, format!("{}{path}", self.base)).headers(self.headers.clone()).timeout(Duration::from_secs(30));
         if let Some(form) = form {
             request = request.header("content-type", "application/x-www-form-urlencoded").body(form);
         }
@@ -83,7 +84,9 @@ impl Browser {
     /// A form.
     pub(crate) async fn post(&self, path: &str, fields: &[(&str, &str)]) -> Got {
         let plain = |text: &str| -> String {
-            text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+            text.bytes()
+                .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+                .collect()
         };
         let form: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
         self.send(Method::POST, path, Some(form.join("&"))).await

@@ -80,7 +80,8 @@ impl Paced {
                 }
                 for name in steps(verb) {
                     for (outcome, ms) in [(StepOutcome::Started, 0), (StepOutcome::Done, pace.as_millis() as u64)] {
-                        let step = Step { name: *name, outcome, ms, detail: (outcome == StepOutcome::Done).then(|| "as it should be".to_owned()) };
+                        let step =
+                            Step { name: *name, outcome, ms, detail: (outcome == StepOutcome::Done).then(|| "as it should be".to_owned()) };
                         let _nobody = news.send(event(Body::Step(step))).await;
                         tokio::time::sleep(pace).await;
                     }
@@ -115,8 +116,18 @@ impl Site for Place {
         Box::pin(async move {
             vec![
                 one("host", Level::Ok, "pve answers with a valid receipt; VM 102 is running.", ""),
-                one("clock", Level::Warn, "The host's clock and this one are 7 s apart.", "Let both be kept by chrony or systemd-timesyncd."),
-                one("devvm", Level::Bad, "It shows another host key than the pinned one.", "If it was rebuilt, compare on its console and accept the key."),
+                one(
+                    "clock",
+                    Level::Warn,
+                    "The host's clock and this one are 7 s apart.",
+                    "Let both be kept by chrony or systemd-timesyncd.",
+                ),
+                one(
+                    "devvm",
+                    Level::Bad,
+                    "It shows another host key than the pinned one.",
+                    "If it was rebuilt, compare on its console and accept the key.",
+                ),
             ]
         })
     }
@@ -206,7 +217,10 @@ impl Page {
 
     /// The same with hands from before, as after a restart.
     pub(crate) async fn with(state: &Path, hands: Arc<Paced>, door: auth::Settings, claude: Settings, to: SocketAddr) -> Self {
-        let keys = Keys { pinned: "SHA256:ZmlsZQ0KZmlsZQ0KZmlsZQ0KZmlsZQ0KZmlsZQ0KZm0".to_owned(), shown: Ok("SHA256:bmV3IGtleQ0KbmV3IGtleQ0KbmV3IGtleQ0KbmV3IGs".to_owned()) };
+        let keys = Keys {
+            pinned: "SHA256:ZmlsZQ0KZmlsZQ0KZmlsZQ0KZmlsZQ0KZmlsZQ0KZm0".to_owned(),
+            shown: Ok("SHA256:bmV3IGtleQ0KbmV3IGtleQ0KbmV3IGtleQ0KbmV3IGs".to_owned()),
+        };
         let app = App::new(Parts {
             door: Door::open(&door).unwrap(),
             loopback: true,

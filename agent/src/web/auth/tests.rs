@@ -79,10 +79,7 @@ async fn tokens_and_passwords_let_their_owners_in_and_nobody_else() {
     let files = Files::new();
     let door = Door::open(&settings(&files)).unwrap();
     let basic = |text: &str| format!("Basic {}", Base64::encode_string(text.as_bytes()));
-    assert_eq!(
-        ask(&door, "203.0.113.1", &[("authorization", &format!("Bearer {TOKEN}"))]).await,
-        Ok(("probe".to_owned(), How::Token))
-    );
+    assert_eq!(ask(&door, "203.0.113.1", &[("authorization", &format!("Bearer {TOKEN}"))]).await, Ok(("probe".to_owned(), How::Token)));
     for _ in 0..2 {
         // The second time it is remembered.
         assert_eq!(
