@@ -83,7 +83,12 @@ pub(crate) struct Hook(Arc<Mutex<Vec<(Instant, Value)>>>);
 impl Hook {
     /// Listens on a port of its own; its address.
     pub(crate) fn listen() -> (Self, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listen_at("127.0.0.1:0")
+    }
+
+    /// The same at this address.
+    pub(crate) fn listen_at(address: &str) -> (Self, String) {
+        let listener = TcpListener::bind(address).unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let hook = Self::default();
         let told = hook.clone();

@@ -79,7 +79,7 @@ impl Drop for Keyholder {
 }
 
 /// The 32 bytes that are an ed25519 key, out of OpenSSH's file: they stand before the last of its public halves.
-fn seed(text: &str) -> Vec<u8> {
+pub(crate) fn seed(text: &str) -> Vec<u8> {
     use base64ct::{Base64, Encoding};
     let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
     let bytes = Base64::decode_vec(&body).unwrap();
