@@ -79,7 +79,10 @@ pub(crate) const CLAIMS: &[Claim] = &[
         of: "keyholder",
         tries: &["look"],
         kept: |seen| seen.said["writable"] == json!(["/run/keyholder"]),
-        loosen: |config| option(config, "/dev", "ro", "mode=777"),
+        loosen: |config| {
+            let open = json!({ "destination": "/run/secrets/vault", "type": "tmpfs", "source": "tmpfs", "options": ["mode=777"] });
+            config["mounts"].as_array_mut().unwrap().push(open);
+        },
     },
     Claim {
         what: "the server can't put another socket in the place of the keyholder's",
@@ -138,7 +141,11 @@ pub(crate) const CLAIMS: &[Claim] = &[
         of: "server",
         tries: &["look"],
         kept: |seen| seen.said["status"]["NoNewPrivs"] == "1",
-        loosen: |config| config["process"]["noNewPrivileges"] = false.into(),
+        // Without it runc would load the filter before its own last steps, which the filter does not allow.
+        loosen: |config| {
+            config["process"]["noNewPrivileges"] = false.into();
+            without_seccomp(config);
+        },
     },
     Claim {
         what: "neither program is root, and they are two users",
@@ -206,7 +213,7 @@ pub(crate) const CLAIMS: &[Claim] = &[
         what: "there is no core file",
         of: "keyholder",
         tries: &["look"],
-        kept: |seen| seen.said["core"].as_str().unwrap().split_whitespace().nth(4) == Some("0"),
+        kept: |seen| seen.said["core"].as_str().unwrap().split_whitespace().nth(5) == Some("0"),
         loosen: |config| config["process"]["rlimits"] = json!([]),
     },
 ];

@@ -91,6 +91,8 @@ pub(crate) fn shipped(name: &str) -> Value {
 pub(crate) fn taken(name: &str, words: &[&str]) -> Value {
     let mut config = shipped(name);
     config["process"]["args"] = [&["/probe"], words].concat().into();
+    // The one that it stands in for may run beside it.
+    config["linux"]["cgroupsPath"] = "/stranger".into();
     let options = ["bind", "ro", "nosuid", "nodev"];
     let probe = json!({ "destination": "/probe", "type": "bind", "source": built("probe").unwrap(), "options": options });
     config["mounts"].as_array_mut().unwrap().push(probe);
@@ -166,11 +168,21 @@ impl Drop for Container {
     }
 }
 
+/// The container once it is `ready`; where it never is, what it said.
+fn ready(mut container: Container, what: &str, is: impl Fn(&Container) -> bool) -> Result<Container> {
+    let Err(error) = until(what, Duration::from_secs(20), || is(&container).then_some(())) else { return Ok(container) };
+    let end = container.running.take().unwrap().kill()?;
+    panic!("{error} {}{}", end.text(), String::from_utf8_lossy(&end.stderr));
+}
+
+/// The keyholder as it is shipped.
+pub(crate) fn keyholder() -> Result<Container> {
+    ready(begin("keyholder", shipped("keyholder"))?, "the keyholder's socket", |_| Path::new(SOCKET).exists())
+}
+
 /// Both containers as they are shipped.
 pub(crate) fn both() -> Result<(Container, Container)> {
-    let keys = begin("keyholder", shipped("keyholder"))?;
-    until("the keyholder's socket", Duration::from_secs(20), || Path::new(SOCKET).exists().then_some(()))?;
-    let server = begin("server", shipped("server"))?;
-    until("the page", Duration::from_secs(20), || server.log().contains("listening").then_some(()))?;
+    let keys = keyholder()?;
+    let server = ready(begin("server", shipped("server"))?, "the page", |server| server.log().contains("listening"))?;
     Ok((keys, server))
 }

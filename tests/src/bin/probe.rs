@@ -6,12 +6,13 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use rustix::fs::{Access, access};
 use rustix::mount::{MountFlags, mount};
 use rustix::net::{AddressFamily, SocketType, socket};
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ fn look() -> Value {
         status.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_owned(), value.trim().into())).collect();
     let (mut folders, mut programs) = (Vec::new(), Vec::new());
     walk(Path::new("/"), &mut folders, &mut programs);
+    programs.sort();
     let others: Vec<u32> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -59,14 +61,14 @@ fn look() -> Value {
     })
 }
 
-/// All folders, and all files that may be executed, outside of `/proc`.
+/// All folders, and all files that could be started, outside of `/proc`.
 fn walk(folder: &Path, folders: &mut Vec<PathBuf>, programs: &mut Vec<PathBuf>) {
     folders.push(folder.to_owned());
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
         if kind.is_dir() && path != Path::new("/proc") {
             walk(&path, folders, programs);
-        } else if kind.is_file() && entry.metadata().is_ok_and(|found| found.permissions().mode() & 0o111 != 0) {
+        } else if kind.is_file() && access(&path, Access::EXEC_OK).is_ok() {
             programs.push(path);
         }
     }
@@ -91,8 +93,10 @@ fn call(name: &str) -> io::Result<()> {
         // What it wrote itself, in the place where it may write.
         "exec" => {
             let written = Path::new("/var/lib/breakglass/probe");
-            fs::copy("/probe", written)?;
-            fs::set_permissions(written, fs::Permissions::from_mode(0o755))?;
+            let mut from = fs::File::open("/probe")?;
+            let mut to = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(written)?;
+            io::copy(&mut from, &mut to)?;
+            drop(to);
             Err(Command::new(written).arg("done").exec())
         }
         "shell" => Err(Command::new("/bin/sh").exec()),
