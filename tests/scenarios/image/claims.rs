@@ -80,7 +80,7 @@ pub(crate) const CLAIMS: &[Claim] = &[
         tries: &["look"],
         kept: |seen| seen.said["writable"] == json!(["/run/keyholder"]),
         loosen: |config| {
-            let open = json!({ "destination": "/run/secrets/vault", "type": "tmpfs", "source": "tmpfs", "options": ["mode=777"] });
+            let open = json!({ "destination": "/run/secrets/vault", "type": "tmpfs", "source": "tmpfs", "options": ["uid=8101"] });
             config["mounts"].as_array_mut().unwrap().push(open);
         },
     },
