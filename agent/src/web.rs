@@ -84,3 +84,27 @@ pub fn routes(app: &Arc<App>) -> Router {
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, ANSWER))
         .with_state(Arc::clone(app))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_openapi_document_names_every_route_and_no_other() {
+        let routed: BTreeSet<String> = include_str!("web.rs")
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(".route(\"")?.split_once('"').map(|(path, _)| path.replace("{*", "{")))
+            .collect();
+        let document: serde_json::Value = serde_json::from_str(include_str!("../assets/openapi.json")).unwrap();
+        let told: BTreeSet<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
+        assert!(routed.len() > 20);
+        assert_eq!(routed, told);
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, said) in methods.as_object().unwrap() {
+                let named = path.matches('{').count();
+                let told = said["parameters"].as_array().map_or(0, |all| all.iter().filter(|one| one["in"] == "path").count());
+                assert_eq!(named, told, "{method} {path}");
+            }
+        }
+    }
+}

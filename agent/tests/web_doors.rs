@@ -156,6 +156,11 @@ async fn who_guesses_is_slowed_down_and_nobody_else_is() {
         guess("anna", n).get("/").await;
     }
     assert_eq!(Browser::anna(&base).get("/").await.status, 200, "anna's own password was right a moment ago");
+    for n in 0..14 {
+        let guess = Browser::stranger(&base).with("authorization", &format!("Bearer guess-{n}"));
+        assert_eq!(guess.get("/").await.status, 401, "a token can't be guessed");
+    }
+    assert_eq!(Browser::machine(&base).get("/").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,7 +71,7 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { turns: 60, tokens: 4_000_000, usd: 15.0, minutes: 60, mutations_per_hour: 6 }
+        Self { turns: 60, tokens: 4_000_000, usd: 20.0, minutes: 60, mutations_per_hour: 6 }
     }
 }
 

@@ -27,8 +27,11 @@ pub struct Store {
     mirror: Mirror,
     open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
     /// What follows from the logs that this process does not write, by their lengths: they are only ever appended to.
-    read: Mutex<BTreeMap<IncidentId, (u64, Facts, Option<String>)>>,
+    read: Mutex<BTreeMap<IncidentId, AsRead>>,
 }
+
+/// A log as it was read: its length then, what follows from it, why it can't be continued.
+type AsRead = (u64, Facts, Option<String>);
 
 /// An incident in a list.
 #[derive(Clone, Debug)]
@@ -81,6 +84,11 @@ impl Store {
     /// An incident that this process has open.
     pub fn get(&self, id: &IncidentId) -> Option<Arc<Incident>> {
         self.opened().get(id).map(Arc::clone)
+    }
+
+    /// The same by the text of its id.
+    pub fn get_by_name(&self, id: &str) -> Option<Arc<Incident>> {
+        self.get(&id.parse().ok()?)
     }
 
     /// Takes up an incident: an open one, or one from before a restart.

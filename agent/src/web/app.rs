@@ -20,7 +20,8 @@ use crate::hands::Hands;
 use crate::incident::{Incident, IncidentId, Store};
 use crate::signers::Pinned;
 use crate::watch::command::{Alone, unfinished};
-use crate::watch::{Opener, Watch};
+use crate::watch::notify::Notice;
+use crate::watch::{Opened, Opener, Watch};
 
 /// An incident that had its last line this long ago is over: what is pressed now opens another one.
 const CURRENT_MS: u64 = 30 * 60 * 1000;
@@ -146,13 +147,14 @@ impl App {
     ///
     /// # Errors
     /// Its webhook can't be used.
-    pub fn watch(&self, settings: &crate::config::Watch) -> Result<(), Message> {
+    pub fn watch(self: &Arc<Self>, settings: &crate::config::Watch) -> Result<(), Message> {
         let (mind, hands, store) = (self.talks.mind(), Arc::clone(&self.hands), Arc::clone(&self.store));
         let taken = unfinished(mind.as_ref(), &hands, &store);
-        let opener: Arc<dyn Opener> = Arc::new(Alone { mind, hands: Arc::clone(&hands), store });
+        let alone = Alone { mind, hands: Arc::clone(&hands), store };
+        let opener: Arc<dyn Opener> = Arc::new(Watched { alone, app: Arc::clone(self) });
         let watch = Watch::new(settings, &self.state, hands, Some(opener))?;
         for opened in taken {
-            watch.follow(opened);
+            watch.follow(self.talks.others(opened));
         }
         tokio::spawn(async move { watch.run().await });
         Ok(())
@@ -161,5 +163,17 @@ impl App {
     /// A link that lets one person in once, where nothing else is configured.
     pub fn link(&self) -> Option<String> {
         self.door.new_link()
+    }
+}
+
+/// The watch's incidents, which are nobody else's until they have ended.
+struct Watched {
+    alone: Alone,
+    app: Arc<App>,
+}
+
+impl Opener for Watched {
+    fn open(&self, why: &Notice) -> Result<Opened, Message> {
+        self.alone.open(why).map(|opened| self.app.talks.others(opened))
     }
 }

@@ -136,7 +136,7 @@ fn ask(app: &App, who: &Who, keys: Option<Keys>, said: Option<&Message>) -> Resp
                     Ok(shown) => {
                         p.note.bad { b { "They differ. " } "Nothing runs on the devvm until a person has compared. If it was rebuilt, that is why; if it was not, somebody stands between." }
                         p { "On the devvm's own console, not over the network:" }
-                        pre { "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" }
+                        pre tabindex="0" { "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" }
                         form method="post" action="/hostkey" {
                             input type="hidden" name="token" value=(app.tokens.issue(about(who, keys)));
                             input type="hidden" name="fingerprint" value=(shown);

@@ -58,6 +58,7 @@ fn stream(app: &Arc<App>, permit: OwnedSemaphorePermit, told: mpsc::Receiver<Res
         .into_response()
 }
 
+#[expect(clippy::result_large_err, reason = "an answer is made once a request, and moved once")]
 fn place(app: &App) -> Result<OwnedSemaphorePermit, Response> {
     Arc::clone(&app.streams).try_acquire_owned().map_err(|_| {
         let said = Message::new("Too many watch already.", "The page works without: it is loaded again by itself.");

@@ -26,8 +26,11 @@ const SHOWN: u64 = 200_000;
 /// `GET /evidence`.
 pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<Who>) -> Response {
     let all = app.store.list();
-    let ids = all.iter().flat_map(|one| one.facts.runs.iter().rev()).filter(|(_, verb, _)| *verb != Verb::Status);
-    let runs: Vec<Run> = ids.take(MOST).filter_map(|(id, ..)| Run::find(&app, id)).filter(|run| !run.files.is_empty()).collect();
+    let ids = all
+        .iter()
+        .flat_map(|one| one.facts.runs.iter().rev().map(move |(id, verb, _)| (one, id, verb)))
+        .filter(|(.., verb)| **verb != Verb::Status);
+    let runs: Vec<Run> = ids.take(MOST).filter_map(|(one, id, _)| Run::of(&app, one, id)).filter(|run| !run.files.is_empty()).collect();
     let body = html! {
         h1 { "Evidence" }
         section.card {

@@ -82,6 +82,7 @@ async fn admit(app: &App, mut request: Request, named: &mut Option<Who>) -> Resu
 }
 
 /// On loopback, that the browser means loopback.
+#[expect(clippy::result_large_err, reason = "an answer is made once a request, and moved once")]
 fn here(app: &App, headers: &HeaderMap, json: bool) -> Result<(), Response> {
     if !app.loopback || origin::is_loopback_host(headers) {
         return Ok(());
@@ -93,8 +94,8 @@ fn here(app: &App, headers: &HeaderMap, json: bool) -> Result<(), Response> {
 
 async fn identify(app: &App, peer: SocketAddr, headers: &HeaderMap, json: bool) -> Result<Who, Response> {
     let claim = (peer.ip().to_canonical(), claimed_name(headers));
-    // One who guesses is slowed down under the name that is guessed, not with everybody behind the same address.
-    if headers.contains_key(header::AUTHORIZATION) && !app.door.remembers(headers) {
+    // Who guesses a password is slowed down under the name that is guessed, not with everybody behind the same address. A token can't be guessed.
+    if !claim.1.is_empty() && !app.door.remembers(headers) {
         app.wrong.look(&claim).map_err(|wait| later(wait.as_secs() + 1, json))?;
     }
     let refused = match app.door.who(peer, headers).await {

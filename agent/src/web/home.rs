@@ -30,9 +30,9 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
     let running: Vec<Run> = all
         .iter()
         .filter(|one| one.open)
-        .flat_map(|one| one.facts.running.iter())
-        .filter(|pending| pending.verb != Verb::Status)
-        .filter_map(|pending| Run::find(&app, &pending.request_id))
+        .flat_map(|one| one.facts.running.iter().map(move |pending| (one, pending)))
+        .filter(|(_, pending)| pending.verb != Verb::Status)
+        .filter_map(|(one, pending)| Run::of(&app, one, &pending.request_id))
         .collect();
     let awaiting: Vec<&Summary> = all.iter().filter(|one| one.open && !one.facts.awaiting.is_empty()).collect();
     let fresh = Fresh { stream: Some("/events".to_owned()), reload_s: Some(if running.is_empty() { 15 } else { 5 }) };
@@ -51,7 +51,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
                     span data-until=(run.until.unix_ms()) { (left(run)) } " left"
                 }
             }
-            (state(&look))
+            (state(&look, true))
         }
         section.verbs aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
         div #picture data-live { (picture(&app)) }
@@ -100,12 +100,13 @@ fn tone(known: &Known) -> &'static str {
 }
 
 /// What is so now: also on the confirmation and under a result.
-pub(super) fn state(look: &Look) -> Markup {
+pub(super) fn state(look: &Look, first: bool) -> Markup {
+    let head = |text: &str| html! { @if first { h1.headline { (text) } } @else { h2.headline { (text) } } };
     match &look.seen {
         Err(said) => html! {
             section.card.state.unknown {
                 p.eyebrow { "VM 102" }
-                h1 { "Host silent" }
+                (head("Host silent"))
                 p.since { "since " (time(look.since)) ", asked " (ago(look.at)) }
                 p { (plain(&said.what)) }
                 p.advice { (plain(&said.next)) }
@@ -114,7 +115,7 @@ pub(super) fn state(look: &Look) -> Markup {
         Ok(known) => html! {
             section class={ "card state " (tone(known)) } {
                 p.eyebrow { "VM " (known.body.vmid) " on " (plain(&known.body.node)) " · " (known.state()) }
-                h1 { (headline(known)) }
+                (head(headline(known)))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
                     (time(look.since)) " (" (ago(look.since)) "), looked " (ago(look.at))

@@ -87,6 +87,7 @@ pub(super) fn about(who: &Who, purpose: &str, incident: Option<&IncidentId>) -> 
 }
 
 /// Spends a form's token, or says that it has to be sent again: what was typed is not lost.
+#[expect(clippy::result_large_err, reason = "an answer is made once a request, and moved once")]
 fn spend(app: &App, who: &Who, about: &About, said: &Said, to: &str, json: bool) -> Result<(), Response> {
     if app.tokens.spend(said.token.as_deref().unwrap_or_default(), about).is_ok() {
         return Ok(());

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proto::{Assessment, Body, Code, Message, Origin, ReceiptBody, Timestamp, Unit64, Verb, VmState};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,7 @@ pub struct Look {
     pub at_least: bool,
     /// What was seen; or why nothing was.
     pub seen: Result<Known, Message>,
+    key: String,
 }
 
 /// What a signed `status` says.
@@ -44,15 +45,10 @@ pub struct Known {
 }
 
 impl Look {
-    /// What a form is bound to: the state, the judgement and the QEMU process that were shown.
-    pub fn key(&self) -> String {
-        match &self.seen {
-            Err(_) => "silent".to_owned(),
-            Ok(known) => {
-                let qemu = known.body.qemu_after.map(|qemu| format!("{}.{}", qemu.pid, qemu.started)).unwrap_or_default();
-                format!("{}/{}/{qemu}", known.body.state_after, known.code().map(|code| code.to_string()).unwrap_or_default())
-            }
-        }
+    /// What a form is bound to: the state, the judgement and the QEMU process that were seen last. Silence changes none of them: a host
+    /// that is slow must not make every confirmation stale.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// Whether nothing needs doing, as far as one can see.
@@ -67,6 +63,11 @@ impl Look {
 }
 
 impl Known {
+    fn key(&self) -> String {
+        let qemu = self.body.qemu_after.map(|qemu| format!("{}.{}", qemu.pid, qemu.started)).unwrap_or_default();
+        format!("{}/{}/{qemu}", self.state(), self.code().map(|code| code.to_string()).unwrap_or_default())
+    }
+
     /// The judgement's code.
     pub const fn code(&self) -> Option<Code> {
         self.body.assessment
@@ -105,7 +106,7 @@ impl Looks {
     pub fn new(state: &Path) -> Self {
         let at = now();
         let none = Message::new("The host has not been asked yet.", "Wait a moment.");
-        let (latest, _) = watch::channel(Arc::new(Look { at, since: at, at_least: true, seen: Err(none) }));
+        let (latest, _) = watch::channel(Arc::new(Look { at, since: at, at_least: true, seen: Err(none), key: String::new() }));
         Self { latest, wanted: Notify::new(), interest: AtomicU64::new(0), file: state.join("look.json") }
     }
 
@@ -143,26 +144,47 @@ impl Looks {
         self.latest()
     }
 
+    /// Shows a look. Silence has a beginning of its own, and ends without forgetting since when it was as it was before it.
+    fn tell(&self, at: Timestamp, seen: Result<Known, Message>, before: &mut Option<Since>, silent: &mut Option<Timestamp>) {
+        let known = seen.as_ref().map_or_else(|_| self.latest().key.clone(), Known::key);
+        let mut look = Look { at, since: at, at_least: false, seen, key: known };
+        if look.seen.is_err() {
+            look.since = *silent.get_or_insert(at);
+            self.latest.send_replace(Arc::new(look));
+            return;
+        }
+        *silent = None;
+        let key = look.key.clone();
+        look.at_least = before.is_none();
+        match before {
+            Some(was) if was.key == key => (look.since, look.at_least) = (was.since, was.at_least),
+            _ => {
+                let since = Since { key, since: at, at_least: look.at_least };
+                let text = serde_json::to_vec(&since).unwrap_or_default();
+                let _after_a_restart_it_is_at_least = crate::host::keep::write(&self.file, &text);
+                *before = Some(since);
+            }
+        }
+        self.latest.send_replace(Arc::new(look));
+    }
+
     /// Looks, for ever.
     pub async fn run(&self, hands: Arc<dyn Hands>) {
         let kept = std::fs::read(&self.file).ok().and_then(|text| serde_json::from_slice::<Since>(&text).ok());
         let mut before = kept;
+        let mut silent = None;
         loop {
             let at = now();
-            let seen = look(&hands).await;
-            let mut look = Look { at, since: at, at_least: before.is_none(), seen };
-            // Silence has its own beginning, and ends without forgetting what was before it.
-            let key = look.key();
-            match &before {
-                Some(was) if was.key == key => (look.since, look.at_least) = (was.since, was.at_least),
-                _ => {
-                    let since = Since { key, since: at, at_least: look.at_least };
-                    let text = serde_json::to_vec(&since).unwrap_or_default();
-                    let _after_a_restart_it_is_at_least = crate::host::keep::write(&self.file, &text);
-                    before = Some(since);
+            let mut looking = std::pin::pin!(look(&hands));
+            let seen = match tokio::time::timeout(SILENT, &mut looking).await {
+                Ok(seen) => seen,
+                // Shown as silent, and still waited for: a slow host's answer would never come if each was given up.
+                Err(_) => {
+                    self.tell(at, Err(silence()), &mut before, &mut silent);
+                    looking.await
                 }
-            }
-            self.latest.send_replace(Arc::new(look));
+            };
+            self.tell(at, seen, &mut before, &mut silent);
             let watched = self.interest.load(Ordering::Relaxed) + INTEREST_MS > now().unix_ms();
             tokio::select! {
                 () = self.wanted.notified() => {}
@@ -172,7 +194,14 @@ impl Looks {
     }
 }
 
-/// One `status`, within [`SILENT`]. What goes on after that is dropped: it changes nothing.
+fn silence() -> Message {
+    Message::new(
+        format!("The host has given no answer for {} s.", SILENT.as_secs()),
+        "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.",
+    )
+}
+
+/// One `status`, to its end.
 async fn look(hands: &Arc<dyn Hands>) -> Result<Known, Message> {
     let ask = VerbAsk {
         verb: Verb::Status,
@@ -196,14 +225,7 @@ async fn look(hands: &Arc<dyn Hands>) -> Result<Known, Message> {
         }
         judged
     };
-    let began = Instant::now();
-    let both = async { tokio::join!(hands.verb(ask, tell), judged) };
-    let Ok((end, judged)) = tokio::time::timeout(SILENT, both).await else {
-        return Err(Message::new(
-            format!("The host has given no answer for {} s.", began.elapsed().as_secs()),
-            "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.",
-        ));
-    };
+    let (end, judged) = tokio::join!(hands.verb(ask, tell), judged);
     match end.checked {
         Ok(proved) => {
             let body = proved.body().clone();

@@ -39,7 +39,7 @@ pub(super) struct Press {
 }
 
 fn about(who: &Who, verb: Verb, look: &Look) -> About {
-    About { who: who.name.clone(), purpose: verb.as_str().to_owned(), state: Some(look.key()) }
+    About { who: who.name.clone(), purpose: verb.as_str().to_owned(), state: Some(look.key().to_owned()) }
 }
 
 /// `GET /verbs/{verb}/confirm`.
@@ -94,7 +94,7 @@ fn ask(app: &App, who: &Who, verb: Verb, press: &Press, look: &Look, stale: Opti
             p { a.button.wide href="/" { "Not now" } }
         }
         h2.over { "As it looks now" }
-        (state(look))
+        (state(look, false))
     };
     shell::html(status, page(&format!("{} VM 102?", capital(verb)), "", Some(who), &Fresh::default(), &body))
 }

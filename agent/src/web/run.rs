@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::{Assessment, Body, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepOutcome, Timestamp, Verb};
 
 use super::app::App;
-use crate::incident::{By, IncidentId, Line, What};
+use crate::incident::{By, IncidentId, Line, Summary, What};
 
 /// More lines than this no verb has.
 const MOST: u64 = 4000;
@@ -97,7 +97,11 @@ impl End {
 impl Run {
     /// The run of this id, if any incident has it.
     pub(super) fn find(app: &App, id: &RequestId) -> Option<Self> {
-        let summary = app.store.of_run(id)?;
+        Self::of(app, &app.store.of_run(id)?, id)
+    }
+
+    /// The run of this id in this incident.
+    pub(super) fn of(app: &App, summary: &Summary, id: &RequestId) -> Option<Self> {
         let (_, verb, first) = summary.facts.runs.iter().find(|(known, ..)| known == id)?.clone();
         let mut run: Option<Self> = None;
         let mut take = |line: &Line| match &mut run {
@@ -256,7 +260,7 @@ pub(super) fn newest_screen(app: &Arc<App>) -> Option<(Run, File)> {
             if *verb == Verb::Status {
                 continue;
             }
-            if let Some(run) = Run::find(app, id)
+            if let Some(run) = Run::of(app, &summary, id)
                 && let Some(file) = run.screens().last().map(|file| (*file).clone())
             {
                 return Some((run, file));

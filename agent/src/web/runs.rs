@@ -48,6 +48,7 @@ pub(super) async fn run(
         reload_s: if run.end.is_none() { Some(2) } else { settling.then_some(10) },
     };
     let body = html! {
+        p #spoken.spoken role="status" data-live { (capital(run.verb)) ": " (run.doing()) }
         div #live data-live data-done[run.end.is_some()] {
             @match &run.end {
                 None => (running(&run)),
@@ -85,7 +86,7 @@ fn running(run: &Run) -> Markup {
     html! {
         section.card.running {
             p.eyebrow { (capital(run.verb)) " of VM 102" @if run.dry_run { " · only planned" } @if run.attached { " · asked after" } }
-            h1 { (run.doing()) }
+            h1.headline { (run.doing()) }
             progress max=(whole) value=(gone) data-from=(run.asked.unix_ms()) data-to=(run.until.unix_ms()) aria-label="Time used" {}
             p.since { "At most " b data-until=(run.until.unix_ms()) { (left(run)) } " left" @if let Some(node) = &run.node { ", on " (plain(node)) } }
             @if let Some(why) = &run.again { p.note.warn { "The connection was lost (" (plain(why)) "). The same id is asked again; nothing is done twice." } }
@@ -102,7 +103,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
     html! {
         section class={ "card outcome " (tone.class()) } {
             p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (ago(end.at)) ")" }
-            h1 { (word(tone, end)) }
+            h1.headline { (word(tone, end)) }
             p { (plain(&end.said.what)) }
             p.advice { b { "Next: " } (plain(&end.said.next)) }
             @match &end.receipt {
@@ -122,7 +123,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
             }
         }
         h2.over { "State now" @if !seen_since { " (looked before it ended; looking again)" } }
-        (state(&look))
+        (state(&look, false))
         div.row {
             @if let Some(verb) = advised.filter(|verb| seen_since && verb.mutates()) {
                 a.button.primary href={ "/verbs/" (verb) "/confirm?incident=" (run.incident) } { (capital(verb)) " …" }

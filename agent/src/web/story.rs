@@ -117,6 +117,9 @@ fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
     }
 }
 
+/// An entry that nothing later belongs to: its place is not kept.
+const fn stays(_: usize) {}
+
 /// Lines into entries: what belongs together stands together, where it began.
 fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
@@ -130,10 +133,10 @@ fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
         };
         let whose = |actor: &Option<String>| actor.as_deref().map_or_else(|| by(line.origin).to_owned(), plain);
         match &line.what {
-            What::Prompt { text, actor } => drop(put(Kind::Words { class: "human", who: whose(actor), text: text.clone() })),
-            What::Text { text } => drop(put(Kind::Words { class: "model", who: "Claude".to_owned(), text: text.clone() })),
-            What::Thinking { text } => drop(put(Kind::Words { class: "thought", who: "Claude thinks".to_owned(), text: text.clone() })),
-            What::Said { text } => drop(put(Kind::Words { class: "said", who: by(line.origin).to_owned(), text: text.clone() })),
+            What::Prompt { text, actor } => stays(put(Kind::Words { class: "human", who: whose(actor), text: text.clone() })),
+            What::Text { text } => stays(put(Kind::Words { class: "model", who: "Claude".to_owned(), text: text.clone() })),
+            What::Thinking { text } => stays(put(Kind::Words { class: "thought", who: "Claude thinks".to_owned(), text: text.clone() })),
+            What::Said { text } => stays(put(Kind::Words { class: "said", who: by(line.origin).to_owned(), text: text.clone() })),
             What::Call { call, tool, input } => {
                 let input = serde_json::to_string_pretty(input).unwrap_or_default();
                 let kind = Kind::Call { tool: tool.clone(), input, result: None, waits: None, call: call.clone(), decided: None };
@@ -196,13 +199,13 @@ fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
                 let then = again_ms.map_or_else(String::new, |ms| format!(" It is asked again in {} s.", ms.div_ceil(1000)));
                 put(Kind::Note { class: "warn", text: format!("{model} could not be had: {why}.{then}") });
             }
-            What::Limit { said, .. } => drop(put(Kind::Note { class: "warn", text: said.to_string() })),
+            What::Limit { said, .. } => stays(put(Kind::Note { class: "warn", text: said.to_string() })),
             What::Cancelled { actor, said } => {
-                drop(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) }))
+                stays(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) }))
             }
-            What::Resumed => drop(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() })),
+            What::Resumed => stays(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() })),
             What::Repaired { bytes } => {
-                drop(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") }))
+                stays(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") }))
             }
             What::Ended { healthy, said } => {
                 let class = if *healthy { "good" } else { "warn" };
@@ -232,8 +235,8 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
                     summary { span.pill { "devvm" } code { (plain(command.lines().next().unwrap_or_default())) } span.quiet { (end.as_deref().unwrap_or("runs …")) } }
                     p.who { span { "by " (by(entry.origin)) } (when) }
                     @if let Some(reason) = reason { p { (plain(reason)) } }
-                    @if command.lines().nth(1).is_some() { pre { (lines(command)) } }
-                    pre { @if output.is_empty() { "(nothing printed)" } @else { (lines(cut(output))) } }
+                    @if command.lines().nth(1).is_some() { pre tabindex="0" { (lines(command)) } }
+                    pre tabindex="0" { @if output.is_empty() { "(nothing printed)" } @else { (lines(cut(output))) } }
                     @if let Some(file) = file { p { a href={ "/incidents/" (one.id) "/files/" (file) } { "All of it (" (size(*bytes)) ")" } } }
                 }
             }
@@ -252,10 +255,10 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
                         span.quiet { @match result { None => "…", Some((true, ..)) => "an error", Some((false, ..)) => "answered" } }
                     }
                     p.who { (when) @if let Some((_, Some(actor))) = decided { span { "decided by " (plain(actor)) } } }
-                    pre { (lines(cut(input))) }
+                    pre tabindex="0" { (lines(cut(input))) }
                     @if let Some((_, text, images)) = result {
                         @if *images > 0 { p.quiet { (images) " pictures went with it: they are in the evidence." } }
-                        pre { (lines(cut(text))) }
+                        pre tabindex="0" { (lines(cut(text))) }
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! Conversations: each incident's turns run one after the other on a task of its own, whoever watches. Where no model can be had the
 //! runbook goes on, as the owner's autonomy allows, and the log says so.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::claude::{Autonomy, Mind, Session, Turned, verdict};
 use crate::hands::Hands;
 use crate::incident::{By, Incident, IncidentId, Notes, What};
 use crate::runbook::{Patience, run as runbook};
+use crate::watch::Opened;
 
 /// Sentences that wait for a turn.
 const WAITING: usize = 4;
@@ -35,6 +36,8 @@ pub struct Talks {
     hands: Arc<dyn Hands>,
     meter: Arc<Meter>,
     open: Arc<Mutex<HashMap<IncidentId, Open>>>,
+    /// Incidents in which somebody else of this program is at work: the watch. Two conversations in one would write over each other.
+    others: Arc<Mutex<HashSet<String>>>,
 }
 
 struct Open {
@@ -45,7 +48,7 @@ struct Open {
 impl Talks {
     /// None yet.
     pub fn new(mind: Option<Arc<Mind>>, hands: &Arc<dyn Hands>, meter: &Arc<Meter>) -> Self {
-        Self { mind, hands: Arc::clone(hands), meter: Arc::clone(meter), open: Arc::default() }
+        Self { mind, hands: Arc::clone(hands), meter: Arc::clone(meter), open: Arc::default(), others: Arc::default() }
     }
 
     /// Whether there is a model to talk with.
@@ -64,7 +67,25 @@ impl Talks {
 
     /// Whether a turn or the runbook is at work in it.
     pub fn is_busy(&self, incident: &IncidentId) -> bool {
-        self.open().get(incident).is_some_and(|open| open.busy)
+        self.is_anothers(incident) || self.open().get(incident).is_some_and(|open| open.busy)
+    }
+
+    fn is_anothers(&self, incident: &IncidentId) -> bool {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).contains(incident.as_str())
+    }
+
+    /// The same incident, which is the watch's until it has ended.
+    pub fn others(&self, opened: Opened) -> Opened {
+        let (others, id) = (Arc::clone(&self.others), opened.id.clone());
+        let all = || others.lock().unwrap_or_else(PoisonError::into_inner);
+        all().insert(id.clone());
+        let (others, end) = (Arc::clone(&self.others), opened.end);
+        let freed = async move {
+            let ended = end.await;
+            others.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            ended
+        };
+        Opened { id: opened.id, end: Box::pin(freed) }
     }
 
     /// A person says something.
@@ -89,6 +110,12 @@ impl Talks {
     }
 
     fn ask(&self, incident: &Arc<Incident>, ask: Ask) -> Result<(), Message> {
+        if self.is_anothers(incident.id()) {
+            return Err(Message::new(
+                "The watch is at work in this incident.",
+                "Stop its turn, or wait for its end; the six verbs work meanwhile.",
+            ));
+        }
         let mut open = self.open();
         let full = |_| Message::new("Four sentences wait for an answer already.", "Wait for it, or stop the turn.");
         if let Some(known) = open.get_mut(incident.id()) {

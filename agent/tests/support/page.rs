@@ -184,7 +184,9 @@ pub(crate) fn every_way(folder: &Path) -> auth::Settings {
         std::fs::write(&path, text).unwrap();
         Some(path)
     };
-    let hash = Argon2::default().hash_password_with_salt(PASSWORD.as_bytes(), b"salt of a test").unwrap();
+    // A cheap one: what it costs is not what is tested, and machines are slow.
+    let cheap = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, argon2::Params::new(64, 1, 1, None).unwrap());
+    let hash = cheap.hash_password_with_salt(PASSWORD.as_bytes(), b"salt of a test").unwrap();
     let token: String = Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect();
     auth::Settings {
         proxies: vec!["127.0.0.1/32".parse().unwrap()],
