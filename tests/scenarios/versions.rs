@@ -56,14 +56,14 @@ fn newer(lab: &Lab) -> Result<()> {
     let before = Stamp::of(vm);
     let id = lab::station::fresh_id()?;
     for option in ["--protocol=2", "--compress", "--vmid=103"] {
-        let told = Told::read(ssh.call(&format!("cycle --json --request-id={id} {option}"))?)?;
+        let told = Told::read(ssh.call(format!("cycle --json --request-id={id} {option}"))?)?;
         assert_eq!((told.answer.status, &told.body["outcome"], &told.body["v"]), (2, &"refused-request".into(), &1.into()), "{option}");
         assert!(told.message().contains("status, forensics, reset, stop, start, cycle"), "{}", told.message());
         assert!(told.answer.receipt().unwrap()["sig"].is_string(), "{option}: it is signed");
     }
     before.untouched(vm, "an option of a later version");
     // Nothing of it is remembered: without the option the same id is a request like any other.
-    let told = Told::read(ssh.call(&format!("cycle --json --dry-run --request-id={id}"))?)?.done();
+    let told = Told::read(ssh.call(format!("cycle --json --dry-run --request-id={id}"))?)?.done();
     assert_eq!(told.body["dry_run"], true);
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! The agent's server side on the lab's host: its configuration, its state folder, a keyholder behind it, a webhook that listens.
 
-#![allow(dead_code)] // each scenario file uses its part
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
