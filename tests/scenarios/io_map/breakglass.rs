@@ -143,12 +143,11 @@ pub(crate) fn full_run(lab: &Lab) -> Result<()> {
 }
 
 pub(crate) fn a_touch_more(_: &Lab) -> Result<()> {
-    let kept = format!("{BREAKGLASS}.kept");
-    fs::rename(BREAKGLASS, &kept).unwrap();
     // A program behind the same name that reads one file more, and calls somebody else.
     write(BREAKGLASS, "#!/bin/bash\nread -r line < /etc/shadow\n: < /dev/tcp/127.0.0.9/9 || exit 0\n", 0o755)?;
     run(Command::new("strace").args(&strace(TRACE)[1..]).arg(BREAKGLASS), Duration::from_secs(20))?;
-    fs::rename(&kept, BREAKGLASS).unwrap();
+    // Whoever needs the program puts it there.
+    fs::remove_file(BREAKGLASS).unwrap();
     let found = outside(&read(TRACE), &resolved("127.0.0.1:1"));
     for touch in ["/etc/shadow", "127.0.0.9:9"] {
         assert!(found.iter().any(|path| path == touch), "{touch} was not found among {found:?}");
