@@ -73,12 +73,13 @@ async fn host(ssh: &Ssh) -> Vec<Finding> {
     };
     let (tell, mut news) = mpsc::channel(256);
     let asked = SystemTime::now();
-    let (end, apart) = tokio::join!(ssh.verb(ask, tell), async {
-        let mut apart = None;
+    let (end, (apart, version)) = tokio::join!(ssh.verb(ask, tell), async {
+        let (mut apart, mut version) = (None, None);
         while let Some(said) = news.recv().await {
             if let VerbNews::Event(event) = said
-                && let Body::Accepted(_) = &event.body
+                && let Body::Accepted(accepted) = &event.body
             {
+                version = Some(accepted.binary.version.clone());
                 let now = SystemTime::now();
                 let theirs = SystemTime::UNIX_EPOCH + Duration::from_millis(event.at.unix_ms());
                 // Between asking and hearing the host's clock said this.
@@ -87,7 +88,7 @@ async fn host(ssh: &Ssh) -> Vec<Finding> {
                 apart = Some(early.max(late));
             }
         }
-        apart
+        (apart, version)
     });
     let mut all = Vec::new();
     let Ok(proved) = &end.checked else {
@@ -98,6 +99,7 @@ async fn host(ssh: &Ssh) -> Vec<Finding> {
     if body.outcome != proto::Outcome::Done {
         all.push(finding(name, Level::Bad, body.message.what.clone(), body.message.next.clone()));
     }
+    all.extend(version.map(|host| versions(&host)));
     for degraded in &body.degraded {
         all.push(finding("host", Level::Warn, format!("Weaker than it should be: {degraded}."), "Run pve-verb check on the host."));
     }
@@ -126,6 +128,17 @@ async fn host(ssh: &Ssh) -> Vec<Finding> {
         None => finding("clock", Level::Warn, "The host's clock could not be read.", "Look at it with date -u on both."),
     });
     all
+}
+
+/// Both programs' versions. The protocol is the same, or there would be no receipt; what differs is what each knows beyond it.
+fn versions(host: &str) -> Finding {
+    let (name, own) = ("version", env!("CARGO_PKG_VERSION"));
+    let host = proto::escape_cut(host.as_bytes(), 40);
+    if host == own {
+        return ok(name, format!("pve-verb and breakglass are {own}."));
+    }
+    let what = format!("The host's pve-verb is {host}, this breakglass {own}. Both speak version {} of the protocol.", proto::VERSION);
+    finding(name, Level::Warn, what, "It works; bring both to the newer one when you can, the host first.")
 }
 
 async fn devvm(ssh: &Ssh) -> Finding {

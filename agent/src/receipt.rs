@@ -43,6 +43,8 @@ pub enum Unproved {
     BadSignature,
     /// Signed, and still not the body of a receipt that this version reads.
     Body(NotAReceipt),
+    /// Signed: the host could not read a request. It can't say whose, as it did not read the id either.
+    NotUnderstood(proto::Message),
     /// Signed, and about something else: what was wanted, what it is about.
     Foreign {
         /// The member that differs.
@@ -104,6 +106,9 @@ fn foreign(body: &ReceiptBody, unchecked: &Unchecked, pinned: &Pinned, asked: &A
     let differs = |what, wanted: &dyn ToString, got: &dyn ToString| {
         Some(Unproved::Foreign { what, wanted: wanted.to_string(), got: got.to_string() })
     };
+    if body.verb.is_none() && body.outcome == Outcome::RefusedRequest && (asked.request_id.is_some() || asked.verb.is_some()) {
+        return Some(Unproved::NotUnderstood(body.message.clone()));
+    }
     if let Some(id) = asked.request_id.as_ref().or(Some(&unchecked.request_id)).filter(|id| **id != body.request_id) {
         return differs("request", id, &body.request_id);
     }

@@ -113,6 +113,8 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
 async fn advised(a: &mut Acting<'_>, code: Code, looked: &Looked) -> Ended {
     match (code, looked.recommend) {
         (Code::GuestOom, _) => soften(a, None).await,
+        // A newer host's word: what it advises was not written with this runbook in mind.
+        (Code::Newer, _) => Ended::badly(looked.sentence.clone(), format!("This version does not know that trouble. {}", looked.why)),
         // The host's storage is to be repaired first: resumed or cycled before, it stops again.
         (Code::Paused, _) if looked.state == VmState::Qmp(RunState::IoError) => Ended::badly(looked.sentence.clone(), looked.why.clone()),
         // An interrupted stop is completed by a stop, and that is for a person: the runbook never leaves a VM off.

@@ -85,6 +85,10 @@ pub fn unproved(why: &Unproved, id: Option<&RequestId>) -> Message {
             format!("the receipt is signed and can't be read ({})", plain(&format!("{kind:?}"))),
             "Use the breakglass of the host's version.".to_owned(),
         ),
+        Unproved::NotUnderstood(said) => (
+            format!("the host signed that it could not read a request, and it can't say whose: {}", plain(said.what.trim_end_matches('.'))),
+            "Its pve-verb may be older than this breakglass: upgrade the host, or leave the option away. Look with status.".to_owned(),
+        ),
         Unproved::Foreign { what, wanted, got } => {
             (format!("the receipt is about another {what}: {} was wanted, it is about {}", plain(wanted), plain(got)), again(id))
         }

@@ -39,6 +39,9 @@ pub enum Code {
     Elsewhere,
     /// A verb was killed half-way.
     Interrupted,
+    /// A word of a newer host: read, never judged. What it means stands in the sentence that comes with it.
+    #[serde(other)]
+    Newer,
 }
 
 impl fmt::Display for Code {

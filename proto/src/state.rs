@@ -57,7 +57,8 @@ pub enum HostState {
     Elsewhere,
     /// No node has such a VM.
     Missing,
-    /// Could not be observed.
+    /// Could not be observed; also what a word of a newer host or QEMU is read as.
+    #[serde(other)]
     Unknown,
 }
 
@@ -105,5 +106,7 @@ mod tests {
         }
         assert_eq!(RunState::from_qmp("finish-migrate"), Some(RunState::FinishMigrate));
         assert_eq!(RunState::from_qmp("newer"), None);
+        assert_eq!(serde_json::from_value::<VmState>("newer".into()).unwrap(), VmState::Unknown);
+        assert!(serde_json::from_value::<VmState>(7.into()).is_err());
     }
 }

@@ -6,6 +6,7 @@ schemas, judged by the rules of Pod Security's `restricted`, and its NetworkPoli
 
 import copy
 import ipaddress
+import json
 import pathlib
 import re
 import unittest
@@ -149,6 +150,56 @@ def vault_may(policies, path, capability):
     return granted
 
 
+def bundled(name):
+    """The runtime's configuration as install/image puts it together."""
+    common, own = (json.loads((INSTALL / "oci" / f"{part}.json").read_text()) for part in ("common", name))
+    merge = lambda one, two: {key: merge(one[key], two[key]) if isinstance(one.get(key), dict) and key in two else two.get(key, one.get(key)) for key in one | two}
+    return merge(common, own) | {"mounts": common["mounts"] + own["mounts"]}
+
+
+def profile_of_bundle(bundle, name):
+    process, own = bundle["process"], {}
+    sizes = {"k": 2**10, "m": 2**20}
+    for mount in bundle["mounts"]:
+        if mount["destination"] in ("/proc", "/dev", "/etc/hosts", "/etc/resolv.conf"):
+            continue  # every container that Kubernetes starts has them
+        size = [option[5:] for option in mount["options"] if option.startswith("size=")]
+        own[mount["destination"]] = ("ro" in mount["options"], mount["type"] == "tmpfs" and int(size[0][:-1]) * sizes[size[0][-1]])
+    return {
+        "uid": process["user"]["uid"],
+        "gid": process["user"]["gid"],
+        "args": process["args"],
+        "capabilities": sorted({capability for of in process["capabilities"].values() for capability in of}),
+        "root": bundle["root"]["readonly"],
+        "privileges": not process["noNewPrivileges"],
+        # install/image puts the file of this name into the bundle.
+        "seccomp": f"breakglass/{name}.json" if (INSTALL / "seccomp" / f"{name}.json").exists() else None,
+        "apparmor": process["apparmorProfile"],
+        "mounts": own,
+    }
+
+
+def profile_of_pod(pod, container, volumes):
+    own, security = {}, container["securityContext"]
+    bytes_of = lambda text: int(text[:-2]) * {"Ki": 2**10, "Mi": 2**20}[text[-2:]]
+    for mount in container["volumeMounts"]:
+        empty = volumes[mount["name"]].get("emptyDir")
+        # The socket's memory is the pod's; in the bundles it is a tmpfs of the host's that both bind.
+        tmpfs = bytes_of(empty["sizeLimit"]) if empty and mount["name"] != "socket" else False
+        own[mount["mountPath"]] = (mount.get("readOnly", False), tmpfs)
+    return {
+        "uid": security["runAsUser"],
+        "gid": security["runAsGroup"],
+        "args": ["/breakglass"] + container["args"],
+        "capabilities": sorted(security["capabilities"].get("add", [])) if security["capabilities"]["drop"] == ["ALL"] else ["all"],
+        "root": security["readOnlyRootFilesystem"],
+        "privileges": security["allowPrivilegeEscalation"],
+        "seccomp": security["seccompProfile"].get("localhostProfile"),
+        "apparmor": security.get("appArmorProfile", {}).get("localhostProfile"),
+        "mounts": own,
+    }
+
+
 class Manifests(unittest.TestCase):
     def setUp(self):
         self.base = render(INSTALL / "k8s/base")
@@ -186,7 +237,7 @@ class Manifests(unittest.TestCase):
             "capabilities.add": lambda p: p["containers"][1]["securityContext"]["capabilities"].update(add=["SYS_PTRACE"]),
             "runAsNonRoot": lambda p: p["securityContext"].pop("runAsNonRoot"),
             "runAsUser": lambda p: p["containers"][0]["securityContext"].update(runAsUser=0),
-            "seccompProfile": lambda p: p["securityContext"].pop("seccompProfile"),
+            "seccompProfile": lambda p: p["containers"][0]["securityContext"].pop("seccompProfile"),
             "privileged": lambda p: p["containers"][0]["securityContext"].update(privileged=True),
             "hostPort": lambda p: p["containers"][1]["ports"][0].update(hostPort=80),
         }
@@ -213,6 +264,12 @@ class Manifests(unittest.TestCase):
             self.assertTrue(container["securityContext"]["readOnlyRootFilesystem"])
             self.assertEqual(container["imagePullPolicy"], "IfNotPresent")
             self.assertIn("memory", container["resources"]["limits"])
+        # The state is memory: what may be kept fits into its volume, and the volume into the container's limit.
+        [kept] = re.findall(r"keep_bytes = (\d+)", of_kind(self.all, "ConfigMap", "breakglass")[0]["data"]["server.toml"])
+        [state] = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "state"]
+        answer = 64 * 2**20
+        self.assertLessEqual(int(kept) + answer, int(state[:-2]) * 2**20)
+        self.assertLess(int(state[:-2]), int(server["resources"]["limits"]["memory"][:-2]))
         self.assertFalse(pod["automountServiceAccountToken"])
         for volume in pod["volumes"]:
             if "emptyDir" in volume:
@@ -220,6 +277,36 @@ class Manifests(unittest.TestCase):
         config = of_kind(self.all, "ConfigMap", "breakglass")[0]["data"]
         self.assertNotIn("vault", config["server.toml"])
         self.assertNotIn("claude", config["keyholder.toml"])
+
+    def test_the_bundle_and_the_manifests_are_one_profile(self):
+        [pod] = pods(self.all)
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            bundle = bundled(container["name"])
+            with self.subTest(container=container["name"]):
+                self.assertEqual(profile_of_bundle(bundle, container["name"]), profile_of_pod(pod, container, volumes))
+
+    def test_each_difference_between_bundle_and_manifests_is_seen(self):
+        [pod] = pods(self.all)
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        loosen = {
+            "uid": lambda c: c["securityContext"].update(runAsUser=8103),
+            "gid": lambda c: c["securityContext"].update(runAsGroup=8101),
+            "args": lambda c: c["args"].append("--more"),
+            "capabilities": lambda c: c["securityContext"]["capabilities"].update(add=["NET_BIND_SERVICE"]),
+            "root": lambda c: c["securityContext"].update(readOnlyRootFilesystem=False),
+            "privileges": lambda c: c["securityContext"].update(allowPrivilegeEscalation=True),
+            "seccomp": lambda c: c["securityContext"]["seccompProfile"].update(localhostProfile="breakglass/other.json"),
+            "apparmor": lambda c: c["securityContext"].pop("appArmorProfile"),
+            "mounts": lambda c: c["volumeMounts"][-1].update(readOnly=not c["volumeMounts"][-1].get("readOnly", False)),
+        }
+        for container in pod["containers"]:
+            bundle = profile_of_bundle(bundled(container["name"]), container["name"])
+            for what, change in loosen.items():
+                loose = copy.deepcopy(container)
+                change(loose)
+                other = profile_of_pod(pod, loose, volumes)
+                self.assertEqual({key for key in bundle if bundle[key] != other[key]}, {what}, container["name"])
 
     def test_it_survives_the_pressure_that_it_cures(self):
         [pod] = pods(self.all)
@@ -290,8 +377,6 @@ class Manifests(unittest.TestCase):
         for policies, path, capability, wanted in table:
             with self.subTest(path=path, capability=capability):
                 self.assertEqual(vault_may(policies, path, capability), wanted)
-        import json
-
         role = json.loads((INSTALL / "vault/role.json").read_text())
         self.assertEqual(role["token_policies"], ["breakglass"])
         self.assertEqual((role["bound_service_account_names"], role["bound_service_account_namespaces"]), (["breakglass"], ["breakglass"]))

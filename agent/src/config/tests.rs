@@ -8,11 +8,12 @@ fn shipped(name: &str) -> String {
     std::fs::read_to_string(format!("{}/../install/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// A configuration out of the ConfigMap.
-fn mapped(name: &str) -> Config {
-    let text = shipped("k8s/base/config.yaml");
-    let (_, own) = text.split_once(&format!("  {name}: |\n")).unwrap();
-    let own = own.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
+/// A configuration out of the ConfigMap: what is indented below this line of that file.
+fn mapped(file: &str, line: &str) -> Config {
+    let text = shipped(file);
+    let (_, own) = text.split_once(&format!("{line}\n")).unwrap();
+    let depth = own.len() - own.trim_start().len();
+    let own = own.lines().take_while(|line| line.is_empty() || line.len() - line.trim_start().len() >= depth);
     Config::parse(&own.map(|line| format!("{}\n", line.trim_start())).collect::<String>()).unwrap()
 }
 
@@ -57,12 +58,21 @@ fn the_sample_is_read_as_it_is_and_says_each_default() {
 
 #[test]
 fn the_shipped_configurations_of_both_containers_are_read() {
-    let keyholder = mapped("keyholder.toml").keyholder.unwrap();
+    let keyholder = mapped("k8s/base/config.yaml", "  keyholder.toml: |").keyholder.unwrap();
     assert_eq!((keyholder.group, keyholder.vault.unwrap().role.as_str()), (Some(8100), "breakglass"));
-    let server = mapped("server.toml");
+    let server = mapped("k8s/base/config.yaml", "  server.toml: |");
     assert!(server.keyholder.is_none() && server.host.is_some() && server.watch.is_some());
     assert_eq!(server.web.proxies, ["10.42.0.0/16".parse().unwrap()]);
     assert_eq!(server.web.identity_header.unwrap(), "x-forwarded-user");
+}
+
+#[test]
+fn the_overlay_that_people_copy_is_read() {
+    let part = |name: &str| mapped("k8s/example/kustomization.yaml", &format!("        path: /data/{name}\n        value: |"));
+    let server = part("server.toml");
+    assert_eq!((server.web.listen.port(), server.state.keep_bytes), (8102, 402_653_184));
+    assert!(server.host.is_some() && server.devvm.is_some() && server.watch.is_some() && server.keyholder.is_none());
+    assert!(part("keyholder.toml").keyholder.unwrap().vault.is_some());
 }
 
 #[test]

@@ -62,6 +62,14 @@ fn a_healthy_vm_is_left_alone() {
 }
 
 #[test]
+fn a_newer_hosts_word_is_handed_to_a_person_whatever_it_advises() {
+    let world = world("bad", &state("bad", "guest-dreaming", "cycle", "on.cycle = { to = \"well\" }"));
+    let (ended, kept) = run_in(&world, true);
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics], "{kept:#?}");
+    assert!(!ended.healthy && ended.said.to_string().contains("It is guest-dreaming."), "{ended:?}");
+}
+
+#[test]
 fn a_block_stall_is_cycled_after_evidence_and_the_guest_is_asked() {
     let world = world("bad", &state("bad", "block-stalled", "cycle", "reachable = false\non.cycle = { to = \"well\" }"));
     let (ended, kept) = run_in(&world, true);

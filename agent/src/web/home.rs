@@ -92,6 +92,7 @@ fn headline(known: &Known) -> &'static str {
         Some(Code::PveUnresponsive) => "PVE does not respond",
         Some(Code::Elsewhere) => "On another node",
         Some(Code::Interrupted) => "A verb was cut off",
+        Some(Code::Newer) => "Not a state that this version knows",
         None => "Not judged",
     }
 }

@@ -33,6 +33,12 @@ fn public(line: &str) -> String {
 /// Writes the configuration, with `more` at its end, and starts the keyholder.
 pub(crate) fn desk(lab: &Lab, more: &str) -> Result<Desk> {
     let keys = keyholder(lab)?;
+    configure(lab, SOCKET, more);
+    Ok(Desk { keys })
+}
+
+/// Writes the configuration, its keys behind this socket, and empties the state folder.
+pub(crate) fn configure(lab: &Lab, socket: &str, more: &str) {
     let read = |path: &Path| fs::read_to_string(path).unwrap();
     let host_key = public(&read(Path::new("/etc/ssh/ssh_host_ed25519_key.pub")));
     let signing_key = public(&read(Path::new("/etc/pve-verb/signing_key.pub")));
@@ -44,10 +50,9 @@ pub(crate) fn desk(lab: &Lab, more: &str) -> Result<Desk> {
     let text = format!(
         "[host]\naddress = \"127.0.0.1:22\"\nuser = \"breakglass\"\nhost_key = \"{host_key}\"\nsigning_key = \"{signing_key}\"\n\
          [devvm]\naddress = \"127.0.0.1:2222\"\nuser = \"breakglass\"\nhost_key = \"{guest_key}\"\nsudo = true\n\
-         [ssh]\nauth_sock = \"{SOCKET}\"\n[state]\ndir = \"{STATE}\"\n{more}"
+         [ssh]\nauth_sock = \"{socket}\"\n[state]\ndir = \"{STATE}\"\n{more}"
     );
     fs::write(CONFIG, text).unwrap();
-    Ok(Desk { keys })
 }
 
 impl Desk {
@@ -78,7 +83,12 @@ pub(crate) struct Hook(Arc<Mutex<Vec<(Instant, Value)>>>);
 impl Hook {
     /// Listens on a port of its own; its address.
     pub(crate) fn listen() -> (Self, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listen_at("127.0.0.1:0")
+    }
+
+    /// The same at this address.
+    pub(crate) fn listen_at(address: &str) -> (Self, String) {
+        let listener = TcpListener::bind(address).unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let hook = Self::default();
         let told = hook.clone();

@@ -29,6 +29,11 @@ pub(crate) struct Keyholder {
 
 /// Installs the program and starts a keyholder with the key `agent` and the guest's.
 pub(crate) fn keyholder(lab: &Lab) -> Result<Keyholder> {
+    keyholder_under(lab, &[], "")
+}
+
+/// The same, started by another program, with more at the end of its configuration.
+pub(crate) fn keyholder_under(lab: &Lab, starter: &[&str], more: &str) -> Result<Keyholder> {
     lab.host.install_program(&built("breakglass")?, BREAKGLASS)?;
     let _from_before = fs::remove_dir_all(FOLDER);
     fs::create_dir_all(FOLDER).unwrap();
@@ -42,11 +47,13 @@ pub(crate) fn keyholder(lab: &Lab) -> Result<Keyholder> {
         seeds.push(seed(&fs::read_to_string(from).unwrap()));
     }
     chown(FOLDER, Some(NOBODY), Some(NOBODY)).unwrap();
-    let config = format!("[keyholder]\nsocket = \"{SOCKET}\"\nkey_files = [\"{FOLDER}/verbs\", \"{FOLDER}/devvm\"]\n");
+    let config = format!("[keyholder]\nsocket = \"{SOCKET}\"\nkey_files = [\"{FOLDER}/verbs\", \"{FOLDER}/devvm\"]\n{more}");
     let file = format!("{FOLDER}/config.toml");
     fs::write(&file, config).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", BREAKGLASS, "keyholder", "--config", &file]);
+    let own = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", BREAKGLASS, "keyholder", "--config", &file];
+    let words = [starter, &own].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
     let running = start(&mut command, &[])?;
     until("the keyholder's socket", Duration::from_secs(20), || Path::new(SOCKET).exists().then_some(()))?;
     Ok(Keyholder { running: Some(running), seeds })
@@ -72,7 +79,7 @@ impl Drop for Keyholder {
 }
 
 /// The 32 bytes that are an ed25519 key, out of OpenSSH's file: they stand before the last of its public halves.
-fn seed(text: &str) -> Vec<u8> {
+pub(crate) fn seed(text: &str) -> Vec<u8> {
     use base64ct::{Base64, Encoding};
     let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
     let bytes = Base64::decode_vec(&body).unwrap();
