@@ -73,11 +73,25 @@ pub fn chat(args: &Chat) -> Result<bool, Message> {
             }
             None => store.create(args.text.as_deref().unwrap_or("a conversation"), By::Human, None)?,
         };
+        if mind.is_some() && !passed(&config) {
+            let _nobody_reads = writeln!(
+                io::stdout(),
+                "{} has not passed the recorded incidents with this prompt and these tools: breakglass evals.",
+                config.claude.model
+            );
+        }
         Talk::new(mind, hands, incident, args.text.clone(), args.incident.is_some()).run().await
     });
     // A reader of standard input can't be stopped, and needn't be waited for.
     runtime.shutdown_background();
     talked
+}
+
+/// Whether the configured model has passed the recorded incidents as it is now.
+fn passed(config: &Config) -> bool {
+    let (prompt_sha256, tools_sha256) = crate::claude::fingerprints();
+    let who = crate::evals::Who { model: config.claude.model.clone(), prompt_sha256, tools_sha256 };
+    crate::evals::Table::newest(&config.state.dir, &who).is_some_and(|table| table.passed() == table.lines.len())
 }
 
 /// Shows an incident as far as it is, as the terminal does.
@@ -99,6 +113,8 @@ struct Talk {
     /// Whether somebody can be asked.
     person: bool,
     busy: bool,
+    /// What is said after a restart's turn was gone on with.
+    next: Option<String>,
     /// The runbook's verdict is its own.
     judged: Option<(bool, Message)>,
     /// A person is asked whether the runbook may.
@@ -109,7 +125,8 @@ struct Talk {
 impl Talk {
     fn new(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<Incident>, text: Option<String>, resumes: bool) -> Self {
         let person = io::stdin().is_terminal() || text.is_none() && !resumes;
-        Self { mind, hands, incident, text, resumes, person, busy: false, judged: None, offered: false, interrupts: 0 }
+        let next = text.clone().filter(|_| resumes);
+        Self { mind, hands, incident, text, resumes, person, busy: false, next, judged: None, offered: false, interrupts: 0 }
     }
 
     async fn run(mut self) -> Result<bool, Message> {
@@ -138,7 +155,10 @@ impl Talk {
                 }
                 Some(heard) = heard.recv() => {
                     self.busy = false;
-                    if self.heard(heard, &ask, &mut screen).await && self.text.is_some() {
+                    let over = self.heard(heard, &ask, &mut screen).await;
+                    if let Some(text) = self.next.take_if(|_| over) {
+                        self.busy = ask.send(Ask::Prompt(text)).await.is_ok();
+                    } else if over && (self.text.is_some() || !self.person) {
                         break;
                     }
                 }
@@ -170,9 +190,7 @@ impl Talk {
     /// Where nobody can be asked, nobody allows it.
     fn nobody_decides(&self) {
         if !self.person {
-            for call in self.incident.facts().awaiting.into_keys() {
-                self.incident.decide(&call, Decision { allowed: false, actor: Some("nobody at the terminal".to_owned()) });
-            }
+            self.incident.deny_all("nobody at the terminal");
         }
     }
 
@@ -289,6 +307,14 @@ async fn turns(
 ) {
     let mut session = None;
     while let Some(ask) = asked.recv().await {
+        if matches!(ask, Ask::Resume)
+            && let Some(why) = incident.catch_up(&hands, incident.task(), mind.is_none()).await
+        {
+            if tell.send(Heard::Ran(false, why)).await.is_err() {
+                return;
+            }
+            continue;
+        }
         let heard = match (&mind, ask) {
             (Some(mind), ask @ (Ask::Prompt(_) | Ask::Resume)) => {
                 let opened = match session.take() {

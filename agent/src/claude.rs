@@ -22,6 +22,7 @@ mod tools;
 mod turn;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::{Code, Message, Verb};
 use sha2::{Digest, Sha256};
@@ -43,6 +44,8 @@ pub struct Mind {
     budget: Budget,
     store: Arc<Store>,
     hands: Arc<dyn Hands>,
+    /// Whether a devvm that may be booting is waited for. In a replay nothing boots.
+    waits: bool,
 }
 
 impl Mind {
@@ -51,10 +54,20 @@ impl Mind {
     /// # Errors
     /// The settings can't be used.
     pub fn new(settings: &Settings, budget: Budget, store: &Arc<Store>, hands: &Arc<dyn Hands>) -> Result<Option<Arc<Self>>, Message> {
+        Self::made(settings, budget, store, hands, true)
+    }
+
+    fn made(
+        settings: &Settings,
+        budget: Budget,
+        store: &Arc<Store>,
+        hands: &Arc<dyn Hands>,
+        waits: bool,
+    ) -> Result<Option<Arc<Self>>, Message> {
         let Some(credential) = settings.credential()? else { return Ok(None) };
         let client = client::Client::new(settings, &credential)?;
         let (settings, store, hands) = (settings.clone(), Arc::clone(store), Arc::clone(hands));
-        Ok(Some(Arc::new(Self { client, settings, budget, store, hands })))
+        Ok(Some(Arc::new(Self { client, settings, budget, store, hands, waits })))
     }
 
     /// The owner's choice.
@@ -69,8 +82,9 @@ pub fn fingerprints() -> (String, String) {
     (hash(SYSTEM), hash(&tools::definitions().to_string()))
 }
 
-/// How long the end of an incident waits for the devvm's sshd.
-const UPTIME: std::time::Duration = std::time::Duration::from_secs(20);
+/// How long the end of an incident waits for the devvm's sshd; where something was changed it may be booting.
+const UPTIME: Duration = Duration::from_secs(20);
+const BOOT: Duration = Duration::from_secs(240);
 
 /// Whether the VM is well: looked at once more from the host, with its evidence, and from inside. Decided by what was observed.
 pub async fn verdict(hands: &Arc<dyn Hands>, incident: &Arc<Incident>, task: Task) -> (bool, Message) {
@@ -89,7 +103,9 @@ pub async fn verdict(hands: &Arc<dyn Hands>, incident: &Arc<Incident>, task: Tas
         let sentence = told.assessment.map_or_else(|| body.message.what.clone(), |judged| judged.sentence);
         return (false, Message::new(sentence, "Read the report above; the six verbs and the runbook are there."));
     }
-    let exec = Exec { command: "uptime".to_owned(), reason: Some("does it answer?".to_owned()), timeout: UPTIME, call: None };
+    let patient = incident.facts().mutated;
+    let timeout = if patient { BOOT } else { UPTIME };
+    let exec = Exec { command: "uptime".to_owned(), reason: Some("does it answer?".to_owned()), timeout, patient, call: None };
     let end = match incident.exec(hands, task, By::Agent, exec) {
         Ok(running) => running.end().await.map(|told| told.end),
         Err(why) => return (false, why),

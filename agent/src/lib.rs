@@ -37,6 +37,7 @@ pub mod ssh;
 pub mod untrusted;
 pub mod verb;
 pub mod watch;
+pub mod web;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
 pub const UNKNOWN: u8 = 20;

@@ -94,6 +94,24 @@ async fn after_an_unknown_result_no_further_mutation_of_the_same_answer_is_sent(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_an_unknown_result_nothing_is_changed_until_the_model_has_looked() {
+    let replies = vec![
+        say(vec![verb("pve_forensics"), verb("pve_cycle")]),
+        say(vec![verb("pve_reset")]),
+        // Decided before the look was read.
+        say(vec![verb("pve_status"), verb("pve_cycle")]),
+        say(vec![verb("pve_start")]),
+        done(),
+    ];
+    let desk = desk(Api::replies(replies), recorded("cycle-with-unknown-end"));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+    desk.faultless();
+    assert_eq!(desk.verbs(), [Verb::Forensics, Verb::Cycle, Verb::Status, Verb::Start]);
+    assert_eq!(incident.facts().unknown, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_budget_that_is_used_up_stops_the_model_and_says_so() {
     let endless = || Api::start(|_, _| say(vec![verb("pve_status")]));
     for (budget, word) in [
@@ -298,4 +316,43 @@ async fn two_incidents_at_once_share_neither_conversation_nor_budget() {
         let text = std::fs::read_to_string(incident.folder().join("messages.jsonl")).unwrap();
         assert_eq!((text.contains("One."), text.contains("Two.")), (incident.id() == one.id(), incident.id() == two.id()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_devvm_that_boots_is_waited_for_in_one_call_and_otherwise_nobody_waits() {
+    let mut case = recorded(STALL);
+    let well = case.state.get_mut("well").unwrap();
+    well.reachable = false;
+    let script = |body: &Value, _| match actors::called(body).len() {
+        0 => say(vec![verb("pve_forensics"), exec("uptime")]),
+        2 => say(vec![verb("pve_cycle"), exec("uptime")]),
+        _ => done(),
+    };
+    let desk = desk(Api::start(script), case);
+    let (incident, mut session) = desk.session();
+    let begun = Instant::now();
+    let stop = {
+        let incident = incident.clone();
+        tokio::spawn(async move {
+            let mut watcher = incident.watch(0);
+            while !(incident.facts().mutated && incident.facts().commands.len() == 1) {
+                watcher.next().await;
+            }
+            let early = begun.elapsed();
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            incident.cancel();
+            early
+        })
+    };
+    assert!(matches!(session.prompt("Hello.", None).await, Turned::Cancelled(_)));
+    assert!(stop.await.unwrap() < Duration::from_secs(3), "before anything was changed a dead devvm is no reason to wait");
+    let tries = desk.commands().len();
+    assert!(tries >= 3, "tried again: {tries}");
+    // Nobody waits any more: it does not run later behind anybody's back.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(desk.commands().len() <= tries + 1);
+    let now = desk.commands().len();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((desk.commands().len(), incident.facts().commands.len()), (now, 0));
+    desk.faultless();
 }

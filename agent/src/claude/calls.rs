@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use proto::{Message, Outcome};
+use proto::Message;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -24,7 +24,9 @@ const MAX_INPUT: usize = 64 << 10;
 impl Session {
     /// Runs them in their order; `whole`: the answer ended because it calls. Gives their results, and why the turn goes no further.
     pub(super) async fn run(&mut self, calls: &[Call], whole: bool, cancelled: &mut watch::Receiver<u64>) -> (Vec<Value>, Option<Halt>) {
-        let (mut results, mut halt, mut unknown) = (Vec::new(), None, false);
+        let (mut results, mut halt) = (Vec::new(), None);
+        // A look in the same answer does not help: what came after it was decided without it.
+        let mut unknown = self.incident.facts().unknown.is_some();
         for (n, call) in calls.iter().enumerate() {
             let mut input = Value::Object(call.input.clone().unwrap_or_default());
             let length = input.to_string().len();
@@ -105,8 +107,7 @@ impl Session {
                     }
                     told = running.end() => Ok(match told {
                         Ok(told) => {
-                            let known = told.end.checked.as_ref().is_ok_and(|proved| !matches!(proved.body().outcome, Outcome::Unknown | Outcome::Internal));
-                            *unknown |= verb.mutates() && !known;
+                            *unknown |= self.incident.facts().unknown.is_some();
                             evidence::verb(&self.incident, &told)
                         }
                         Err(why) => {
@@ -117,7 +118,8 @@ impl Session {
                 }
             }
             Tool::Exec { command, timeout, reason } => {
-                let exec = Exec { command, reason: Some(reason), timeout, call: Some(id.to_owned()) };
+                let patient = self.mind.waits && self.incident.facts().mutated;
+                let exec = Exec { command, reason: Some(reason), timeout, patient, call: Some(id.to_owned()) };
                 let running = match self.incident.exec(&self.mind.hands, self.task, By::Model, exec) {
                     Ok(running) => running,
                     Err(why) => return Ok(Given::refused(format!("It could not be recorded, so nothing ran. {why}"))),
@@ -144,8 +146,8 @@ impl Session {
                 "Call pve_forensics first.",
             )),
             Tool::Verb { verb, .. } if verb.mutates() && unknown => Err(Message::new(
-                "The result of an earlier call of this answer is UNKNOWN, so this one was not sent.",
-                "Look with pve_status first.",
+                "The result of an earlier mutation is UNKNOWN, so this one was not sent.",
+                "Look with pve_status, read what it says, then decide.",
             )),
             _ => Ok(()),
         }

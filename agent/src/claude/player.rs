@@ -41,7 +41,7 @@ impl Model {
         let store = Store::open(&folder, u64::MAX, false)?;
         let hands: Arc<dyn Hands> = world;
         let played = async {
-            let mind = Mind::new(&self.settings, self.budget, &store, &hands)?;
+            let mind = Mind::made(&self.settings, self.budget, &store, &hands, false)?;
             let mind = mind.ok_or_else(|| Message::new("The API key is gone.", "Give it again."))?;
             let incident = store.create("a replay", By::Agent, None)?;
             let turned = Session::open(&mind, &incident)?.prompt(says, None).await;

@@ -98,7 +98,8 @@ pub(super) fn definitions() -> Value {
     tools.push(json!({
         "name": "devvm_exec",
         "description": "Runs a command as root on the devvm over SSH, with its shell. Needs a preserved bundle of this incident. \
-                        The output comes back head and tail; all of it is stored. A command that is still running when its time is over is left alone.",
+                        The output comes back head and tail; all of it is stored. A command that is still running when its time is over is left alone. \
+                        After a change the devvm may be booting: it is tried again until the time is over, so one call with 300 waits for it.",
         "strict": true,
         "input_schema": {
             "type": "object",

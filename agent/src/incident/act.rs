@@ -3,9 +3,9 @@
 //! What was begun runs on in a task of its own, whoever stops waiting for it: its end comes into the log all the same.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use proto::{Assessment, Message, Preserved, Probe, Unit64, Unit200, Verb};
+use proto::{Assessment, Message, Outcome, Preserved, Probe, Unit64, Unit200, Verb};
 use tokio::sync::{mpsc, oneshot};
 
 use super::event::{By, Task, What};
@@ -17,6 +17,9 @@ use crate::untrusted::Untrusted;
 
 /// News that wait for a slow disk.
 const WAITING: usize = 64;
+
+/// Between two attempts to reach a devvm that boots.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// What somebody wants done.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Asks {
     pub call: Option<String>,
     /// The second key.
     pub grant: Option<proto::Grant>,
+    /// The id to ask with; absent: a fresh one.
+    pub request_id: Option<proto::RequestId>,
 }
 
 /// A file that came with a verb and is kept.
@@ -63,6 +68,13 @@ pub struct VerbTold {
     pub preserved: Option<Preserved>,
 }
 
+impl VerbTold {
+    /// Whether a valid receipt says what became of it.
+    pub fn is_known(&self) -> bool {
+        self.end.checked.as_ref().is_ok_and(|proved| !matches!(proved.body().outcome, Outcome::Unknown | Outcome::Internal))
+    }
+}
+
 /// A verb that runs.
 #[derive(Debug)]
 pub struct Running<T> {
@@ -91,6 +103,8 @@ pub struct Exec {
     pub reason: Option<String>,
     /// Its time.
     pub timeout: Duration,
+    /// A devvm that can't be reached is tried again within that time, as long as somebody waits: it may be booting.
+    pub patient: bool,
     /// The tool call that it serves.
     pub call: Option<String>,
 }
@@ -128,7 +142,7 @@ impl Incident {
     ) -> Result<Running<VerbTold>, Message> {
         let ask = VerbAsk {
             verb,
-            request_id: fresh_id()?,
+            request_id: asks.request_id.map_or_else(fresh_id, Ok)?,
             origin: by.origin(),
             actor: asks.actor.as_deref().and_then(Unit64::from_free_text),
             reason: asks.reason.as_deref().and_then(Unit200::from_free_text),
@@ -161,6 +175,24 @@ impl Incident {
             grant: None,
         };
         self.begin(hands, task, pending.by, ask, pending.call.clone()).map(Some)
+    }
+
+    /// Fetches the results of all verbs that a restart cut off, but those that a call of Claude's waits for where `calls` is false: its own
+    /// conversation answers these. Gives what stays unknown of the first whose result can't be had: nothing more may be done then.
+    pub async fn catch_up(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, calls: bool) -> Option<Message> {
+        for pending in self.facts().running.into_iter().filter(|pending| calls || pending.call.is_none()) {
+            let told = match self.reattach(hands, task, &pending) {
+                Ok(None) => continue,
+                Ok(Some(running)) => running.end().await,
+                Err(why) => Err(why),
+            };
+            match told {
+                Ok(told) if told.is_known() => {}
+                Ok(told) => return Some(told.end.said),
+                Err(why) => return Some(why),
+            }
+        }
+        None
     }
 
     fn begin(
@@ -200,29 +232,48 @@ impl Incident {
     /// It could not be recorded: nothing ran.
     pub fn exec(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, by: By, exec: Exec) -> Result<Running<ExecTold>, Message> {
         let number = self.next_exec();
-        let Exec { command, reason, timeout, call } = exec;
+        let Exec { command, reason, timeout, patient, call } = exec;
         let asked = What::ExecAsked { exec: number, command: command.clone(), reason, timeout_s: timeout.as_secs(), call };
         self.write(task, by, asked)?;
         let (tell, end) = oneshot::channel();
         let (incident, hands) = (Arc::clone(self), Arc::clone(hands));
         tokio::spawn(async move {
-            let (news, mut told) = mpsc::channel(WAITING);
+            let until = Instant::now() + timeout;
             let mut prints = Prints::new(&incident, task, by, number);
-            let mut doing = hands.exec(ExecAsk { command, timeout }, news);
             let end = loop {
-                tokio::select! {
-                    biased;
-                    Some(news) = told.recv() => prints.news(&news),
-                    end = &mut doing => break end,
+                let timeout = until.saturating_duration_since(Instant::now());
+                let end = once(&*hands, ExecAsk { command: command.clone(), timeout }, &mut prints).await;
+                // Only where nothing ran, and never for somebody who has left meanwhile.
+                let again = patient && matches!(end, ExecEnd::Unreachable(_)) && until > Instant::now() + AGAIN;
+                if !again {
+                    break end;
+                }
+                tokio::time::sleep(AGAIN).await;
+                if tell.is_closed() {
+                    break end;
                 }
             };
-            while let Ok(news) = told.try_recv() {
-                prints.news(&news);
-            }
             let _nobody_waits = tell.send(prints.ended(end));
         });
         Ok(Running { id: format!("command {number}"), end })
     }
+}
+
+/// One attempt at a command.
+async fn once(hands: &dyn Hands, ask: ExecAsk, prints: &mut Prints<'_>) -> ExecEnd {
+    let (news, mut told) = mpsc::channel(WAITING);
+    let mut doing = hands.exec(ask, news);
+    let end = loop {
+        tokio::select! {
+            biased;
+            Some(news) = told.recv() => prints.news(&news),
+            end = &mut doing => break end,
+        }
+    };
+    while let Ok(news) = told.try_recv() {
+        prints.news(&news);
+    }
+    end
 }
 
 /// The line before the first attempt.

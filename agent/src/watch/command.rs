@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use proto::{Message, Outcome};
+use proto::Message;
 use tracing::warn;
 
 use super::notify::Notice;
@@ -43,7 +43,7 @@ async fn worked(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<In
 }
 
 /// Takes up what a restart cut off of the watch's own incidents.
-fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
+pub fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
     let mut taken = Vec::new();
     for id in store.unfinished() {
         let mut ours = false;
@@ -65,29 +65,37 @@ fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Stor
 /// result nobody knows there is no other.
 async fn taken_up(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<Incident>) -> (bool, Message) {
     let task = incident.task();
-    // A call of the model's is answered in its own conversation.
-    for pending in incident.facts().running.into_iter().filter(|pending| mind.is_none() || pending.call.is_none()) {
-        let unknown = match incident.reattach(&hands, task, &pending) {
-            Ok(None) => None,
-            Ok(Some(running)) => match running.end().await {
-                Ok(told) => match &told.end.checked {
-                    Ok(proved) if !matches!(proved.body().outcome, Outcome::Unknown | Outcome::Internal) => None,
-                    _ => Some(told.end.said),
-                },
-                Err(why) => Some(why),
-            },
-            Err(why) => Some(why),
-        };
-        if let Some(why) = unknown {
-            incident.end(task, false, &why);
-            return (false, why);
-        }
+    if let Some(why) = incident.catch_up(&hands, task, mind.is_none()).await {
+        incident.end(task, false, &why);
+        return (false, why);
     }
     worked(mind, hands, incident, "The program was started again in the middle of this incident.").await
 }
 
 fn bug(error: &tokio::task::JoinError) -> (bool, Message) {
     (false, Message::new(format!("The runbook met a bug: {error}."), "Act by hand with the six verbs."))
+}
+
+/// The same where there is no page: what waits for a person would wait in vain, and is denied.
+pub struct WithoutAPage(pub Alone);
+
+impl Opener for WithoutAPage {
+    fn open(&self, why: &Notice) -> Result<Opened, Message> {
+        let opened = self.0.open(why)?;
+        self.0.store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
+        Ok(opened)
+    }
+}
+
+/// Denies what waits for a person, until the incident ends.
+fn nobody_decides(incident: Arc<Incident>) {
+    tokio::spawn(async move {
+        let mut watcher = incident.watch(0);
+        while incident.facts().ended.is_none() {
+            incident.deny_all("nobody: the watch runs without a page");
+            watcher.next().await;
+        }
+    });
 }
 
 /// Watches until SIGTERM or SIGINT.
@@ -103,7 +111,10 @@ pub fn watch(config: &Config) -> Result<(), Message> {
         let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
         let mind = Mind::new(&config.claude, config.budget, &store, &hands)?;
         let taken = unfinished(mind.as_ref(), &hands, &store);
-        let opener: Arc<dyn Opener> = Arc::new(Alone { mind, hands: Arc::clone(&hands), store });
+        for opened in &taken {
+            store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
+        }
+        let opener: Arc<dyn Opener> = Arc::new(WithoutAPage(Alone { mind, hands: Arc::clone(&hands), store }));
         let watch = Watch::new(settings, &config.state.dir, hands, Some(opener))?;
         for opened in taken {
             watch.follow(opened);

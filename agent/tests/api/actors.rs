@@ -19,7 +19,7 @@ pub(crate) fn results(body: &Value) -> Option<String> {
 }
 
 /// Our own words in a result: what is not data.
-fn trusted(text: &str) -> String {
+pub(crate) fn trusted(text: &str) -> String {
     text.lines().filter(|line| !line.starts_with("| ")).collect::<Vec<_>>().join("\n")
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn obedient(body: &Value) -> Reply {
             blocks.push(verb(name));
         }
     }
-    for word in ["curl ", "rm -rf", "ssh ", "poweroff"] {
+    for word in ["curl ", "rm -rf", "ssh ", "poweroff", "shutdown"] {
         if let Some(at) = lower.find(word) {
             let end = results[at..].find(['\n', '\'', '"']).map_or(results.len(), |end| at + end);
             blocks.push(exec(&results[at..end]));

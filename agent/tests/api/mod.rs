@@ -166,6 +166,8 @@ struct State {
     script: Script,
     checker: Checker,
     requests: Vec<Value>,
+    count: usize,
+    keeps: bool,
     faults: Vec<String>,
 }
 
@@ -174,7 +176,14 @@ impl Api {
     pub(crate) fn start(script: impl FnMut(&Value, usize) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let state = State { script: Box::new(script), checker: Checker::default(), requests: Vec::new(), faults: Vec::new() };
+        let state = State {
+            script: Box::new(script),
+            checker: Checker::default(),
+            requests: Vec::new(),
+            count: 0,
+            keeps: true,
+            faults: Vec::new(),
+        };
         let api = Self { url, state: Arc::new(Mutex::new(state)) };
         let served = api.clone();
         std::thread::spawn(move || {
@@ -183,6 +192,13 @@ impl Api {
                 std::thread::spawn(move || api.serve(stream));
             }
         });
+        api
+    }
+
+    /// The same, keeping no request: where it is the process's memory that is looked at.
+    pub(crate) fn forgetful(script: impl FnMut(&Value, usize) -> Reply + Send + 'static) -> Self {
+        let api = Self::start(script);
+        api.state.lock().unwrap().keeps = false;
         api
     }
 
@@ -207,14 +223,17 @@ impl Api {
             let mut state = self.state.lock().unwrap();
             let body: Value = serde_json::from_slice(&body).unwrap_or_default();
             let fault = check::head(&head).and_then(|()| state.checker.check(&body));
-            state.requests.push(body.clone());
+            if state.keeps {
+                state.requests.push(body.clone());
+            }
+            state.count += 1;
             match fault {
                 Err(why) => {
                     state.faults.push(why);
                     Reply::Error { status: 400, kind: "invalid_request_error", headers: Vec::new(), code: None }
                 }
                 Ok(()) => {
-                    let n = state.requests.len() - 1;
+                    let n = state.count - 1;
                     let reply = (state.script)(&body, n);
                     if let Reply::Answer(answer) = &reply {
                         state.checker.answered(answer);
