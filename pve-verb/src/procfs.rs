@@ -98,8 +98,8 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
-/// PVE's rule on a command line: argv[0] ends in `kvm` or is a `qemu-system-…`, and the value of `-pidfile` is this VM's, in either
-/// spelling of `/run`. Returns argv[0].
+/// PVE's rule on a command line: `argv[0]` ends in `kvm` or is a `qemu-system-…`, and the value of `-pidfile` is this VM's, in either
+/// spelling of `/run`. Returns `argv[0]`.
 pub fn is_qemu_of(cmdline: &[u8], vmid: Vmid) -> Option<String> {
     let mut args = cmdline.split(|&b| b == 0);
     let argv0 = String::from_utf8_lossy(args.next()?).into_owned();

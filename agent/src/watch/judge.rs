@@ -39,7 +39,7 @@ pub enum Look {
 pub enum Decision {
     /// Nothing: look again at the next tick.
     Nothing,
-    /// Look again after [`CONFIRM_MS`].
+    /// Look again after `CONFIRM_MS`.
     Confirm,
     /// A change for the worse, since then.
     Worse(Trouble, Timestamp),
