@@ -11,7 +11,7 @@ mod disk;
 mod evidence;
 mod growth;
 #[path = "../scenarios/agent/keyholder.rs"]
-#[allow(dead_code, clippy::unwrap_used)]
+#[allow(clippy::unwrap_used)]
 mod keyholder;
 mod log;
 mod many;

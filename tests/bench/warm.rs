@@ -60,7 +60,7 @@ impl Warm {
 
     /// The next call finds its session logged in, as one does that does not come at once.
     pub(crate) fn settles(bench: &Bench) {
-        let _is_quiet = std::thread::sleep(Duration::from_millis(if bench.once { 3_000 } else { 1_500 }));
+        std::thread::sleep(Duration::from_millis(if bench.once { 3_000 } else { 1_500 }));
     }
 }
 
