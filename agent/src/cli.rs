@@ -27,8 +27,6 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-Not there yet: chat, serve, mcp.
-
 Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 10 failed,
 11 unknown, 70 a bug), 20 where there is no valid receipt, 64 for a wrong command line.";
 
@@ -49,10 +47,16 @@ pub enum Command {
     Receipt(Receipt),
     /// Hold the SSH keys and sign logins with them, for whoever may use its socket
     Keyholder(At),
+    /// A conversation with Claude about one incident; ends with 0 where the VM is well
+    Chat(crate::chat::Chat),
+    /// The page and its API, for a browser: the state, the six verbs, the evidence, Claude
+    Serve(At),
     /// An incident without a model: evidence, what the assessment recommends, is the guest back
     Runbook(crate::runbook::command::Runbook),
     /// Notice a wedge and tell it, or open an incident
     Watch(At),
+    /// The verbs and their evidence for an MCP client, over standard input and output
+    Mcp(At),
     /// Replay recorded incidents for who is to act in them, and score what was done
     Evals(crate::evals::command::Evals),
     /// A second key's permission for one mutation
@@ -148,12 +152,18 @@ pub fn run() -> u8 {
             }));
         }
         Command::Keyholder(at) => return quiet(keyholder(at)),
+        Command::Chat(args) => return passed(crate::chat::chat(args)),
+        Command::Serve(at) => {
+            log();
+            return quiet(Config::load(&at.config).and_then(|config| crate::web::serve::serve(&config)));
+        }
         Command::Runbook(args) => return passed(crate::runbook::command::runbook(args)),
         Command::Watch(at) => {
             log();
             return quiet(Config::load(&at.config).and_then(|config| crate::watch::command::watch(&config)));
         }
-        Command::Evals(args) => return passed(crate::evals::command::evals(args, |_| Err(no_model()))),
+        Command::Mcp(at) => return quiet(Config::load(&at.config).and_then(|config| crate::mcp::command(&config))),
+        Command::Evals(args) => return passed(crate::evals::command::evals(args, model)),
         Command::Grant(Grant::New(args)) => {
             return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));
         }
@@ -189,8 +199,9 @@ fn passed(ended: Result<bool, proto::Message>) -> u8 {
     }
 }
 
-fn no_model() -> proto::Message {
-    proto::Message::new("This version plays no model yet.", "Let the runbook play: --runbook.")
+/// Who plays the recorded incidents, unless the runbook does.
+fn model(config: &Config) -> Result<Box<dyn crate::evals::Player>, proto::Message> {
+    Ok(Box::new(crate::claude::Model::new(&config.claude, config.budget, &config.state.dir)?))
 }
 
 fn keyholder(at: &At) -> Result<(), proto::Message> {

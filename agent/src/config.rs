@@ -12,10 +12,8 @@ use serde::de::{Deserializer, Error as _};
 use crate::keyholder;
 use crate::signers::Pinned;
 
-mod model;
 mod web;
 
-pub use model::{Autonomy, Budget, Claude};
 pub use web::Web;
 
 /// Where it is, unless `--config` says otherwise.
@@ -35,9 +33,9 @@ pub struct Config {
     /// Where the SSH keys are.
     pub ssh: Ssh,
     /// `[claude]`.
-    pub claude: Claude,
+    pub claude: crate::claude::Settings,
     /// `[budget]`.
-    pub budget: Budget,
+    pub budget: crate::claude::Budget,
     /// `[watch]`; absent: off.
     pub watch: Option<Watch>,
     /// `[keyholder]`, with what `[vault]` says in it.
@@ -193,7 +191,9 @@ impl Config {
             (None, Some(_)) => return Err("[vault] is there for [keyholder], which is not".to_owned()),
             (None, None) => {}
         }
-        config.budget.check()?;
+        if !(config.budget.usd.is_finite() && config.budget.usd >= 0.0) {
+            return Err("budget.usd is not an amount of money".to_owned());
+        }
         if let Some(watch) = &config.watch
             && !(10..=60).contains(&watch.interval_s)
         {

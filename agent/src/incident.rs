@@ -7,6 +7,19 @@
 //!                                              └──> watchers (watchers.rs), each at its own pace
 //! ```
 //! What must not be lost is on the disk before anything follows from it: a verb's request id before its first attempt.
+//!
+//! # How a server uses it
+//! - Open: [`Store::create`], once for each incident; after a restart [`Store::unfinished`], then [`Store::resume`], then
+//!   [`Incident::catch_up`] for the verbs that ran and [`Session::resume`](crate::claude::Session::resume) for Claude's turn.
+//! - A person's sentence: [`Session::open`](crate::claude::Session::open) once, then
+//!   [`Session::prompt`](crate::claude::Session::prompt) for each sentence, on a task of its own: it goes on when nobody watches. One session
+//!   an incident. [`Turned::Unavailable`](crate::claude::Turned::Unavailable) is the runbook's turn.
+//! - A button: [`Incident::verb`], and its [`Running::end`] if anybody waits for it. Claude hears of it before its next answer.
+//! - Stop the turn: [`Incident::cancel`]. What runs on the host goes on, and [`Facts::running_said`] says what.
+//! - Approve or deny: [`Facts::awaiting`] holds the calls that wait, [`Incident::decide`] decides one; [`Incident::deny_all`] where nobody can be asked.
+//! - Watch from an event id: [`Incident::watch`] with the number of the last line seen (0: all), then [`Watcher::next`]; [`Store::lines`] reads an
+//!   incident that another process writes.
+//! - End: [`claude::verdict`](crate::claude::verdict) looks once more, [`Incident::end`] records it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,6 +35,7 @@ mod act;
 mod artifacts;
 mod event;
 mod facts;
+mod hears;
 mod journal;
 mod log;
 mod mirror;
@@ -222,6 +236,13 @@ impl Incident {
         let Some(at) = state.waiting.iter().position(|(waiting, _)| waiting == call) else { return false };
         let (_, waits) = state.waiting.swap_remove(at);
         waits.send(decision).is_ok()
+    }
+
+    /// Denies every call that waits, where nobody can be asked.
+    pub fn deny_all(&self, actor: &str) {
+        for call in self.facts().awaiting.into_keys() {
+            self.decide(&call, Decision { allowed: false, actor: Some(actor.to_owned()) });
+        }
     }
 
     /// Ends it, with what was observed. A further prompt goes on with it.

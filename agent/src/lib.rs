@@ -11,17 +11,22 @@
 //! ```
 
 pub mod answer;
+pub mod chat;
+pub mod claude;
 pub mod cli;
 pub mod config;
 pub mod devvm;
 pub mod doctor;
 pub mod evals;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod grant;
 pub mod hands;
 pub mod host;
 pub mod http;
 pub mod incident;
 pub mod keyholder;
+pub mod mcp;
 pub mod receipt;
 pub mod receipts;
 pub mod redact;
@@ -32,6 +37,7 @@ pub mod ssh;
 pub mod untrusted;
 pub mod verb;
 pub mod watch;
+pub mod web;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
 pub const UNKNOWN: u8 = 20;

@@ -1,27 +1,26 @@
 //! The way from an incident to the hands: everything that is done is a line before it is tried, and again when it ended.
+//!
 //! What was begun runs on in a task of its own, whoever stops waiting for it: its end comes into the log all the same.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use proto::{Assessment, Body, Message, Preserved, Probe, Unit64, Unit200, Verb};
+use proto::{Assessment, Message, Outcome, Preserved, Probe, Unit64, Unit200, Verb};
 use tokio::sync::{mpsc, oneshot};
 
-use super::artifacts::Output;
 use super::event::{By, Task, What};
 use super::facts::Pending;
-use super::{Incident, fresh_id, log};
-use crate::hands::{ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
-use crate::untrusted::{Room, Untrusted};
+use super::hears::{Hears, Prints};
+use super::{Incident, fresh_id};
+use crate::hands::{ExecAsk, ExecEnd, Hands, VerbAsk, VerbEnd};
+use crate::untrusted::Untrusted;
 
 /// News that wait for a slow disk.
 const WAITING: usize = 64;
-/// An event of the host's that is longer is not kept as a line.
-const MAX_NEWS: usize = 64 << 10;
-/// Lines of output in the log, of one command; the file has all of it.
-const MAX_OUTPUT_LINES: u32 = 200;
-/// One of them.
-const MAX_OUTPUT: usize = 4000;
+
+/// Between two attempts to reach a devvm that boots.
+const AGAIN: Duration = Duration::from_secs(3);
+
 /// What somebody wants done.
 #[derive(Clone, Debug, Default)]
 pub struct Asks {
@@ -35,6 +34,8 @@ pub struct Asks {
     pub call: Option<String>,
     /// The second key.
     pub grant: Option<proto::Grant>,
+    /// The id to ask with; absent: a fresh one.
+    pub request_id: Option<proto::RequestId>,
 }
 
 /// A file that came with a verb and is kept.
@@ -67,6 +68,13 @@ pub struct VerbTold {
     pub preserved: Option<Preserved>,
 }
 
+impl VerbTold {
+    /// Whether a valid receipt says what became of it.
+    pub fn is_known(&self) -> bool {
+        self.end.checked.as_ref().is_ok_and(|proved| !matches!(proved.body().outcome, Outcome::Unknown | Outcome::Internal))
+    }
+}
+
 /// A verb that runs.
 #[derive(Debug)]
 pub struct Running<T> {
@@ -95,6 +103,8 @@ pub struct Exec {
     pub reason: Option<String>,
     /// Its time.
     pub timeout: Duration,
+    /// A devvm that can't be reached is tried again within that time, as long as somebody waits: it may be booting.
+    pub patient: bool,
     /// The tool call that it serves.
     pub call: Option<String>,
 }
@@ -132,7 +142,7 @@ impl Incident {
     ) -> Result<Running<VerbTold>, Message> {
         let ask = VerbAsk {
             verb,
-            request_id: fresh_id()?,
+            request_id: asks.request_id.map_or_else(fresh_id, Ok)?,
             origin: by.origin(),
             actor: asks.actor.as_deref().and_then(Unit64::from_free_text),
             reason: asks.reason.as_deref().and_then(Unit200::from_free_text),
@@ -165,6 +175,24 @@ impl Incident {
             grant: None,
         };
         self.begin(hands, task, pending.by, ask, pending.call.clone()).map(Some)
+    }
+
+    /// Fetches the results of all verbs that a restart cut off, but those that a call of Claude's waits for where `calls` is false: its own
+    /// conversation answers these. Gives what stays unknown of the first whose result can't be had: nothing more may be done then.
+    pub async fn catch_up(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, calls: bool) -> Option<Message> {
+        for pending in self.facts().running.into_iter().filter(|pending| calls || pending.call.is_none()) {
+            let told = match self.reattach(hands, task, &pending) {
+                Ok(None) => continue,
+                Ok(Some(running)) => running.end().await,
+                Err(why) => Err(why),
+            };
+            match told {
+                Ok(told) if told.is_known() => {}
+                Ok(told) => return Some(told.end.said),
+                Err(why) => return Some(why),
+            }
+        }
+        None
     }
 
     fn begin(
@@ -204,29 +232,48 @@ impl Incident {
     /// It could not be recorded: nothing ran.
     pub fn exec(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, by: By, exec: Exec) -> Result<Running<ExecTold>, Message> {
         let number = self.next_exec();
-        let Exec { command, reason, timeout, call } = exec;
+        let Exec { command, reason, timeout, patient, call } = exec;
         let asked = What::ExecAsked { exec: number, command: command.clone(), reason, timeout_s: timeout.as_secs(), call };
         self.write(task, by, asked)?;
         let (tell, end) = oneshot::channel();
         let (incident, hands) = (Arc::clone(self), Arc::clone(hands));
         tokio::spawn(async move {
-            let (news, mut told) = mpsc::channel(WAITING);
+            let until = Instant::now() + timeout;
             let mut prints = Prints::new(&incident, task, by, number);
-            let mut doing = hands.exec(ExecAsk { command, timeout }, news);
             let end = loop {
-                tokio::select! {
-                    biased;
-                    Some(news) = told.recv() => prints.news(&news),
-                    end = &mut doing => break end,
+                let timeout = until.saturating_duration_since(Instant::now());
+                let end = once(&*hands, ExecAsk { command: command.clone(), timeout }, &mut prints).await;
+                // Only where nothing ran, and never for somebody who has left meanwhile.
+                let again = patient && matches!(end, ExecEnd::Unreachable(_)) && until > Instant::now() + AGAIN;
+                if !again {
+                    break end;
+                }
+                tokio::time::sleep(AGAIN).await;
+                if tell.is_closed() {
+                    break end;
                 }
             };
-            while let Ok(news) = told.try_recv() {
-                prints.news(&news);
-            }
             let _nobody_waits = tell.send(prints.ended(end));
         });
         Ok(Running { id: format!("command {number}"), end })
     }
+}
+
+/// One attempt at a command.
+async fn once(hands: &dyn Hands, ask: ExecAsk, prints: &mut Prints<'_>) -> ExecEnd {
+    let (news, mut told) = mpsc::channel(WAITING);
+    let mut doing = hands.exec(ask, news);
+    let end = loop {
+        tokio::select! {
+            biased;
+            Some(news) = told.recv() => prints.news(&news),
+            end = &mut doing => break end,
+        }
+    };
+    while let Ok(news) = told.try_recv() {
+        prints.news(&news);
+    }
+    end
 }
 
 /// The line before the first attempt.
@@ -245,156 +292,4 @@ pub(super) fn asked(ask: &VerbAsk, call: Option<String>) -> What {
 
 fn ended(request_id: proto::RequestId, verb: Verb, status: u8, said: Message) -> What {
     What::VerbEnded { request_id, verb, status, said, receipt: None, assessment: None, bundle: None }
-}
-
-/// What a running verb tells, on its way into the log.
-pub(super) struct Hears {
-    incident: Arc<Incident>,
-    task: Task,
-    by: By,
-    verb: Verb,
-    request_id: proto::RequestId,
-    assessment: Option<Assessment>,
-    probes: Vec<Probe>,
-    kept: Vec<Kept>,
-    preserved: Option<Preserved>,
-}
-
-impl Hears {
-    pub(super) fn new(incident: &Arc<Incident>, task: Task, by: By, ask: &VerbAsk) -> Self {
-        let request_id = ask.request_id.clone();
-        Self {
-            incident: Arc::clone(incident),
-            task,
-            by,
-            verb: ask.verb,
-            request_id,
-            assessment: None,
-            probes: Vec::new(),
-            kept: Vec::new(),
-            preserved: None,
-        }
-    }
-
-    pub(super) fn news(&mut self, news: VerbNews) {
-        let request_id = self.request_id.clone();
-        match news {
-            VerbNews::Event(event) => {
-                match &event.body {
-                    Body::Assessment(judged) => self.assessment = Some(judged.clone()),
-                    Body::Probe(probe) if self.probes.len() < 500 => self.probes.push(probe.clone()),
-                    Body::Preserved(preserved) => self.preserved = Some(preserved.clone()),
-                    _ => {}
-                }
-                if serde_json::to_string(&event).is_ok_and(|text| text.len() <= MAX_NEWS) {
-                    self.incident.note(self.task, self.by, What::VerbNews { request_id, news: event });
-                }
-            }
-            VerbNews::Artifact { path, media_type, bytes } => match self.incident.keep(&request_id, &path, &bytes) {
-                Ok(file) => {
-                    let media_type = proto::escape_cut(media_type.as_bytes(), 80);
-                    let (length, sha256) = (bytes.len() as u64, log::hash(&bytes));
-                    self.kept.push(Kept { path: path.clone(), file: file.clone(), media_type: media_type.clone(), bytes: length });
-                    self.incident.note(self.task, self.by, What::Artifact { request_id, path, file, media_type, bytes: length, sha256 });
-                }
-                Err(why) => {
-                    let text = format!("The artifact {} is not kept: {why}.", proto::escape_cut(path.as_bytes(), 80));
-                    self.incident.note(self.task, By::Agent, What::Said { text });
-                }
-            },
-            VerbNews::Again { why, after } => {
-                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-                self.incident.note(
-                    self.task,
-                    By::Agent,
-                    What::VerbAgain { request_id, why: proto::escape_cut(why.as_bytes(), 400), after_ms },
-                );
-            }
-        }
-    }
-
-    /// Its end, on its way into the log.
-    pub(super) fn ended(&mut self, end: &VerbEnd) {
-        let body = end.checked.as_ref().ok().map(|proved| proved.body());
-        self.assessment = self.assessment.take().filter(|judged| body.is_some_and(|body| body.assessment == Some(judged.code)));
-        let signed = body.and_then(|body| body.preserved_where.and(body.bundle.clone()));
-        self.preserved = self.preserved.take().filter(|told| signed.as_ref() == Some(&told.bundle));
-        let what = What::VerbEnded {
-            request_id: end.request_id.clone(),
-            verb: self.verb,
-            status: end.status,
-            said: end.said.clone(),
-            receipt: body.map(|body| Box::new(body.clone())),
-            assessment: self.assessment.clone().map(Box::new),
-            bundle: signed,
-        };
-        self.incident.note(self.task, self.by, what);
-    }
-
-    fn told(mut self, end: VerbEnd) -> VerbTold {
-        self.ended(&end);
-        VerbTold { verb: self.verb, end, assessment: self.assessment, probes: self.probes, kept: self.kept, preserved: self.preserved }
-    }
-}
-
-/// What a running command prints, on its way into the log and its file.
-struct Prints<'a> {
-    incident: &'a Incident,
-    task: Task,
-    by: By,
-    number: u64,
-    lines: u32,
-    output: Untrusted,
-    file: Option<Output>,
-    whole: bool,
-}
-
-impl<'a> Prints<'a> {
-    fn new(incident: &'a Incident, task: Task, by: By, number: u64) -> Self {
-        let output = Untrusted::bounded(Room { head: 64 << 10, tail: 64 << 10 });
-        Self { incident, task, by, number, lines: 0, output, file: None, whole: true }
-    }
-
-    fn news(&mut self, news: &ExecNews) {
-        self.output.push(&news.bytes);
-        if self.file.is_none() && self.whole {
-            self.file = self.incident.output(self.number);
-        }
-        self.whole &= self.file.as_mut().is_some_and(|file| self.incident.append(file, &news.bytes));
-        if self.lines < MAX_OUTPUT_LINES {
-            self.lines += 1;
-            let text = Untrusted::from(news.bytes.clone()).line(MAX_OUTPUT);
-            self.incident.note(self.task, self.by, What::ExecOutput { exec: self.number, stderr: news.stderr, text });
-        }
-    }
-
-    fn ended(self, end: ExecEnd) -> ExecTold {
-        let file = self.file.map(|file| (file.name, self.whole));
-        let what = What::ExecEnded {
-            exec: self.number,
-            how: how(&end),
-            exit: if let ExecEnd::Exited(status) = end { Some(status) } else { None },
-            bytes: self.output.len(),
-            file: file.as_ref().map(|(name, _)| name.clone()),
-        };
-        self.incident.note(self.task, self.by, what);
-        ExecTold { end, output: self.output, file }
-    }
-}
-
-/// How a command ended, in words; what SSH or the devvm said is escaped.
-pub(crate) fn how(end: &ExecEnd) -> String {
-    let plain = |text: &str| proto::escape_cut(text.as_bytes(), 200);
-    match end {
-        ExecEnd::Exited(status) => format!("exit status {status}"),
-        ExecEnd::Signalled(signal) => format!("ended by signal {}", plain(signal)),
-        ExecEnd::TimedOut => "its time was over; it may still be running there".to_owned(),
-        ExecEnd::Lost(why) => format!("the connection was lost ({}); it may still be running there", plain(why)),
-        ExecEnd::Unreachable(why) => format!("no connection to the devvm ({}): nothing ran", plain(why)),
-        ExecEnd::HostKeyChanged { pinned, shown } => format!(
-            "the devvm shows another host key ({}, pinned is {}): nothing ran; a person has to compare them and accept the new one",
-            plain(shown),
-            plain(pinned)
-        ),
-    }
 }

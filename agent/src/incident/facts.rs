@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::{BundleName, Code, Message, RequestId, Timestamp, Verb, VmState};
+use proto::{BundleName, Code, Message, Outcome, RequestId, Timestamp, Verb, VmState};
 
 use super::event::{By, Line, What};
 
@@ -56,6 +56,10 @@ pub struct Facts {
     pub evidence: Option<BundleName>,
     /// Verbs without an end, oldest first.
     pub running: Vec<Pending>,
+    /// Every verb that was asked for, with the line that first says so; oldest first.
+    pub runs: Vec<(RequestId, Verb, u64)>,
+    /// Calls of the API that failed.
+    pub failures: u64,
     /// Commands without an end: number and command.
     pub commands: BTreeMap<u64, String>,
     /// Calls that wait for a person: id, and what it would do.
@@ -68,6 +72,10 @@ pub struct Facts {
     pub sentence: Option<String>,
     /// Whether a mutation was sent after the last look at the VM.
     pub touched: bool,
+    /// Whether one was sent at all: the guest may be booting.
+    pub mutated: bool,
+    /// A mutation whose result nobody knows, until the VM is looked at.
+    pub unknown: Option<Verb>,
     /// How it ended, where nothing came after.
     pub ended: Option<(bool, Message)>,
     /// How many commands there were.
@@ -94,6 +102,10 @@ impl Facts {
             What::Decided { call, .. } => drop(self.awaiting.remove(call)),
             What::VerbAsked { request_id, verb, reason, dry_run, call, deadline_ms, .. } => {
                 self.touched |= verb.mutates() && !dry_run;
+                self.mutated |= verb.mutates() && !dry_run;
+                if !self.runs.iter().any(|(known, ..)| known == request_id) {
+                    self.runs.push((request_id.clone(), *verb, line.n));
+                }
                 // Asked again with --attach after a restart: the same verb, since when it was.
                 if !self.running.iter().any(|pending| pending.request_id == *request_id) {
                     self.running.push(Pending {
@@ -110,6 +122,12 @@ impl Facts {
             }
             What::VerbEnded { request_id, verb, receipt, assessment, bundle, .. } => {
                 self.running.retain(|pending| pending.request_id != *request_id);
+                let known = receipt.as_ref().is_some_and(|body| !matches!(body.outcome, Outcome::Unknown | Outcome::Internal));
+                match (known, verb.mutates()) {
+                    (true, false) => self.unknown = None,
+                    (false, true) => self.unknown = Some(*verb),
+                    _ => {}
+                }
                 if let Some(receipt) = receipt {
                     if !verb.mutates() {
                         self.touched = false;
@@ -131,7 +149,10 @@ impl Facts {
                 self.spent.usd += usd;
                 self.spent.ms += ms;
             }
-            What::Failed { .. } => self.spent.turns += 1,
+            What::Failed { .. } => {
+                self.spent.turns += 1;
+                self.failures += 1;
+            }
             What::Ended { healthy, said } => self.ended = Some((*healthy, said.clone())),
             _ => {}
         }

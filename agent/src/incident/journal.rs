@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::Incident;
-use super::act::{Hears, asked, how};
+use super::act::asked;
 use super::event::{By, Task, What};
+use super::hears::{Hears, how};
 use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
 use crate::runbook::Journal;
 use crate::untrusted::Untrusted;

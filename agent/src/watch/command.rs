@@ -3,45 +3,47 @@
 use std::io;
 use std::sync::Arc;
 
-use proto::{Message, Outcome};
+use proto::Message;
 use tracing::warn;
 
 use super::notify::Notice;
 use super::{Opened, Opener, Watch};
+use crate::chat::alone;
+use crate::claude::Mind;
 use crate::config::Config;
 use crate::hands::Hands;
-use crate::incident::{By, Incident, Notes, Store, What};
-use crate::runbook::{Patience, run};
+use crate::incident::{By, Incident, Store, What};
 
-/// Opens incidents for the runbook.
-pub struct ByRunbook {
+/// Opens incidents for Claude, or for the runbook where there is no model.
+pub struct Alone {
+    /// The model, where there is one.
+    pub mind: Option<Arc<Mind>>,
     /// What acts.
     pub hands: Arc<dyn Hands>,
     /// Where incidents are.
     pub store: Arc<Store>,
 }
 
-impl Opener for ByRunbook {
+impl Opener for Alone {
     fn open(&self, why: &Notice) -> Result<Opened, Message> {
         let incident = self.store.create(&why.text, By::Watch, None)?;
-        let (hands, id) = (Arc::clone(&self.hands), incident.id().to_string());
+        let (mind, hands, id) = (self.mind.clone(), Arc::clone(&self.hands), incident.id().to_string());
+        let text = why.text.clone();
         // On a task of its own: an incident goes on whatever becomes of the one who waits for its end.
-        let running = tokio::spawn(worked(hands, incident));
+        let running = tokio::spawn(async move { worked(mind, hands, incident, &text).await });
         let end = Box::pin(async move { running.await.unwrap_or_else(|error| bug(&error)) });
         Ok(Opened { id, end })
     }
 }
 
-async fn worked(hands: Arc<dyn Hands>, incident: Arc<Incident>) -> (bool, Message) {
-    let task = incident.task();
-    let mut notes = Notes::new(Arc::clone(&incident), task);
-    let ended = run(&*hands, &mut notes, Patience::default(), true).await;
-    incident.end(task, ended.healthy, &ended.said);
-    (ended.healthy, ended.said)
+async fn worked(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<Incident>, text: &str) -> (bool, Message) {
+    let (healthy, said) = alone(mind.as_ref(), &hands, &incident, text).await;
+    incident.end(incident.task(), healthy, &said);
+    (healthy, said)
 }
 
 /// Takes up what a restart cut off of the watch's own incidents.
-fn unfinished(hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
+pub fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
     let mut taken = Vec::new();
     for id in store.unfinished() {
         let mut ours = false;
@@ -49,7 +51,7 @@ fn unfinished(hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
         match read.and_then(|()| if ours { store.resume(&id).map(Some) } else { Ok(None) }) {
             Ok(None) => {}
             Ok(Some(incident)) => {
-                let running = tokio::spawn(taken_up(Arc::clone(hands), incident));
+                let running = tokio::spawn(taken_up(mind.cloned(), Arc::clone(hands), incident));
                 let end = Box::pin(async move { running.await.unwrap_or_else(|error| bug(&error)) });
                 taken.push(Opened { id: id.to_string(), end });
             }
@@ -61,30 +63,39 @@ fn unfinished(hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
 
 /// Goes on with an incident: first what became of the verbs that ran, asked by their ids, which starts nothing. After a mutation whose
 /// result nobody knows there is no other.
-async fn taken_up(hands: Arc<dyn Hands>, incident: Arc<Incident>) -> (bool, Message) {
+async fn taken_up(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<Incident>) -> (bool, Message) {
     let task = incident.task();
-    for pending in incident.facts().running {
-        let unknown = match incident.reattach(&hands, task, &pending) {
-            Ok(None) => None,
-            Ok(Some(running)) => match running.end().await {
-                Ok(told) => match &told.end.checked {
-                    Ok(proved) if !matches!(proved.body().outcome, Outcome::Unknown | Outcome::Internal) => None,
-                    _ => Some(told.end.said),
-                },
-                Err(why) => Some(why),
-            },
-            Err(why) => Some(why),
-        };
-        if let Some(why) = unknown {
-            incident.end(task, false, &why);
-            return (false, why);
-        }
+    if let Some(why) = incident.catch_up(&hands, task, mind.is_none()).await {
+        incident.end(task, false, &why);
+        return (false, why);
     }
-    worked(hands, incident).await
+    worked(mind, hands, incident, "The program was started again in the middle of this incident.").await
 }
 
 fn bug(error: &tokio::task::JoinError) -> (bool, Message) {
     (false, Message::new(format!("The runbook met a bug: {error}."), "Act by hand with the six verbs."))
+}
+
+/// The same where there is no page: what waits for a person would wait in vain, and is denied.
+pub struct WithoutAPage(pub Alone);
+
+impl Opener for WithoutAPage {
+    fn open(&self, why: &Notice) -> Result<Opened, Message> {
+        let opened = self.0.open(why)?;
+        self.0.store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
+        Ok(opened)
+    }
+}
+
+/// Denies what waits for a person, until the incident ends.
+fn nobody_decides(incident: Arc<Incident>) {
+    tokio::spawn(async move {
+        let mut watcher = incident.watch(0);
+        while incident.facts().ended.is_none() {
+            incident.deny_all("nobody: the watch runs without a page");
+            watcher.next().await;
+        }
+    });
 }
 
 /// Watches until SIGTERM or SIGINT.
@@ -98,8 +109,12 @@ pub fn watch(config: &Config) -> Result<(), Message> {
     runtime.block_on(async {
         let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?);
         let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
-        let taken = unfinished(&hands, &store);
-        let opener: Arc<dyn Opener> = Arc::new(ByRunbook { hands: Arc::clone(&hands), store });
+        let mind = Mind::new(&config.claude, config.budget, &store, &hands)?;
+        let taken = unfinished(mind.as_ref(), &hands, &store);
+        for opened in &taken {
+            store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
+        }
+        let opener: Arc<dyn Opener> = Arc::new(WithoutAPage(Alone { mind, hands: Arc::clone(&hands), store }));
         let watch = Watch::new(settings, &config.state.dir, hands, Some(opener))?;
         for opened in taken {
             watch.follow(opened);

@@ -1,0 +1,208 @@
+//! Claude's loop against a scripted Messages API that fails in every way that the real one can: nothing half is run, nobody waits long.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod api;
+#[path = "support/mind.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use agent::claude::Turned;
+use agent::incident::{By, What};
+use api::actors::results;
+use api::{Answer, Api, Reply, call, exec, say, text, verb};
+use proto::Verb;
+use serde_json::{Value, json};
+use support::{desk, printing, recorded};
+
+const STALL: &str = "2026-06-11-block-stall";
+
+fn done() -> Reply {
+    say(vec![text("That is all.")])
+}
+
+fn error(status: u16, kind: &'static str, headers: Vec<(&'static str, String)>) -> Reply {
+    Reply::Error { status, kind, headers, code: None }
+}
+
+fn soon() -> Vec<(&'static str, String)> {
+    vec![("retry-after-ms", "20".to_owned())]
+}
+
+/// A stream as it is, in one piece.
+fn stream(text: String, cut: bool) -> Reply {
+    Reply::Stream { pieces: vec![text.into_bytes()], cut, pause: Duration::ZERO }
+}
+
+fn bare(blocks: Vec<Value>, stop: &'static str) -> Answer {
+    Answer { content: blocks, stop, usage: (1000, 50) }
+}
+
+fn models(api: &Api) -> Vec<String> {
+    api.requests().iter().map(|request| request["model"].as_str().unwrap().to_owned()).collect()
+}
+
+const FIRST: &str = "claude-opus-5-5";
+const SECOND: &str = "claude-sonnet-5-5";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overloaded_api_is_asked_again_with_the_pauses_that_it_wants() {
+    let replies = vec![error(429, "rate_limit_error", soon()), error(529, "overloaded_error", soon()), done()];
+    let desk = desk(Api::replies(replies), recorded(STALL));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+    assert_eq!(models(&desk.api), [FIRST, FIRST, FIRST]);
+    let again =
+        desk.lines(&incident).into_iter().filter(|what| matches!(what, What::Failed { again_ms: Some(20), api_request: Some(_), .. }));
+    assert_eq!(again.count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_can_t_answer_is_followed_by_the_next_within_seconds() {
+    for (first, requests) in [
+        (error(500, "api_error", soon()), 4),
+        (error(529, "overloaded_error", vec![("retry-after", "3600".to_owned())]), 2),
+        (error(500, "api_error", vec![("x-should-retry", "false".to_owned())]), 2),
+        (error(404, "not_found_error", Vec::new()), 2),
+        (Reply::Answer(bare(vec![text("I can")], "refusal")), 2),
+    ] {
+        let begun = Instant::now();
+        let api = Api::start(move |body, _| if body["model"] == FIRST { first.clone() } else { done() });
+        let desk = desk(api, recorded(STALL));
+        assert_eq!(desk.session().1.prompt("Hello.", None).await, Turned::Said);
+        desk.faultless();
+        let models = models(&desk.api);
+        assert_eq!((models.len(), models.last().unwrap().as_str()), (requests, SECOND));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_model_can_be_had_it_is_said_at_once() {
+    let spent = Reply::Error { status: 429, kind: "rate_limit_error", headers: Vec::new(), code: Some("enforced_spend_limit_reached") };
+    for (reply, requests) in [
+        (spent, 1),
+        (error(401, "authentication_error", Vec::new()), 1),
+        (error(402, "billing_error", Vec::new()), 1),
+        (Reply::Nothing, 3),
+        (Reply::Answer(bare(vec![text("No.")], "refusal")), 2),
+    ] {
+        let begun = Instant::now();
+        let desk = desk(Api::replies(vec![reply]), recorded(STALL));
+        let (_, mut session) = desk.session();
+        let Turned::Unavailable(said) = session.prompt("Hello.", None).await else { panic!("an answer") };
+        assert!(said.next.contains("runbook") && !said.to_string().contains('\u{1b}'), "{said}");
+        assert_eq!(desk.api.requests().len(), requests);
+        assert!(begun.elapsed() < Duration::from_secs(8));
+        // What comes next is a whole conversation again.
+        let _the_same = session.prompt("And now?", None).await;
+        desk.faultless();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_network_reaches_the_runbook_which_brings_the_vm_back() {
+    let desk = desk(Api::replies(vec![Reply::Nothing]), recorded(STALL));
+    let incident = desk.store.create("the watch saw it", By::Watch, None).unwrap();
+    let (healthy, said) = agent::chat::alone(Some(&desk.mind), &desk.hands, &incident, "VM 102 is block-stalled.").await;
+    assert!(healthy, "{said}");
+    assert!(desk.verbs().contains(&Verb::Cycle) && desk.world.state() == "well");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_runs_nothing_and_is_not_paid_for_twice() {
+    let whole = bare(vec![text("Now."), verb("pve_cycle")], "tool_use").stream();
+    let cut_at = |word: &str| whole[..whole.find(word).unwrap()].to_owned();
+    let error = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"x\"}}\n\n";
+    for broken in [
+        stream(cut_at("message_stop"), false),
+        stream(cut_at("message_stop"), true),
+        stream(cut_at("partial_json"), true),
+        stream(format!("{}{error}", cut_at("event: message_delta")), false),
+        stream(format!("{}data: {{\"type\":\n\n", cut_at("event: message_delta")), false),
+        stream(String::new(), false),
+    ] {
+        let api = Api::start(move |body, _| if body["model"] == FIRST { broken.clone() } else { done() });
+        let desk = desk(api, recorded(STALL));
+        let (incident, mut session) = desk.session();
+        assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+        desk.faultless();
+        assert_eq!((models(&desk.api), desk.verbs()), (vec![FIRST.to_owned(), SECOND.to_owned()], vec![]));
+        assert!(!desk.lines(&incident).iter().any(|what| matches!(what, What::Call { .. })));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_cut_or_is_no_json_is_told_and_never_run() {
+    let cycle = |input: &str| call("pve_cycle", json!(input));
+    for (first, word) in [
+        (bare(vec![cycle("{\"reason\": \"sta")], "max_tokens"), "cut off"),
+        (bare(vec![cycle("{\"reason\": \"stalled\"}")], "max_tokens"), "cut off"),
+        (bare(vec![cycle("{\"reason\": stalled}")], "tool_use"), "cut off"),
+        (bare(vec![cycle("[1]")], "tool_use"), "cut off"),
+        (bare(vec![cycle("{\"reason\": \"x\", \"force\": true}")], "tool_use"), "not what the tool takes"),
+        (bare(vec![call("pve_destroy", json!({"reason": "x"}))], "tool_use"), "no tool of that name"),
+        (bare(vec![cycle("{\"reason\": \"stalled\"}")], "end_turn"), "cut off"),
+    ] {
+        let desk = desk(Api::replies(vec![Reply::Answer(first), done()]), recorded(STALL));
+        assert_eq!(desk.session().1.prompt("Hello.", None).await, Turned::Said);
+        desk.faultless();
+        assert!(desk.verbs().is_empty());
+        let told = results(&desk.api.requests()[1]).unwrap();
+        assert!(told.contains(word), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_cut_at_its_longest_or_pauses_is_gone_on_with() {
+    for stop in ["max_tokens", "pause_turn"] {
+        let desk = desk(Api::replies(vec![Reply::Answer(bare(vec![text("First I")], stop)), done()]), recorded(STALL));
+        assert_eq!(desk.session().1.prompt("Hello.", None).await, Turned::Said);
+        desk.faultless();
+        assert_eq!(desk.api.requests().len(), 2);
+    }
+    let desk = desk(Api::replies(vec![Reply::Answer(bare(vec![text("x")], "model_context_window_exceeded"))]), recorded(STALL));
+    assert!(matches!(desk.session().1.prompt("Hello.", None).await, Turned::Stopped(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_yet_is_passed_over_and_goes_back_unchanged() {
+    let weather = json!({ "type": "weather", "rain": [1, 2] });
+    let mut answer = bare(vec![weather.clone(), verb("pve_status")], "tool_use").stream();
+    let news = "event: news\ndata: {\"type\":\"news\",\"x\":1}\n\n: comment\n\nevent: content_block_delta\n\
+                data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"sun_delta\",\"sun\":1}}\n\n";
+    let at = answer.find("event: message_delta").unwrap();
+    answer.insert_str(at, news);
+    let desk = desk(Api::replies(vec![stream(answer, false), done()]), recorded(STALL));
+    assert_eq!(desk.session().1.prompt("Hello.", None).await, Turned::Said);
+    desk.faultless();
+    assert_eq!(desk.api.requests()[1]["messages"][1]["content"][0], weather);
+    assert_eq!(desk.verbs(), [Verb::Status]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_byte_by_byte_is_the_same_answer() {
+    let answer = bare(vec![text("Größe: 𝄞"), verb("pve_status")], "tool_use").stream();
+    let pieces = answer.bytes().map(|byte| vec![byte]).collect();
+    let drip = Reply::Stream { pieces, cut: false, pause: Duration::from_micros(100) };
+    let desk = desk(Api::replies(vec![drip, done()]), recorded(STALL));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+    desk.faultless();
+    assert!(desk.lines(&incident).iter().any(|what| matches!(what, What::Text { text } if text == "Größe: 𝄞")));
+    assert_eq!(desk.verbs(), [Verb::Status]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_mib_of_output_head_and_tail_are_sent_and_all_is_stored() {
+    let prints = format!("the first line\n{}the last line\n", "0123456789abcdef\n".repeat(130_000));
+    let desk = desk(Api::replies(vec![say(vec![verb("pve_forensics"), exec("dmesg")]), done()]), printing(&prints));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+    desk.faultless();
+    let told = results(&desk.api.requests()[1]).unwrap();
+    assert!(told.contains("| the first line") && told.contains("| the last line") && told.contains("bytes left out"));
+    assert!(told.len() < 60_000, "{}", told.len());
+    let stored = std::fs::read(incident.folder().join("artifacts/exec/1.txt")).unwrap();
+    assert_eq!(stored, prints.as_bytes());
+}
