@@ -19,7 +19,6 @@ use keyholder::holds;
 use lab::installed::prepare;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{Running, start, until};
-use lab::station::{bare_vm, quiet};
 use lab::{Lab, Result, wedge};
 use serde_json::{Value, json};
 
@@ -126,8 +125,8 @@ fn stall(lab: &Lab) -> Result<()> {
     let [(verb, id, reason)] = &mutations(&lines)[..] else { panic!("one mutation: {text}") };
     assert!(verb == "cycle" && reason.contains("only a fresh QEMU process"), "{verb}: {reason}");
     let log = lab::chain::Chain::read()?;
-    let intent = log.of(id).into_iter().find(|record| record["kind"] == "intent").unwrap();
-    assert_eq!((&intent["origin"], intent["reason"].as_str()), (&"model".into(), Some(reason.as_str())), "{intent}");
+    let outcome = log.of(id).into_iter().find(|record| record["kind"] == "outcome").unwrap();
+    assert_eq!((&outcome["origin"], outcome["reason"].as_str()), (&"model".into(), Some(reason.as_str())), "{outcome}");
     // Claude saw the console as pictures, and the evidence as data.
     let pictures = api.requests().last().unwrap().to_string().matches("\"type\":\"image\"").count();
     assert!(pictures >= 1, "{pictures}");
@@ -191,14 +190,16 @@ fn unattended(lab: &Lab) -> Result<()> {
     eprintln!("the webhook had it after {:.0} s", (told - begun).as_secs_f32());
     assert_eq!((&notice["code"], &notice["recommend"]), (&"block-stalled".into(), &"cycle".into()), "{notice}");
     until("Claude's cycle", Duration::from_secs(120), || {
-        let opened = hook.told("opened").is_some();
-        opened.then(newest).filter(|(_, lines)| !mutations(lines).is_empty())
+        let (_, lines) = hook.told("opened").map(|_| newest())?;
+        let (_, id, _) = mutations(&lines).pop()?;
+        let preserved = |line: &Value| line["request_id"] == *id && line["news"]["event"] == "preserved";
+        lines.iter().any(preserved).then_some(())
     })?;
-    holds_no_key(&desk, &watch, "watch with Claude");
     watch.kill()?;
     let again = start(&mut desk.command(&["watch"]), &[])?;
     let (_, ended) = until("the incident's end", AMPLE, || hook.told("ended"))?;
     stalled.forget();
+    holds_no_key(&desk, &again, "watch with Claude");
     faultless(&api);
     let said = log(&again);
     assert_eq!(ended["healthy"], true, "{ended} {said}");
@@ -227,8 +228,7 @@ fn once_and_fetched(lines: &[Value]) -> Result<()> {
 }
 
 fn killed(lab: &Lab) -> Result<()> {
-    // QEMU is real and boots no guest: whether it is well is not asked here.
-    let vm = bare_vm(lab)?;
+    let vm = lab.fresh()?;
     let before = vm.pid();
     let script = |body: &Value, _| match called(body).len() {
         0 => say(vec![verb("pve_cycle")]),
@@ -243,9 +243,9 @@ fn killed(lab: &Lab) -> Result<()> {
     let (folder, _) = newest();
     let id = folder.file_name().unwrap().to_str().unwrap().to_owned();
     let end = start(&mut desk.command(&["chat", "--incident", &id]), &[])?.finish(AMPLE)?;
-    quiet(Duration::from_secs(200))?;
     faultless(&api);
-    assert!(end.text().contains("I have its receipt"), "{} {}", end.text(), String::from_utf8_lossy(&end.stderr));
+    let text = end.text() + &String::from_utf8_lossy(&end.stderr);
+    assert!(end.status == 0 && text.contains("I have its receipt"), "{} {text}", end.status);
     assert_ne!(vm.pid(), before, "a fresh QEMU process");
     let (_, lines) = newest();
     once_and_fetched(&lines)?;

@@ -66,7 +66,9 @@ pub(crate) fn newest() -> (PathBuf, Vec<Value>) {
     folders.sort_by_key(|path| path.metadata().unwrap().modified().unwrap());
     let folder = folders.pop().unwrap();
     let text = fs::read_to_string(folder.join("events.jsonl")).unwrap();
-    (folder, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    // A line that is being written is none yet.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    (folder, whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
 /// A webhook: what it was told, and when.
