@@ -75,10 +75,11 @@ impl Host {
 
     /// The configuration of VM 102 that a lab starts with: that of `facts/golden`, and how the guest boots.
     ///
-    /// A second `-cpu` overrules the first: with `rdrand` the guest's random numbers, and so its sshd, are ready 2 s earlier.
+    /// A second `-cpu` overrules the first: with `rdrand` the guest's random numbers, and so its sshd, are ready 2 s earlier. Without
+    /// `no_timer_check` the guest's kernel counts timer ticks while it boots, and panics where a busy machine gave its emulator none.
     pub fn default_conf() -> String {
         format!(
-            "agent: 1\nargs: -kernel {GUEST}/vmlinuz -initrd {GUEST}/initrd -append \"console=tty0 console=ttyS0 panic=0 loglevel=4 mitigations=off rdinit=/init\" \
+            "agent: 1\nargs: -kernel {GUEST}/vmlinuz -initrd {GUEST}/initrd -append \"console=tty0 console=ttyS0 panic=0 loglevel=4 mitigations=off no_timer_check rdinit=/init\" \
              -cpu qemu64,+rdrand -netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22 -device virtio-net-pci,netdev=net0,id=net0,romfile=\n\
              boot: order=scsi0\ncores: 1\ncpu: qemu64\nkvm: 0\nmemory: 256\nmeta: creation-qemu=9.2.0,ctime=1735689600\nname: devvm\nnuma: 0\nonboot: 1\nostype: l26\n\
              scsi0: local:102/vm-102-disk-0.qcow2,iothread=1,size=64M\nscsihw: virtio-scsi-single\nserial0: socket\n\
