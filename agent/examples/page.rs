@@ -50,9 +50,7 @@ async fn main() {
             ("pace", ms) => how.pace = Duration::from_millis(ms.parse().unwrap()),
             ("node", name) => name.clone_into(&mut how.node),
             ("door", "every") | ("claude", "none") => {}
-            ("door", "password") => {
-                how.door = auth::Settings { identity_header: None, secret_file: None, tokens_file: None, ..how.door }
-            }
+            ("door", "password") => how.door = auth::Settings { identity_header: None, secret_file: None, tokens_file: None, ..how.door },
             ("door", "link") => how.door = auth::Settings::default(),
             ("claude", "gone" | "asks") => {
                 let key = folder.path().join("key");

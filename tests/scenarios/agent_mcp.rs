@@ -6,7 +6,6 @@
 #[allow(dead_code)]
 mod desk;
 #[path = "agent/keyholder.rs"]
-#[allow(dead_code)]
 mod keyholder;
 
 use std::path::{Path, PathBuf};

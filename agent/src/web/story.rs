@@ -80,7 +80,10 @@ pub(super) async fn incident(
     let end = from.before.map_or(entries.len(), |before| entries.iter().position(|entry| entry.n >= before).unwrap_or(entries.len()));
     let first = end.saturating_sub(MOST);
     let held = Held { still: from.still };
-    let fresh = Fresh { stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)), reload_s: (at_work && held.still.is_none()).then_some(4) };
+    let fresh = Fresh {
+        stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)),
+        reload_s: (at_work && held.still.is_none()).then_some(4),
+    };
     let title = plain(&one.facts.title);
     let body = html! {
         div #head data-live {

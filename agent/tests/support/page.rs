@@ -218,7 +218,8 @@ impl How {
 impl Page {
     /// Serves one on this state folder.
     pub(crate) async fn serve(state: &Path, how: How) -> Self {
-        let hands = Arc::new(Paced { world: World::new(how.case).unwrap(), pace: how.pace, node: how.node, silent: AtomicBool::new(false) });
+        let hands =
+            Arc::new(Paced { world: World::new(how.case).unwrap(), pace: how.pace, node: how.node, silent: AtomicBool::new(false) });
         Self::with(state, hands, how.door, how.claude, how.listen).await
     }
 
