@@ -27,7 +27,9 @@ const CHECKS: &[Check] = &[
     ("when_a_source_file_is_measured_then_it_has_at_most_400_lines", sources::short_files),
     ("when_help_and_manual_are_compared_then_they_agree", documents::help_and_manual),
     ("when_the_readme_names_a_command_or_an_option_then_it_is_there", documents::readme),
+    ("when_the_readme_shows_a_command_of_breakglass_then_it_is_there", documents::readme_of_the_agent),
     ("when_the_usage_names_an_option_then_the_manual_has_it", documents::usage),
+    ("when_a_document_names_a_file_of_the_repository_then_it_is_there", documents::files),
     ("when_the_coverage_table_names_a_test_then_it_exists", documents::coverage),
 ];
 
