@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Parser;
 use proto::Timestamp;
 
+use super::super::authorize::is_a_name;
 use super::super::public_key::PublicKey;
 use super::{Check, Site, bounded};
 use crate::cli::{Cli, Command};
@@ -163,7 +164,7 @@ fn wide(site: &Site, from: &str) -> Option<String> {
             return Some(format!("accepts its key from all of {pattern}"));
         }
         // sshd does not look names up unless UseDNS says so; and on that night no name may resolve.
-        if pattern.bytes().any(|b| b.is_ascii_alphabetic()) && !pattern.contains(':') {
+        if is_a_name(pattern) {
             return Some(format!("accepts its key from {pattern}, a name: sshd knows addresses only"));
         }
         (gateway.as_deref() == Some(pattern.trim_end_matches("/32")))
