@@ -134,7 +134,7 @@ impl Desk {
     ) -> Result<Given, Message> {
         let (incident, task) = self.incident(actor.as_deref())?;
         let begin = |verb, reason: &str, dry_run| {
-            let reason = Some(reason.chars().take(200).collect());
+            let reason = Some(reason.to_owned());
             incident.verb(&self.hands, task, BY, verb, Asks { actor: actor.clone(), reason, dry_run, ..Asks::default() })
         };
         match call {
