@@ -116,7 +116,7 @@ async fn a_silent_host_costs_nobody_any_time_and_the_buttons_are_there() {
     let began = Instant::now();
     let run = anna.confirm("cycle").await;
     assert!(began.elapsed() < Duration::from_secs(4), "a button is taken at once: {:?}", began.elapsed());
-    assert!(anna.get(&run).await.text.contains("asking the host"));
+    assert!(anna.get(&run).await.text.contains("Asking the host"));
     page.hands.silent.store(false, Ordering::Relaxed);
     anna.until(&run, "card outcome good").await;
 }

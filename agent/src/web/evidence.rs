@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::app::App;
 use super::auth::Who;
+use super::home::capital;
 use super::run::{File, Run};
 use super::shell::{self, Fresh, ago, lines, page, plain, size, time};
 use super::{story, tar};
@@ -41,7 +42,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<
                         a.row-link href={ "/evidence/" (run.id) } {
                             @let signed = run.end.as_ref().is_some_and(|end| end.receipt.is_some());
                             span.pill .good[signed] .unknown[!signed] { @if signed { "receipt valid" } @else { "not proved" } }
-                            b { (run.verb) @if let Some(judged) = &run.judged { ": " (judged.code) } }
+                            b { (capital(run.verb)) @if let Some(judged) = &run.judged { ": " (judged.code) } }
                             small { (ago(run.asked)) ", " (time(run.asked)) " · " (run.files.len()) " files, " (size(run.files.iter().map(|file| file.bytes).sum())) }
                         }
                     }
@@ -101,7 +102,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>, Extension(who): Extensio
         groups.entry(file.path.split_once('/').map_or("bundle", |(group, _)| group)).or_default().push(file);
     }
     let body = html! {
-        p.eyebrow { (run.verb) ", " (time(run.asked)) " (" (ago(run.asked)) ")" }
+        p.eyebrow { (capital(run.verb)) ", " (time(run.asked)) " (" (ago(run.asked)) ")" }
         h1 { "Evidence" @if let Some(judged) = &run.judged { ": " (judged.code) } }
         section.card {
             h2 { "Summary" }
@@ -114,7 +115,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>, Extension(who): Extensio
             (proved(&app, &run))
             div.row {
                 a.button.primary href={ "/evidence/" (run.id) "/tar" } download { "Download tar" }
-                a.button href={ "/runs/" (run.id) } { "The verb" }
+                a.button href={ "/runs/" (run.id) } { "How it went" }
                 a.button href={ "/incidents/" (run.incident) } { "The incident" }
             }
         }

@@ -88,11 +88,15 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
                 input type="hidden" name="token" value=(token);
                 @if let Some(incident) = &press.incident { input type="hidden" name="incident" value=(incident); }
                 label for="reason" { "Why (for the record)" }
-                input #reason type="text" name="reason" maxlength="200" value=(shell::plain(&reason)) autocomplete="off";
+                // Not a field of one line: the "go" of a phone's keyboard would send the form.
+                textarea #reason name="reason" rows="1" maxlength="200" autocomplete="off" { (shell::plain(&reason)) }
                 button.primary.danger.wide type="submit" { (capital(verb)) " now" }
-                label.check { input type="checkbox" name="dry_run" value="yes"; " only plan it: take evidence, change nothing" }
+                div.row {
+                    a.button href="/" { "Not now" }
+                    button type="submit" name="dry_run" value="yes" { "Only plan it" }
+                }
             }
-            p { a.button.wide href="/" { "Not now" } }
+            p.quiet { "Evidence is taken first, either way. A plan changes nothing." }
         }
         h2.over { "As it looks now" }
         (state(look, false))
@@ -151,7 +155,7 @@ fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(Reques
     incident.write(task, By::Human, What::Button { verb, request_id: request_id.clone(), actor: Some(actor.clone()) })?;
     let asks = Asks {
         actor: Some(actor),
-        reason: press.reason.clone().filter(|reason| !reason.trim().is_empty()),
+        reason: press.reason.as_deref().map(one_line).filter(|reason| !reason.is_empty()),
         dry_run: press.dry_run.is_some() && verb.mutates(),
         request_id: Some(request_id.clone()),
         ..Asks::default()
@@ -159,6 +163,11 @@ fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(Reques
     let running = incident.verb(&app.hands, task, By::Human, verb, asks)?;
     tokio::spawn(settle(Arc::clone(app), Arc::clone(&incident), running));
     Ok((request_id, incident.id().clone()))
+}
+
+/// A reason as records show it, however many lines it was typed in.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A person in records: the name, and how it is known.

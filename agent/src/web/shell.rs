@@ -67,7 +67,7 @@ pub(super) fn page(title: &str, place: &str, who: Option<&Who>, fresh: &Fresh, b
             body data-now=(now().unix_ms()) data-stream=[fresh.stream.as_deref()] {
                 a.skip href="#main" { "To the content" }
                 header.top {
-                    a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; "Breakglass" }
+                    a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; span { "Breakglass" } }
                     nav aria-label="Pages" {
                         @for (href, name) in PLACES {
                             @if href == place { a href=(href) aria-current="page" { (name) } } @else { a href=(href) { (name) } }

@@ -13,10 +13,11 @@ use serde::Deserialize;
 
 use super::app::App;
 use super::auth::Who;
+use super::home::capital;
 use super::guard::wants_json;
 use super::incidents::{about, none};
 use super::run::{Run, word};
-use super::shell::{self, Fresh, Held, ago, by, lines, marked, page, plain, size, time};
+use super::shell::{self, Fresh, Held, aged, by, lines, marked, page, plain, size, time};
 use crate::incident::{By, IncidentId, Line, Summary, What};
 
 /// Entries on a page; the earlier ones are a link away.
@@ -87,7 +88,7 @@ pub(super) async fn incident(
     let title = plain(&one.facts.title);
     let body = html! {
         div #head data-live {
-            p.eyebrow { "Incident" @if let Some(at) = one.facts.opened { ", opened " (time(at)) " (" (ago(at)) ")" } }
+            p.eyebrow { "Incident" @if let Some(at) = one.facts.opened { ", opened " (time(at)) " (" (aged(at)) ")" } }
             h1 { (title) }
             (summary(&app, &one, busy))
         }
@@ -279,9 +280,9 @@ fn verb(run: &Run, when: &Markup) -> Markup {
             details id={ "v" (run.id.short()) } open[run.end.is_none()] {
                 summary {
                     span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| word(end.tone(), end))) }
-                    b { (run.verb) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
+                    b { (capital(run.verb)) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
                 }
-                p.who { span { "asked by " (by(run.by)) } (when) }
+                p.who { (when) }
                 @if let Some(reason) = &run.reason { p { "Why: " (plain(reason)) } }
                 @match &run.end {
                     None => p { b { (run.doing()) } ", at most " span data-until=(run.until.unix_ms()) { (super::home::left(run)) } " left" },
