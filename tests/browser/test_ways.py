@@ -274,6 +274,7 @@ class Ways(unittest.TestCase):
             self.assertEqual(said, [], f"{path}: a policy that had to refuse something is a page that contained it")
             self.assertEqual([one["url"] for one in phone.loaded() if not one["url"].startswith((at, "data:"))], [], path)
             if path not in raw:
+                self.assertEqual(phone.overflows(), [], f"{path}: a long word makes a page that has to be pushed sideways")
                 odd = "iframe, svg, math, base, style, object, embed, link[rel=import], script:not([src='/assets/app.js']), a[href^=javascript], [onerror], [onload], [onfocus], meta[http-equiv=refresh]"
                 self.assertEqual([one.get_attribute("outerHTML") for one in phone.all(odd)], [], path)
                 self.assertTrue(all(form.get_attribute("action").startswith(at) for form in phone.all("form")), path)

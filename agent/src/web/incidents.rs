@@ -14,7 +14,7 @@ use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
 use super::press::person;
-use super::shell::{self, Fresh, ago, page, plain, see_other};
+use super::shell::{self, Fresh, aged, page, plain, see_other};
 use super::tokens::About;
 use crate::incident::{By, Decision, Incident, IncidentId, Summary, What};
 
@@ -38,7 +38,7 @@ pub(super) fn row(app: &App, one: &Summary) -> Markup {
                 span class={ "pill " (class) } { (word) }
                 b { (plain(one.facts.title.get(..one.facts.title.floor_char_boundary(120)).unwrap_or_default())) }
                 small {
-                    @if let Some(at) = one.facts.opened { (ago(at)) }
+                    @if let Some(at) = one.facts.opened { (aged(at)) }
                     @let changes = one.facts.runs.iter().filter(|(_, verb, _)| verb.mutates()).count();
                     @if changes > 0 { " · " (changes) @if changes == 1 { " change" } @else { " changes" } }
                     @if one.facts.spent.usd > 0.0 { " · $" (format!("{:.2}", one.facts.spent.usd)) }

@@ -84,6 +84,19 @@ mod tests {
     }
 
     #[test]
+    fn who_has_used_up_a_bucket_does_not_get_another_by_a_flood_of_names() {
+        let limit = Limit::new(3, Duration::from_secs(10));
+        let now = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(limit.take_at(0, now), Ok(()));
+        }
+        for n in 1..30_000 {
+            let _taken = limit.take_at(n, now);
+        }
+        assert!(limit.take_at(0, now).is_err());
+    }
+
+    #[test]
     fn a_million_addresses_take_bounded_memory() {
         let limit = Limit::new(3, Duration::from_secs(10));
         let now = Instant::now();
