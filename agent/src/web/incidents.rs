@@ -19,7 +19,7 @@ use super::tokens::About;
 use crate::incident::{By, Decision, Incident, IncidentId, Summary, What};
 
 /// How many stand in the list.
-const MOST: usize = 100;
+const MOST: usize = 60;
 /// A sentence is not longer.
 const MAX_TEXT: usize = 8000;
 

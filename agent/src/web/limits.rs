@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many are remembered; beyond, the ones that are full again are forgotten, and then the rest.
+/// How many are remembered; beyond, the ones that are full again are forgotten, then those that have any left, then the rest.
 const MOST: usize = 10_000;
 
 /// Buckets that fill up with time.
@@ -37,6 +37,10 @@ impl<K: Eq + Hash> Limit<K> {
         };
         if buckets.len() >= MOST {
             buckets.retain(|_, (left, since)| filled(*left, *since) < self.most);
+        }
+        // Rather those that have most left: who has used up a bucket must not get another by a flood of names.
+        if buckets.len() >= MOST {
+            buckets.retain(|_, (left, since)| filled(*left, *since) < 1.0);
         }
         if buckets.len() >= MOST {
             buckets.clear();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::FormRejection;
+use axum::extract::rejection::{FormRejection, PathRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -46,13 +46,18 @@ fn about(who: &Who, verb: Verb, look: &Look) -> About {
 pub(super) async fn confirm(
     State(app): State<Arc<App>>,
     Extension(who): Extension<Who>,
-    Path(verb): Path<Verb>,
+    verb: Result<Path<Verb>, PathRejection>,
     Query(press): Query<Press>,
     headers: HeaderMap,
 ) -> Response {
+    let Ok(Path(verb)) = verb else { return no_verb(wants_json(&headers, &who)) };
     app.looks.interest();
     let look = app.looks.fresh(RECENT, WAIT).await;
     ask(&app, &who, verb, &press, &look, None, wants_json(&headers, &who))
+}
+
+fn no_verb(json: bool) -> Response {
+    shell::refusal(StatusCode::NOT_FOUND, &Message::new("There is no such verb.", "The six are on the first screen."), json)
 }
 
 /// The question.
@@ -118,10 +123,11 @@ const fn what_it_does(verb: Verb) -> &'static str {
 pub(super) async fn press(
     State(app): State<Arc<App>>,
     Extension(who): Extension<Who>,
-    Path(verb): Path<Verb>,
+    verb: Result<Path<Verb>, PathRejection>,
     headers: HeaderMap,
     form: Result<Form<Press>, FormRejection>,
 ) -> Response {
+    let Ok(Path(verb)) = verb else { return no_verb(wants_json(&headers, &who)) };
     let press = match form {
         Ok(Form(press)) => press,
         // A machine may send no body at all where none is needed.
@@ -178,13 +184,17 @@ pub(super) fn person(who: &Who) -> String {
 /// Waits for a verb's end, looks until the VM is well or has had its time, and says so in the incident.
 async fn settle(app: Arc<App>, incident: Arc<Incident>, running: Running<VerbTold>) {
     let ended = running.end().await;
+    let over = crate::incident::now();
     app.looks.want();
     let mutated =
         ended.as_ref().is_ok_and(|told| told.verb.mutates() && told.end.checked.as_ref().is_ok_and(|proved| !proved.body().dry_run));
     let mut hear = app.looks.hear();
     for _ in 0..if mutated { LOOKS } else { 0 } {
         let _in_time = tokio::time::timeout(APART, hear.changed()).await;
-        if app.looks.latest().is_healthy() || incident.facts().running.iter().any(|pending| pending.verb.mutates()) {
+        // A look that began before the end says nothing of what came of it.
+        if (app.looks.latest().at >= over && app.looks.latest().is_healthy())
+            || incident.facts().running.iter().any(|pending| pending.verb.mutates())
+        {
             break;
         }
         tokio::time::sleep(APART).await;

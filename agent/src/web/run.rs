@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use proto::{Assessment, Body, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepName, StepOutcome, Timestamp, Verb};
+use proto::{
+    Assessment, Body, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepName, StepOutcome, Timestamp, Verb,
+};
 
 use super::app::App;
 use crate::incident::{By, IncidentId, Line, Summary, What};
