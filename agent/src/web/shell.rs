@@ -150,13 +150,14 @@ pub(super) fn fit_end(text: &str, most: usize) -> &str {
     &text[begin.map_or(0, |(at, c)| at + c.len_utf8())..]
 }
 
-/// A model's words: what it marks as bold or as code is drawn so; whatever else it marks stays as it is.
+/// A model's words: what it marks as bold or as code, on one line and without space inside the marks, is drawn so; whatever else it marks
+/// stays as it is.
 pub(super) fn marked(text: &str) -> Markup {
     let text = lines(text);
     let (mut rest, mut pieces) = (text.as_str(), Vec::new());
     while let Some((at, mark)) = ["**", "`"].into_iter().filter_map(|mark| Some((rest.find(mark)?, mark))).min() {
         let inner = &rest[at + mark.len()..];
-        match inner.find(mark).filter(|end| *end > 0 && !inner[..*end].contains('\n')) {
+        match inner.find(mark).filter(|end| *end > 0 && !inner[..*end].contains('\n') && inner[..*end].trim() == &inner[..*end]) {
             Some(end) => {
                 pieces.extend([("", &rest[..at]), (mark, &inner[..end])]);
                 rest = &inner[end + mark.len()..];
