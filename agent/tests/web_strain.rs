@@ -229,3 +229,75 @@ async fn a_long_log_of_before_is_told_whole_and_in_order() {
     }
     assert_eq!(seen, (1..=62).collect::<Vec<u64>>());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_of_before_a_restart_is_asked_again() {
+    use agent::evals::world::Act;
+    use std::sync::Arc;
+    let folder = tempfile::tempdir().unwrap();
+    let how = How::stalled(folder.path());
+    let (door, claude) = (how.door.clone(), how.claude.clone());
+    let mut page = Page::serve(folder.path(), how).await;
+    let anna = Browser::anna(&page.url(""));
+    anna.until("/", "Block stalled").await;
+    let token = anna.get("/verbs/cycle/confirm").await.hidden("token");
+    page.stop();
+    let again = Page::with(folder.path(), Arc::clone(&page.hands), door, claude, "127.0.0.1:0".parse().unwrap()).await;
+    let anna = Browser::anna(&again.url(""));
+    anna.until("/", "Block stalled").await;
+    let asked = anna.post("/verbs/cycle", &[("token", &token), ("reason", "typed before")]).await;
+    assert!(asked.status == 409 && asked.text.contains("Nothing was done now") && asked.text.contains("typed before"), "{}", asked.text);
+    let mutated = |act: &Act| matches!(act, Act::Verb { verb, .. } if verb.mutates());
+    assert!(!again.hands.world.acts().iter().any(mutated));
+    anna.post("/verbs/cycle", &[("token", &asked.hidden("token"))]).await.to();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_how_verbs_ended_what_is_not_proved_and_what_the_doctor_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let how = How { case: recorded("cycle-with-unknown-end"), ..How::stalled(folder.path()) };
+    let page = Page::serve(folder.path(), how).await;
+    let (anna, machine) = (Browser::anna(&page.url("")), Browser::machine(&page.url("")));
+    anna.until("/", "Block stalled").await;
+    let run = anna.confirm("cycle").await;
+    anna.until(&run, "Result unknown").await;
+    anna.post("/doctor", &[]).await.to();
+    anna.get("/nowhere").await;
+    let told = machine.get("/metrics").await;
+    assert!(told.headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    for line in [
+        "breakglass_verbs_total{verb=\"cycle\",outcome=\"unknown\"} 1",
+        "breakglass_evidence_degraded_total ",
+        "breakglass_receipts_unverified_total 0",
+        "breakglass_uses_unreviewed ",
+        "breakglass_claude_errors_total 0",
+        "breakglass_doctor{what=\"host\"} 0",
+        "breakglass_doctor{what=\"devvm\"} 2",
+        "breakglass_http_answers_total{status=\"404\"} 1",
+        "breakglass_vm_healthy 0",
+    ] {
+        assert!(told.text.contains(line), "{line} in {}", told.text);
+    }
+    assert!(!told.text.contains("outcome=\"done\",verb=\"cycle\"") && !told.text.contains("verb=\"cycle\",outcome=\"done\""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reason_of_several_lines_is_one_line_in_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_page, anna) = served(&folder).await;
+    let token = anna.get("/verbs/cycle/confirm").await.hidden("token");
+    let run = anna.post("/verbs/cycle", &[("token", &token), ("reason", " it\r\nhangs\tverb=cycle  COMPLETE ")]).await.to();
+    assert!(anna.until(&run, "card outcome good").await.text.contains("<dd>it hangs verb=cycle COMPLETE</dd>"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_says_that_it_changed_nothing_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_page, anna) = served(&folder).await;
+    let token = anna.get("/verbs/cycle/confirm").await.hidden("token");
+    let run = anna.post("/verbs/cycle", &[("token", &token), ("dry_run", "yes")]).await.to();
+    let end = anna.until(&run, "card outcome").await;
+    assert!(end.text.contains("Planned, nothing changed"), "{}", end.text);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(anna.get("/").await.text.contains("Block stalled"));
+}

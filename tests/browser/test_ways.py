@@ -4,7 +4,7 @@ import tempfile
 import unittest
 
 from phone import Phone
-from served import Elsewhere, Proxy, Served
+from served import Elsewhere, Proxy, Relay, Served
 from selenium.webdriver.common.by import By
 
 EVIL = [
@@ -123,6 +123,20 @@ class Ways(unittest.TestCase):
         served.stop()
         desk.reads("No connection: what is shown is old.", 45)
 
+    def test_a_phone_that_slept_catches_up_by_itself(self):
+        """Its connections carry nothing any more and nobody has said so: neither side has closed them."""
+        served = self.served(pace=900)
+        relay = self.enterContext(Relay(served.port))
+        phone = self.phone(relay.at)
+        phone.open("/").reads("Block stalled")
+        phone.press("Cycle")
+        phone.press("Cycle now")
+        phone.reads("pieces captured")
+        relay.sleep()
+        phone.reads("Done", 90)
+        phone.reads("Looks healthy", 60)
+        self.assertNotIn("No connection", phone.text())
+
     def test_what_one_writes_is_not_lost_to_a_page_that_loads_itself_again(self):
         at = self.served().at
         phone = self.phone(at, js=False)
@@ -195,8 +209,9 @@ class Ways(unittest.TestCase):
             self.never_green(phone, ".card.state")
             self.assertEqual(len(phone.all(".verb")), 6)
             phone.picture("home-silent-320-dark")
+            phone.reads("Last seen")
             served.host("speaks")
-            phone.reads("Block stalled", 60)
+            phone.until("a host that speaks", lambda: "Block stalled" in phone.text() and "Host silent" not in phone.text(), 60)
 
     def test_where_claude_is_gone_the_page_says_so_and_the_runbook_recovers(self):
         at = self.served(claude="gone", pace=50).at

@@ -118,6 +118,9 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 (head("Host silent"))
                 p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
                 p { (plain(&said.what)) }
+                @if let Some((last, known)) = look.last.as_ref().and_then(|last| Some((last, last.seen.as_ref().ok()?))) {
+                    p { "Last seen " (aged(last.at)) ": " b { (headline(known)) } ", " (known.state()) ". Nobody knows whether it still is so." }
+                }
                 p.advice { (plain(&said.next)) }
             }
         },

@@ -181,14 +181,14 @@ pub(super) async fn act(
         _ => return none(json),
     };
     let Some(id) = id.parse::<IncidentId>().ok().filter(|id| app.store.folder(id).is_some()) else { return none(json) };
-    let incident = match app.store.resume(&id) {
-        Ok(incident) => incident,
-        Err(said) => return shell::refusal(StatusCode::CONFLICT, &said, json),
-    };
     let purpose = about(&who, &what, Some(&id));
     if let Err(again) = spend(&app, &who, &purpose, &said, &format!("/incidents/{id}/{what}"), json) {
         return again;
     }
+    let incident = match app.store.resume(&id) {
+        Ok(incident) => incident,
+        Err(said) => return shell::refusal(StatusCode::CONFLICT, &said, json),
+    };
     if let Err(said) = done(&app, &incident, &who, does, &said) {
         return shell::refusal(StatusCode::CONFLICT, &said, json);
     }
