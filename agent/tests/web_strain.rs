@@ -191,7 +191,7 @@ async fn many_who_download_and_never_read_cost_bounded_memory() {
     let length: usize = whole.headers["content-length"].to_str().unwrap().parse().unwrap();
     drop(whole);
     let bytes = anna.stream(&tar).await.bytes().await.unwrap();
-    assert!(bytes.len() == length && length > 8 << 20 && length % 512 == 0, "{length}");
+    assert!(bytes.len() == length && length > 8 << 20 && length.is_multiple_of(512), "{length}");
     drop(bytes);
     let before = resident();
     let mut held = Vec::new();
