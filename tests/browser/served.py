@@ -126,7 +126,7 @@ class Relay:
         self.port, self.generation = port, 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.at = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.slept = []
+        self.carried = []
         threading.Thread(target=self.take, daemon=True).start()
 
     def __enter__(self):
@@ -134,7 +134,7 @@ class Relay:
 
     def __exit__(self, *_):
         self.listener.close()
-        for one in self.slept:
+        for one in self.carried:
             one.close()
 
     def sleep(self):
@@ -147,6 +147,7 @@ class Relay:
                 server = socket.create_connection(("127.0.0.1", self.port))
             except OSError:
                 return
+            self.carried += [phone, server]
             for pair in ((phone, server), (server, phone)):
                 threading.Thread(target=self.carry, args=(*pair, self.generation), daemon=True).start()
 
@@ -154,8 +155,7 @@ class Relay:
         try:
             while piece := here.recv(65536):
                 if generation != self.generation:
-                    self.slept += [here, there]  # held open
-                    return
+                    return  # and both stay open
                 there.sendall(piece)
             if generation == self.generation:
                 there.shutdown(socket.SHUT_WR)

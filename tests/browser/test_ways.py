@@ -175,7 +175,7 @@ class Ways(unittest.TestCase):
         phone.press("cycle runs:")
         phone.reads("Done", 60)
         phone.open("/evidence")
-        self.assertEqual(1, len([row for row in phone.all(".rows li") if "cycle" in row.text]))
+        self.assertEqual(1, len([row for row in phone.all(".rows li") if "Cycle" in row.text]))
 
     def test_an_unknown_result_is_never_drawn_as_a_good_one(self):
         at = self.served(case="cycle-with-unknown-end", pace=50).at
