@@ -63,11 +63,12 @@ impl Session {
     pub fn open(mind: &Arc<Mind>, incident: &Arc<Incident>) -> Result<Self, Message> {
         let history = History::open(incident)?;
         let mut told = 0;
+        // What people did is told in system messages alone: whatever came after the last of them is still to be told.
         for n in (1..=incident.facts().lines).rev() {
             if incident
                 .line(n)
                 .and_then(|text| serde_json::from_str::<Line>(&text).ok())
-                .is_some_and(|line| matches!(line.what, What::Message { .. }))
+                .is_some_and(|line| matches!(line.what, What::Message { role, .. } if role == "system"))
             {
                 told = n;
                 break;
@@ -283,7 +284,7 @@ impl Session {
     }
 
     /// What is left of Claude's minutes.
-    fn left(&self) -> Duration {
+    pub(super) fn left(&self) -> Duration {
         let all = Duration::from_secs(self.mind.budget.minutes.saturating_mul(60));
         all.saturating_sub(Duration::from_millis(self.incident.facts().spent.ms)).saturating_sub(self.mark.elapsed())
     }
@@ -340,16 +341,23 @@ impl Session {
         };
         // A longer turn than the budget's minutes is cut off in the middle of an answer too.
         let left = self.left();
-        let asking = self.mind.client.ask(&body, tell);
+        let asking = self.mind.client.ask(body, tell);
         tokio::select! {
             biased;
-            _ = cancelled.changed() => Err(self.cancelled()),
+            _ = cancelled.changed() => {
+                self.count(model, "stopped", None, Usage::default());
+                Err(self.cancelled())
+            }
             asked = tokio::time::timeout(left, asking) => match asked {
                 Ok(asked) => Ok(asked),
-                Err(_) => Err(Halt::Turned(Turned::Stopped(Message::new(
-                    format!("Claude has used this incident's budget of {} minutes.", self.mind.budget.minutes),
-                    "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
-                )))),
+                // Its time is used up all the same: the next prompt does not have it again.
+                Err(_) => {
+                    self.count(model, "stopped", None, Usage::default());
+                    Err(Halt::Turned(Turned::Stopped(Message::new(
+                        format!("Claude has used this incident's budget of {} minutes.", self.mind.budget.minutes),
+                        "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
+                    ))))
+                }
             },
         }
     }
