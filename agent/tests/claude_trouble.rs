@@ -252,7 +252,8 @@ async fn the_minutes_hold_for_the_many_calls_of_one_answer_too() {
     assert!(said.what.contains("1 minutes"), "{said}");
     desk.faultless();
     let lines = desk.lines(&incident);
-    let asked: Vec<u64> = lines.iter().filter_map(|what| if let What::ExecAsked { timeout_s, .. } = what { Some(*timeout_s) } else { None }).collect();
+    let asked: Vec<u64> =
+        lines.iter().filter_map(|what| if let What::ExecAsked { timeout_s, .. } = what { Some(*timeout_s) } else { None }).collect();
     assert!(asked.len() == 1 && asked[0] <= 2, "{asked:?}");
     assert_eq!(desk.verbs(), [Verb::Forensics], "nothing is begun behind the end of its time");
 }

@@ -55,6 +55,14 @@ impl From<Message> for Halt {
     }
 }
 
+/// A limit is reached.
+fn used_up(limit: &str) -> Halt {
+    Halt::Turned(Turned::Stopped(Message::new(
+        format!("Claude has used this incident's budget of {limit}."),
+        "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
+    )))
+}
+
 impl Session {
     /// The conversation of this incident, from before a restart where there was one.
     ///
@@ -62,18 +70,10 @@ impl Session {
     /// It can't be read or written.
     pub fn open(mind: &Arc<Mind>, incident: &Arc<Incident>) -> Result<Self, Message> {
         let history = History::open(incident)?;
-        let mut told = 0;
         // What people did is told in system messages alone: whatever came after the last of them is still to be told.
-        for n in (1..=incident.facts().lines).rev() {
-            if incident
-                .line(n)
-                .and_then(|text| serde_json::from_str::<Line>(&text).ok())
-                .is_some_and(|line| matches!(line.what, What::Message { role, .. } if role == "system"))
-            {
-                told = n;
-                break;
-            }
-        }
+        let line = |n: &u64| incident.line(*n).and_then(|text| serde_json::from_str::<Line>(&text).ok());
+        let tells = |n: &u64| line(n).is_some_and(|line| matches!(line.what, What::Message { role, .. } if role == "system"));
+        let told = (1..=incident.facts().lines).rev().find(tells).unwrap_or(0);
         Ok(Self { mind: Arc::clone(mind), incident: Arc::clone(incident), history, told, task: Task(0), mark: Instant::now() })
     }
 
@@ -276,10 +276,7 @@ impl Session {
         ];
         match limit.into_iter().find(|(reached, _)| *reached) {
             None => Ok(()),
-            Some((_, limit)) => Err(Halt::Turned(Turned::Stopped(Message::new(
-                format!("Claude has used this incident's budget of {limit}."),
-                "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
-            )))),
+            Some((_, limit)) => Err(used_up(&limit)),
         }
     }
 
@@ -353,10 +350,7 @@ impl Session {
                 // Its time is used up all the same: the next prompt does not have it again.
                 Err(_) => {
                     self.count(model, "stopped", None, Usage::default());
-                    Err(Halt::Turned(Turned::Stopped(Message::new(
-                        format!("Claude has used this incident's budget of {} minutes.", self.mind.budget.minutes),
-                        "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
-                    ))))
+                    Err(used_up(&format!("{} minutes", self.mind.budget.minutes)))
                 }
             },
         }
