@@ -4,6 +4,7 @@ import http.client
 import http.server
 import os
 import pathlib
+import socket
 import subprocess
 import threading
 
@@ -115,6 +116,51 @@ class Proxy(Listening):
 
         super().__init__(Handler)
         self.at = f"http://127.0.0.1:{self.port}"
+
+
+class Relay:
+    """The way of the bytes between a phone and the server. `sleep` is what a phone's sleep or a change of network is: what is connected
+    stays so for both sides and carries nothing any more; what connects later is carried."""
+
+    def __init__(self, port):
+        self.port, self.generation = port, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.at = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.carried = []
+        threading.Thread(target=self.take, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+        for one in self.carried:
+            one.close()
+
+    def sleep(self):
+        self.generation += 1
+
+    def take(self):
+        while True:
+            try:
+                phone, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                return
+            self.carried += [phone, server]
+            for pair in ((phone, server), (server, phone)):
+                threading.Thread(target=self.carry, args=(*pair, self.generation), daemon=True).start()
+
+    def carry(self, here, there, generation):
+        try:
+            while piece := here.recv(65536):
+                if generation != self.generation:
+                    return  # and both stay open
+                there.sendall(piece)
+            if generation == self.generation:
+                there.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
 
 
 class Elsewhere(Listening):

@@ -154,7 +154,7 @@ pub(crate) fn usage() {
 
 pub(crate) fn coverage() {
     let table = read("tests/COVERAGE.md");
-    let list = output("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]);
+    let list = output("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs", "*.py"]);
     let sources: String = list.lines().map(read).collect::<Vec<_>>().join("\n");
     let mut named = 0;
     for row in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---") && !line.ends_with("| shown by |")) {
@@ -162,7 +162,9 @@ pub(crate) fn coverage() {
         let names: Vec<&str> = last.split('`').skip(1).step_by(2).filter(|name| name.contains('_')).collect();
         assert!(!names.is_empty() || last.contains("gap:"), "neither a test nor a gap with its reason: {row}");
         for name in names {
-            let there = sources.contains(&format!("\"{name}\"")) || sources.contains(&format!("fn {name}("));
+            let there = sources.contains(&format!("\"{name}\""))
+                || sources.contains(&format!("fn {name}("))
+                || sources.contains(&format!("def {name}("));
             assert!(there, "{name} is no test: {row}");
             named += 1;
         }
