@@ -130,7 +130,9 @@ pub(crate) fn coverage() {
         let names: Vec<&str> = last.split('`').skip(1).step_by(2).filter(|name| name.contains('_')).collect();
         assert!(!names.is_empty() || last.contains("gap:"), "neither a test nor a gap with its reason: {row}");
         for name in names {
-            let there = sources.contains(&format!("\"{name}\"")) || sources.contains(&format!("fn {name}(")) || sources.contains(&format!("def {name}("));
+            let there = sources.contains(&format!("\"{name}\""))
+                || sources.contains(&format!("fn {name}("))
+                || sources.contains(&format!("def {name}("));
             assert!(there, "{name} is no test: {row}");
             named += 1;
         }
