@@ -199,6 +199,8 @@ impl Talk {
         match heard {
             Heard::Ran(healthy, said) => {
                 self.judged = Some((healthy, said));
+                // The next Ctrl-C stops the next turn, and does not leave.
+                self.interrupts = 0;
                 true
             }
             Heard::Turned(Turned::Unavailable(said)) => {

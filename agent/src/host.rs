@@ -94,6 +94,7 @@ impl Ssh {
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
+        let mut sent = false;
         loop {
             // Whoever has not heard for a minute must not start anything: it only asks what became of it.
             ask.attach |= ask.verb.mutates() && heard.elapsed() > ATTACH_AFTER;
@@ -102,6 +103,7 @@ impl Ssh {
                 (Err(Unproved::Answer(Broken::Empty | Broken::CutOff | Broken::NoReceipt)), Some(why)) => why.clone(),
                 _ => return self.ended(ask, checked),
             };
+            sent |= matches!(again, Lost::By(Failure::Lost(_) | Failure::TimedOut));
             pause = pauses.next().unwrap_or(pause);
             let after = Duration::from_secs(pause);
             if Instant::now() + after >= until || again.is_final() {
@@ -109,7 +111,7 @@ impl Ssh {
                     request_id: ask.request_id.clone(),
                     checked: checked.map(Box::new),
                     status: UNKNOWN,
-                    said: lost(&again, &ask),
+                    said: lost(&again, &ask, sent),
                 };
             }
             let _nobody_listens = news.send(VerbNews::Again { why: again.to_string(), after }).await;
@@ -199,10 +201,11 @@ impl std::fmt::Display for Lost {
     }
 }
 
-fn lost(why: &Lost, ask: &VerbAsk) -> Message {
+/// `sent`: it may have reached the host before the connection was lost.
+fn lost(why: &Lost, ask: &VerbAsk, sent: bool) -> Message {
     let id = &ask.request_id;
     match why {
-        Lost::By(Failure::HostKey { .. }) => Message::new(
+        Lost::By(Failure::HostKey { .. }) if !sent => Message::new(
             format!("Nothing was sent: {why}."),
             "Find out why before anything else; if the host was really set up anew, put its new key into [host] host_key.",
         ),

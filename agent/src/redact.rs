@@ -40,8 +40,9 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     let mut kept = 0;
     let mut at = 0;
     let source: &str = &blocks;
+    let mut word = Word::default();
     while at < source.len() {
-        let Some(length) = secret_at(source, at) else {
+        let Some(length) = secret_at(source, at, &mut word) else {
             at += source[at..].chars().next().map_or(1, char::len_utf8);
             continue;
         };
@@ -65,7 +66,7 @@ fn key_blocks(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut rest = text;
     loop {
-        let begin = rest.match_indices(BEGIN).find(|(at, _)| rest[*at..].lines().next().is_some_and(|line| line.contains(KEY)));
+        let begin = rest.match_indices(BEGIN).find(|(at, _)| is_key(&rest[at + BEGIN.len()..]));
         let Some((at, _)) = begin else { break };
         out.push_str(&rest[..at]);
         out.push_str("[redacted: a private key]");
@@ -74,7 +75,7 @@ fn key_blocks(text: &str) -> Cow<'_, str> {
         rest = &block[end.unwrap_or(block.len())..];
     }
     // An end without its beginning: what stands before it is the key, as far back as it looks like one.
-    if let Some(end) = rest.find(END).filter(|end| rest[*end..].lines().next().is_some_and(|line| line.contains(KEY))) {
+    if let Some(end) = rest.find(END).filter(|end| is_key(&rest[end + END.len()..])) {
         let start = rest[..end]
             .rfind(|c: char| !(is_token(c) || c.is_ascii_whitespace() || c == '\\'))
             .map_or(0, |at| at + rest[at..].chars().next().map_or(1, char::len_utf8));
@@ -86,21 +87,58 @@ fn key_blocks(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Whether a key's name and mark stand here. No name is long: a line that is, is not looked through from each of its places.
+fn is_key(after: &str) -> bool {
+    let line = &after[..after.floor_char_boundary(80)];
+    line.lines().next().is_some_and(|line| line.contains(KEY))
+}
+
+/// How much of this can be shown while more is still to come: up to the end of its last line, and to the beginning of a key block that has
+/// not ended. What is cut within a secret can't be told from other text.
+pub(crate) fn settled(text: &[u8]) -> usize {
+    let end = text.iter().rposition(|b| matches!(b, b'\n' | b'\r')).map_or(0, |at| at + 1);
+    let find = |from: usize, what: &str| text[from..end].windows(what.len()).rposition(|some| some == what.as_bytes()).map(|at| from + at);
+    match find(0, BEGIN) {
+        Some(begin) if find(begin, END).is_none() && is_key(&String::from_utf8_lossy(&text[begin + BEGIN.len()..end])) => begin,
+        _ => end,
+    }
+}
+
 const fn is_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '/' | '=' | '~')
 }
 
+/// The word of token characters that a place is in: found once for each, as looking for its end from each of its places would take the
+/// square of its length.
+#[derive(Default)]
+struct Word {
+    end: usize,
+    /// Behind its last digit.
+    digit: usize,
+}
+
+impl Word {
+    fn is_at(&mut self, text: &str, at: usize) -> &Self {
+        if at >= self.end {
+            let length: usize = text[at..].chars().take_while(|c| is_token(*c)).map(char::len_utf8).sum();
+            self.end = at + length;
+            self.digit = text[at..self.end].bytes().rposition(|b| b.is_ascii_digit()).map_or(0, |digit| at + digit + 1);
+        }
+        self
+    }
+}
+
 /// The length of the secret that begins here.
-fn secret_at(text: &str, at: usize) -> Option<usize> {
+fn secret_at(text: &str, at: usize, word: &mut Word) -> Option<usize> {
     let (before, rest) = text.split_at(at);
     let starts_word = !before.chars().next_back().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
     if starts_word {
         for (begin, least) in TOKENS {
             if rest.starts_with(begin) {
-                let length: usize = rest.chars().take_while(|c| is_token(*c)).map(char::len_utf8).sum();
+                let word = word.is_at(text, at);
                 // A word that merely begins alike has no digit, or is short.
-                if length >= begin.len() + least && rest[..length].bytes().any(|b| b.is_ascii_digit()) {
-                    return Some(length);
+                if word.end >= at + begin.len() + least && word.digit > at {
+                    return Some(word.end - at);
                 }
             }
         }
@@ -112,6 +150,9 @@ fn secret_at(text: &str, at: usize) -> Option<usize> {
 /// The value that begins here, where the text before ends in `NAME=`, `NAME: ` or `Bearer `.
 fn value_at(before: &str, rest: &str) -> Option<usize> {
     if !rest.starts_with(|c: char| is_token(c) || c.is_ascii_punctuation()) || rest.starts_with(['"', '\'', ' ', '=', ':', '[']) {
+        return None;
+    }
+    if !before.ends_with(['"', '\'', ' ', '=', ':']) {
         return None;
     }
     let name = before.trim_end_matches(['"', '\'', ' ']);
@@ -164,6 +205,28 @@ mod tests {
         ] {
             assert_eq!(redact(text), text);
         }
+    }
+
+    /// What others write must not cost more than its length: it is looked through on threads that have other work.
+    #[test]
+    fn text_made_to_be_slow_is_not() {
+        let begun = std::time::Instant::now();
+        for text in [
+            "sk-".repeat(100_000),
+            "eyJ-".repeat(100_000),
+            format!("PRIVATE KEY-----\n{}", "-----BEGIN ".repeat(50_000)),
+            "password=\"'".repeat(30_000),
+            "a ".repeat(100_000),
+        ] {
+            let _clean = redact(&text);
+        }
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+        // And nothing is missed for that.
+        let long = format!("{} sk-{}7{} end", "sk-".repeat(1000), "abc-".repeat(50), "def".repeat(10));
+        assert!(!redact(&long).contains("7def"), "{}", redact(&long));
+        let run = format!("x/sk-aaa/{}1 and sk-ant-{}", "a".repeat(40), "b1".repeat(20));
+        assert!(!redact(&run).contains("aaaaaa") && !redact(&run).contains("b1b1"), "{}", redact(&run));
     }
 
     proptest! {

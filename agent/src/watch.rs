@@ -1,15 +1,18 @@
 //! The watch: polls `status`, notices a wedge within two minutes, tells a webhook, and opens an incident where it is told to.
 //!
 //! ```text
-//!  status ──> Look ──judge.rs──> Worse, Better ──┬──> notify.rs ──> webhook
+//!  status ──> Look ──judge.rs──> Worse, Better ──┬──> outbox.rs ──> notify.rs ──> webhook
 //!   (signed)             │                       └──> opens an incident: Claude, or the runbook
 //!                  watch.json: what was told, over a restart
 //! ```
+//! One incident of the watch's is at work at a time: a guest that boots after a cycle shows other troubles on its way, and two that cure the
+//! same VM would undo each other's work. What is still wrong when it has ended gets the next one.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use proto::{Body, Code, Message, Origin, RequestId, Timestamp, Unit64, Verb, Vmid};
@@ -19,16 +22,16 @@ use tracing::{info, warn};
 pub mod command;
 pub mod judge;
 pub mod notify;
+mod outbox;
 
 use crate::config;
 use crate::hands::{Hands, VerbAsk, VerbNews};
 use judge::{CONFIRM_MS, Decision, Look, Memory, Trouble};
-use notify::{Notice, Webhook};
+use notify::{Kind, Notice, Webhook};
+use outbox::Outbox;
 
 /// A poll begins this much before its minute is over, so that two of them, and the telling, fit into two minutes.
 const EARLY: Duration = Duration::from_secs(5);
-/// Notices that wait for a receiver that is down; the oldest go on, the newest are dropped and said so here.
-const WAITING: usize = 32;
 
 /// Opens incidents. What an incident does is its own; the watch hears how it ended.
 pub trait Opener: Send + Sync {
@@ -60,7 +63,9 @@ struct Seen {
 pub struct Watch {
     hands: Arc<dyn Hands>,
     opener: Option<Arc<dyn Opener>>,
-    tell: mpsc::Sender<Notice>,
+    tell: Arc<Outbox>,
+    /// Its incidents that have not ended.
+    at_work: Arc<AtomicUsize>,
     file: PathBuf,
     every: Duration,
 }
@@ -72,18 +77,21 @@ impl Watch {
     /// The webhook can't be used.
     pub fn new(settings: &config::Watch, state: &Path, hands: Arc<dyn Hands>, opener: Option<Arc<dyn Opener>>) -> Result<Self, Message> {
         let hook = settings.notify_url.as_deref().map(|url| Webhook::new(url, settings.ca_file.as_deref())).transpose()?;
-        let (tell, mut told) = mpsc::channel::<Notice>(WAITING);
+        let tell = Arc::new(Outbox::open(state));
+        let told = Arc::clone(&tell);
         tokio::spawn(async move {
-            while let Some(notice) = told.recv().await {
+            loop {
+                let notice = told.next().await;
                 match &hook {
                     Some(hook) => drop(hook.tell(&notice).await),
-                    None => warn!(event = "noticed", what = notice.event, "{}", notice.text),
+                    None => warn!(event = "noticed", what = notice.event.as_str(), "{}", notice.text),
                 }
+                told.done();
             }
         });
         let every = Duration::from_secs(settings.interval_s).saturating_sub(EARLY);
         let opener = opener.filter(|_| settings.on == config::On::Incident);
-        Ok(Self { hands, opener, tell, file: state.join("watch.json"), every })
+        Ok(Self { hands, opener, tell, at_work: Arc::default(), file: state.join("watch.json"), every })
     }
 
     /// Watches until it is dropped.
@@ -98,46 +106,55 @@ impl Watch {
                 let seen = self.look().await;
                 let before = memory.clone();
                 let decision = memory.see(now(), seen.look);
-                // Remembered before it is told: killed in between, it is told late and not twice.
-                if memory.told != before.told {
-                    self.remember(&memory);
-                }
+                let mut confirms = false;
                 match decision {
-                    Decision::Nothing => break,
-                    Decision::Confirm => tokio::time::sleep(Duration::from_millis(CONFIRM_MS)).await,
-                    Decision::Worse(trouble, since) => {
-                        self.worse(trouble, since, &seen);
-                        break;
+                    Decision::Nothing => {
+                        if let Some((trouble, since)) = memory.told.filter(|(told, _)| memory.owed && seen.look == Look::Bad(*told)) {
+                            memory.owed = self.open(&notice(Kind::Worse, trouble, since, &seen)).is_err();
+                        }
                     }
+                    Decision::Confirm => confirms = true,
+                    Decision::Worse(trouble, since) => memory.owed = self.worse(trouble, since, &seen),
                     Decision::Better(trouble, since) => {
                         let text = format!("VM {} is well again: {} is over.", seen.vmid, word(trouble));
-                        self.say(notice(
-                            "better",
-                            trouble,
-                            since,
-                            &Seen { sentence: text, next: "The bundles say what it was.".to_owned(), ..seen },
-                        ));
-                        break;
+                        let seen = Seen { sentence: text, next: "The bundles say what it was.".to_owned(), ..seen };
+                        self.tell.put(notice(Kind::Better, trouble, since, &seen));
                     }
                 }
+                // After it is kept for the webhook: killed in between, it is told twice, and never not at all.
+                if (memory.told, memory.owed) != (before.told, before.owed) {
+                    self.remember(&memory);
+                }
+                if !confirms {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(CONFIRM_MS)).await;
             }
         }
     }
 
-    fn worse(&self, trouble: Trouble, since: Timestamp, seen: &Seen) {
-        let told = notice("worse", trouble, since, seen);
-        self.say(told.clone());
-        let Some(opener) = self.opener.as_ref().filter(|_| trouble.is_a_wedge()) else { return };
-        match opener.open(&told) {
-            Ok(opened) => {
-                self.say(Notice { event: "opened", incident: Some(opened.id.clone()), at: now(), ..told.clone() });
-                self.ended(opened, told);
-            }
-            Err(why) => {
-                let text = format!("No incident could be opened. {why}");
-                self.say(Notice { event: "worse", at: now(), sentence: text.clone(), text, ..told });
-            }
+    /// Tells it, and opens an incident for it; whether one is still owed.
+    fn worse(&self, trouble: Trouble, since: Timestamp, seen: &Seen) -> bool {
+        let told = notice(Kind::Worse, trouble, since, seen);
+        self.tell.put(told.clone());
+        if self.opener.is_none() || !trouble.is_a_wedge() {
+            return false;
         }
+        let Err(why) = self.open(&told) else { return false };
+        if let Some(why) = why {
+            let text = format!("No incident could be opened. {why}");
+            self.tell.put(Notice { at: now(), sentence: text.clone(), text, ..told });
+        }
+        true
+    }
+
+    /// Opens an incident; the error is why not, without a word where another is at work.
+    fn open(&self, told: &Notice) -> Result<(), Option<Message>> {
+        let Some(opener) = self.opener.as_ref().filter(|_| self.at_work.load(Ordering::Relaxed) == 0) else { return Err(None) };
+        let opened = opener.open(told).map_err(Some)?;
+        self.tell.put(Notice { event: Kind::Opened, incident: Some(opened.id.clone()), at: now(), ..told.clone() });
+        self.ended(opened, told.clone());
+        Ok(())
     }
 
     /// Tells how an incident ends that was opened before a restart.
@@ -146,22 +163,20 @@ impl Watch {
         let (trouble, since) = memory.told.or_else(|| memory.last.last().copied()).unwrap_or((Trouble::HostSilent, now()));
         let (sentence, next) = (String::new(), String::new());
         let seen = Seen { look: Look::Bad(trouble), vmid: Vmid::DEVVM, sentence, next, recommend: None };
-        self.ended(opened, notice("opened", trouble, since, &seen));
+        self.ended(opened, notice(Kind::Opened, trouble, since, &seen));
     }
 
     fn ended(&self, opened: Opened, told: Notice) {
-        let tell = self.tell.clone();
+        let (tell, at_work) = (Arc::clone(&self.tell), Arc::clone(&self.at_work));
+        at_work.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             let (healthy, said) = opened.end.await;
+            at_work.fetch_sub(1, Ordering::Relaxed);
             let said = Message::new(plain(&said.what), plain(&said.next));
             let (at, text) = (now(), said.to_string());
             let (incident, healthy, sentence, next) = (Some(opened.id), Some(healthy), said.what, said.next);
-            say(&tell, Notice { event: "ended", incident, healthy, at, sentence, next, text, ..told });
+            tell.put(Notice { event: Kind::Ended, incident, healthy, at, sentence, next, text, ..told });
         });
-    }
-
-    fn say(&self, notice: Notice) {
-        say(&self.tell, notice);
     }
 
     /// One `status`.
@@ -247,13 +262,6 @@ impl Trouble {
     }
 }
 
-fn say(tell: &mpsc::Sender<Notice>, notice: Notice) {
-    if let Err(error) = tell.try_send(notice) {
-        let notice = error.into_inner();
-        warn!(event = "not-notified", what = notice.event, "too many wait for the webhook; told here only: {}", notice.text);
-    }
-}
-
 fn word(trouble: Trouble) -> String {
     match trouble {
         Trouble::Vm(code) => code.to_string(),
@@ -267,7 +275,7 @@ fn plain(text: &str) -> String {
 }
 
 /// A notice; what the host quotes of a guest is escaped here once more than the host did it.
-fn notice(event: &'static str, trouble: Trouble, since: Timestamp, seen: &Seen) -> Notice {
+fn notice(event: Kind, trouble: Trouble, since: Timestamp, seen: &Seen) -> Notice {
     let (sentence, next) = (plain(&seen.sentence), plain(&seen.next));
     Notice {
         v: 1,

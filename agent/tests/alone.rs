@@ -12,7 +12,7 @@ use std::time::Duration;
 use agent::claude::{Budget, Settings};
 use agent::incident::{By, Store, What};
 use agent::watch::command::{Alone, WithoutAPage};
-use agent::watch::notify::Notice;
+use agent::watch::notify::{Kind, Notice};
 use agent::watch::{Opened, Opener};
 use api::{Answer, Api, Reply, actors};
 use proto::{Timestamp, Verb, Vmid};
@@ -25,7 +25,7 @@ fn notice() -> Notice {
     let at = Timestamp::from_unix_ms(1_700_000_000_000);
     Notice {
         v: 1,
-        event: "worse",
+        event: Kind::Worse,
         at,
         vmid: Vmid::DEVVM,
         code: "block-stalled".to_owned(),
@@ -175,4 +175,41 @@ async fn an_incident_of_the_watch_s_that_was_killed_in_mid_verb_is_gone_on_with_
     all.dedup();
     assert_eq!(all, before, "under the same id");
     assert_eq!(desk.verbs().iter().filter(|verb| verb.mutates()).count(), 1, "and done once: {:?}", desk.verbs());
+}
+
+/// In mid-cycle a person stops the runbook: what it had begun has an end in the log all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_runbook_had_begun_comes_to_its_end_in_the_log() {
+    let slow = Duration::from_millis(700);
+    let dead = Api::replies(vec![Reply::Error { status: 401, kind: "authentication_error", headers: vec![], code: None }]);
+    let desk = with(dead, recorded(STALL), Settings::default(), Budget::default(), slow);
+    let Opened { id, end } = opener(&desk).open(&notice()).unwrap();
+    let incident = desk.store.get_by_name(&id).unwrap();
+    let mut watcher = incident.watch(0);
+    while !incident.facts().running.iter().any(|pending| pending.verb == Verb::Cycle) {
+        watcher.next().await;
+    }
+    incident.cancel();
+    let (healthy, said) = end.await;
+    assert!(!healthy && said.what.contains("cycle (request "), "{said}");
+    let fetched = async {
+        while !incident.facts().running.is_empty() {
+            watcher.next().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), fetched).await.expect("nobody waits for the cycle any more");
+    let proved = |what: &What| matches!(what, What::VerbEnded { verb: Verb::Cycle, receipt: Some(_), .. });
+    assert_eq!(desk.lines(&incident).iter().filter(|what| proved(what)).count(), 1);
+    assert_eq!(desk.verbs().iter().filter(|verb| verb.mutates()).count(), 1, "{:?}", desk.verbs());
+}
+
+/// Where a person has to allow it, a conversation that can't even be opened is no way around that.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_person_has_to_allow_it_and_the_conversation_is_damaged_nothing_acts_either() {
+    let desk = with(Api::start(|body, _| actors::good(body)), recorded(STALL), approving(), Budget::default(), Duration::ZERO);
+    let incident = desk.store.create(NOTICED, By::Watch, None).unwrap();
+    std::fs::create_dir(incident.folder().join("messages.jsonl")).unwrap();
+    let (healthy, said) = agent::chat::alone(Some(&desk.mind), &desk.hands, &incident, NOTICED).await;
+    assert!(!healthy && said.what.contains("can't be used"), "{said}");
+    assert!(desk.verbs().into_iter().all(|verb| !verb.mutates()), "{:?}", desk.verbs());
 }

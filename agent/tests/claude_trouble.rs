@@ -5,15 +5,19 @@ mod api;
 #[path = "support/mind.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::claude::Turned;
-use agent::incident::{By, What};
+use agent::claude::{Budget, Mind, Session, Settings, Turned};
+use agent::evals::world::World;
+use agent::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
+use agent::incident::{Asks, By, Incident, What};
 use api::actors::results;
 use api::{Answer, Api, Reply, call, exec, say, text, verb};
 use proto::Verb;
 use serde_json::{Value, json};
-use support::{desk, printing, recorded};
+use support::{Desk, desk, printing, recorded};
+use tokio::sync::mpsc::Sender;
 
 const STALL: &str = "2026-06-11-block-stall";
 
@@ -205,4 +209,101 @@ async fn of_two_mib_of_output_head_and_tail_are_sent_and_all_is_stored() {
     assert!(told.len() < 60_000, "{}", told.len());
     let stored = std::fs::read(incident.folder().join("artifacts/exec/1.txt")).unwrap();
     assert_eq!(stored, prints.as_bytes());
+}
+
+/// Hands whose every command hangs until its time is over.
+struct Hanging(Arc<World>);
+
+impl Hands for Hanging {
+    fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
+        self.0.verb(ask, news)
+    }
+
+    fn exec(&self, ask: ExecAsk, _: Sender<ExecNews>) -> Doing<'_, ExecEnd> {
+        Box::pin(async move {
+            tokio::time::sleep(ask.timeout).await;
+            ExecEnd::TimedOut
+        })
+    }
+}
+
+/// A conversation of an incident that has so much left of its one minute.
+fn nearly_over(desk: &Desk, hands: &Arc<dyn Hands>, left: Duration) -> (Arc<Incident>, Session) {
+    let key = Some(desk.folder.path().join("key"));
+    let settings = Settings { base_url: Some(desk.api.url.clone()), api_key_file: key, ..Settings::default() };
+    let mind = Mind::new(&settings, Budget { minutes: 1, ..Budget::default() }, &desk.store, hands).unwrap().unwrap();
+    let incident = desk.store.create("a test", By::Human, None).unwrap();
+    let ms = u64::try_from((Duration::from_secs(60) - left).as_millis()).unwrap();
+    let (model, stop, api_request) = (FIRST.to_owned(), "end_turn".to_owned(), None);
+    let turn = What::Turn { model, stop, api_request, input: 1, output: 1, cache_read: 0, cache_write: 0, usd: 0.0, ms };
+    incident.note(incident.task(), By::Agent, turn);
+    let session = Session::open(&mind, &incident).unwrap();
+    (incident, session)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_minutes_hold_for_the_many_calls_of_one_answer_too() {
+    let wait = |n: u32| call("devvm_exec", json!({ "command": format!("sleep {n}"), "timeout_s": 600, "reason": "it waits" }));
+    let desk = desk(Api::replies(vec![say(vec![verb("pve_forensics"), wait(1), wait(2), verb("pve_cycle")]), done()]), recorded(STALL));
+    let hands: Arc<dyn Hands> = Arc::new(Hanging(Arc::clone(&desk.world)));
+    let (incident, mut session) = nearly_over(&desk, &hands, Duration::from_millis(2500));
+    let turned = tokio::time::timeout(Duration::from_secs(30), session.prompt("Hello.", None)).await.expect("its time is over");
+    let Turned::Stopped(said) = turned else { panic!("{turned:?}") };
+    assert!(said.what.contains("1 minutes"), "{said}");
+    desk.faultless();
+    let lines = desk.lines(&incident);
+    let asked: Vec<u64> =
+        lines.iter().filter_map(|what| if let What::ExecAsked { timeout_s, .. } = what { Some(*timeout_s) } else { None }).collect();
+    assert!(asked.len() == 1 && asked[0] <= 2, "{asked:?}");
+    assert_eq!(desk.verbs(), [Verb::Forensics], "nothing is begun behind the end of its time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn minutes_that_an_answer_without_end_has_used_are_used() {
+    let desk = desk(Api::replies(vec![Reply::Silence(Duration::from_secs(20))]), recorded(STALL));
+    let (_, mut session) = nearly_over(&desk, &desk.hands, Duration::from_millis(1500));
+    for _ in 0..3 {
+        assert!(matches!(session.prompt("Hello.", None).await, Turned::Stopped(_)));
+    }
+    assert_eq!(desk.api.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_did_during_the_last_answer_is_told_also_when_the_conversation_was_put_away() {
+    let text = bare(vec![text("Well.")], "end_turn").stream();
+    let pieces = text.as_bytes().chunks(text.len() / 8).map(<[u8]>::to_vec).collect();
+    let slowly = Reply::Stream { pieces, cut: false, pause: Duration::from_millis(200) };
+    let desk = desk(Api::replies(vec![slowly, done()]), recorded(STALL));
+    let (incident, mut session) = desk.session();
+    let talk = tokio::spawn(async move { session.prompt("Hello.", None).await });
+    while desk.api.requests().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    incident.verb(&desk.hands, incident.task(), By::Human, Verb::Forensics, Asks::default()).unwrap().end().await.unwrap();
+    assert_eq!(talk.await.unwrap(), Turned::Said);
+    let mut session = Session::open(&desk.mind, &incident).unwrap();
+    assert_eq!(session.prompt("And now?", None).await, Turned::Said);
+    desk.faultless();
+    let requests = desk.api.requests();
+    let last = requests[1]["messages"].as_array().unwrap().last().unwrap();
+    assert!(last["role"] == "system" && last.to_string().contains("A person asked for forensics"), "{last}");
+    // Once.
+    let mut session = Session::open(&desk.mind, &incident).unwrap();
+    assert_eq!(session.prompt("And now?", None).await, Turned::Said);
+    assert_eq!(desk.api.requests()[2]["messages"].as_array().unwrap().last().unwrap()["role"], "user");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_a_crash_tore_within_a_character_is_taken_away() {
+    let desk = desk(Api::replies(vec![done()]), recorded(STALL));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Größe?", None).await, Turned::Said);
+    drop(session);
+    let path = incident.folder().join("messages.jsonl");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.extend_from_slice(b"{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"Gr\xc3");
+    std::fs::write(&path, bytes).unwrap();
+    let mut session = Session::open(&desk.mind, &incident).unwrap();
+    assert_eq!(session.prompt("And now?", None).await, Turned::Said);
+    desk.faultless();
 }

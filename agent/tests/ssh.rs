@@ -153,6 +153,21 @@ fn another_host_key_ends_it_before_anything_is_sent() {
 }
 
 #[test]
+fn another_host_key_after_the_request_went_out_is_no_word_that_nothing_was_sent() {
+    // In the middle of it sshd gets another key, as of a host set up anew or of somebody in between.
+    let swap = "cp other host_key && kill -HUP $(cat listener) && sleep 1; kill -9 $PPID";
+    let (sshd, _state, ssh) = playing(&[("play", swap)]);
+    sshd.program("other", &key(11).0);
+    std::fs::set_permissions(sshd.folder.path().join("other"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::write(sshd.folder.path().join("listener"), sshd.pid().to_string()).unwrap();
+    let (end, again) = cycle(&ssh, CYCLE);
+    // Twice where the spare session had logged in before.
+    assert!(end.status == agent::UNKNOWN && again >= 1 && sshd.asked().len() == again, "{again} {}", end.said);
+    let said = end.said.to_string();
+    assert!(said.contains(&fingerprint(11)) && said.contains("--attach") && !said.contains("Nothing was sent"), "{said}");
+}
+
+#[test]
 fn a_spare_session_that_has_died_costs_one_more_try() {
     let (sshd, _state, ssh) = playing(&[("play", "cat ANSWERS/cycle.ndjson")]);
     assert_eq!(cycle(&ssh, CYCLE).0.status, 0);

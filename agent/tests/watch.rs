@@ -163,3 +163,90 @@ async fn a_webhook_that_hangs_or_refuses_keeps_nobody_from_watching() {
     assert!(agent::watch::notify::Webhook::new("ftp://127.0.0.1/", None).is_err());
     assert!(agent::watch::notify::Webhook::new("not an address", None).is_err());
 }
+
+/// Opens incidents that end when they are told to.
+#[derive(Default)]
+struct ByHand {
+    opened: Mutex<Vec<tokio::sync::oneshot::Sender<()>>>,
+    count: std::sync::atomic::AtomicUsize,
+}
+
+impl Opener for ByHand {
+    fn open(&self, _: &Notice) -> Result<Opened, proto::Message> {
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        self.opened.lock().unwrap().push(end);
+        let n = self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let end = Box::pin(async move {
+            let _gone = ended.await;
+            (false, proto::Message::new("It did not help.", "Look."))
+        });
+        Ok(Opened { id: format!("1f0c9a2e-0000-4000-8000-00000000000{n}"), end })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_one_incident_is_at_work_another_trouble_opens_none_and_is_not_forgotten() {
+    let (hook, url) = serve(&[]).await;
+    let mut case: Case = all().unwrap().into_iter().find(|case| case.name == "2026-06-11-block-stall").unwrap();
+    // What its first incident does makes the guest boot: for a while it does not answer.
+    let mut boots = case.state["stalled"].clone();
+    (boots.code, boots.recommend) = (proto::Code::GuestUnresponsive, Some(proto::Verb::Reset));
+    case.state.insert("boots".to_owned(), boots);
+    case.state.get_mut("stalled").unwrap().on.get_mut(&proto::Verb::Cycle).unwrap().to = Some("boots".to_owned());
+    let (folder, world) = (tempfile::tempdir().unwrap(), Arc::new(World::new(case).unwrap()));
+    let opener = Arc::new(ByHand::default());
+    let count = || opener.count.load(std::sync::atomic::Ordering::Relaxed);
+    let watch = start(&settings(&url, On::Incident), folder.path().to_owned(), &world, Some(opener.clone() as Arc<dyn Opener>));
+    until("the first incident", 20, || count() == 1).await;
+    let (tell, _told) = mpsc::channel(64);
+    let ask = agent::hands::VerbAsk {
+        verb: proto::Verb::Cycle,
+        request_id: proto::RequestId::from_random([7; 16]),
+        origin: proto::Origin::Model,
+        actor: None,
+        reason: None,
+        dry_run: false,
+        attach: false,
+        grant: None,
+    };
+    world.verb(ask, tell).await;
+    until("the other trouble is told", 30, || told(&hook).contains(&"worse guest-unresponsive".to_owned())).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(count(), 1, "the first one is at work, and the guest boots by its doing");
+    drop(opener.opened.lock().unwrap().pop());
+    until("what is still wrong gets the next one", 10, || count() == 2).await;
+    watch.abort();
+}
+
+#[test]
+fn what_could_not_be_told_before_a_kill_is_told_after_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let settings = settings(&format!("http://{address}/secret-path"), On::Notify);
+    let (folder, world) = (tempfile::tempdir().unwrap(), world());
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let first = runtime();
+    first.block_on(async {
+        wedge(&world).await;
+        start(&settings, folder.path().to_owned(), &world, None);
+        until("it is remembered", 20, || folder.path().join("watch.json").exists()).await;
+    });
+    // As a kill ends it: nobody had listened.
+    first.shutdown_background();
+    let second = runtime();
+    let shared = Arc::new(Mutex::new(Hook::default()));
+    second.block_on(async {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let app = Router::new().route("/secret-path", axum::routing::post(hook)).with_state(Arc::clone(&shared));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        start(&settings, folder.path().to_owned(), &world, None);
+        until("it is told", 10, || told(&shared) == ["worse block-stalled"]).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(told(&shared), ["worse block-stalled"], "once");
+    });
+    second.shutdown_background();
+    let kept = std::fs::read_to_string(folder.path().join("untold.json")).unwrap();
+    assert_eq!(kept, "[]");
+    assert!(!kept.contains("secret-path"));
+}

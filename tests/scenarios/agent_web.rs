@@ -1,7 +1,9 @@
-//! The page on the lab's host: real QEMU, both real sshds, the binary as shipped, a person with a browser, and no Claude.
+//! The page on the lab's host: real QEMU, both real sshds, the binary as shipped, a person with a browser, no Claude or a scripted one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 #![allow(clippy::print_stderr)] // the figures are worth a line
 
+#[path = "../../agent/tests/api/mod.rs"]
+mod api;
 #[path = "agent/browser.rs"]
 mod browser;
 #[path = "agent/desk.rs"]
@@ -12,33 +14,44 @@ mod keyholder;
 
 use std::time::{Duration, Instant};
 
-use browser::{BASIC, LISTEN, page, post, shows};
-use desk::{Desk, desk, newest};
+use api::actors::called;
+use api::{Answer, Api, Reply, say, text, verb};
+use browser::{BASIC, LISTEN, Stream, page, post, shows};
+use desk::{Desk, STATE, desk, newest};
 use lab::installed::prepare;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{Running, start, until};
+use lab::station::bare_vm;
 use lab::{Lab, Result, wedge};
+use serde_json::Value;
 
 const SCENARIOS: &[Scenario] = &[
     ("when_the_block_layer_stalls_then_the_page_says_so_and_two_actions_recover_it_over_a_killed_server", stall),
     ("when_claude_can_not_be_reached_then_the_page_says_so_and_the_runbook_answers", no_claude),
+    ("when_ten_incidents_and_twenty_watchers_are_open_then_it_is_small_and_a_kill_in_mid_cycle_loses_nothing", many),
 ];
+
+/// What the process that talks to Claude and serves the page may have resident.
+const RESIDENT_KIB: u64 = 40 * 1024;
 
 fn main() {
     run_scenarios(SCENARIOS, prepare)
 }
 
-/// A desk whose page lets anna in, with Claude's API at an address where nobody listens.
-fn with_a_page(lab: &Lab) -> Result<Desk> {
+/// A desk whose page lets anna in, with Claude's API at this address.
+fn with_a_page(lab: &Lab, api: &str) -> Result<Desk> {
     let more = format!(
         "[web]\nlisten = \"{LISTEN}\"\nbasic_file = \"/etc/breakglass/basic\"\n\
-         [claude]\nbase_url = \"http://127.0.0.1:9\"\napi_key_file = \"/etc/breakglass/api-key\"\n"
+         [claude]\nbase_url = \"{api}\"\napi_key_file = \"/etc/breakglass/api-key\"\n"
     );
     let desk = desk(lab, &more)?;
     std::fs::write("/etc/breakglass/basic", BASIC).unwrap();
-    std::fs::write("/etc/breakglass/api-key", "sk-ant-nobody\n").unwrap();
+    std::fs::write("/etc/breakglass/api-key", format!("{}\n", api::KEY)).unwrap();
     Ok(desk)
 }
+
+/// An address where nobody listens.
+const NOBODY: &str = "http://127.0.0.1:9";
 
 /// A running server; killed with its owner, so that a scenario that fails leaves none to the next one.
 struct Server(Option<Running>);
@@ -61,7 +74,7 @@ fn serve(desk: &Desk) -> Result<Server> {
 fn stall(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let before = vm.pid();
-    let desk = with_a_page(lab)?;
+    let desk = with_a_page(lab, NOBODY)?;
     let server = serve(&desk)?;
     shows("/", "Looks healthy", 40);
     let stalled = wedge::block_stall(vm)?;
@@ -115,7 +128,7 @@ fn stall(lab: &Lab) -> Result<()> {
 fn no_claude(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let before = vm.pid();
-    let desk = with_a_page(lab)?;
+    let desk = with_a_page(lab, NOBODY)?;
     let _server = serve(&desk)?;
     let home = shows("/", "Looks healthy", 40);
     assert!(home.contains("Ask Claude"), "{home}");
@@ -136,5 +149,92 @@ fn no_claude(lab: &Lab) -> Result<()> {
             && !metrics.contains("breakglass_claude_errors_total 0"),
         "{metrics}"
     );
+    Ok(())
+}
+
+/// The first takes evidence and cycles; the others look, half of them with all the evidence, and then think for longer than the scenario takes.
+fn many_minds(body: &Value, _: usize) -> Reply {
+    let asked = body["messages"][0]["content"][0]["text"].as_str().unwrap_or_default().to_owned();
+    let first = asked.starts_with("Number 0 ");
+    match called(body).last().map(String::as_str) {
+        None if first => say(vec![verb("pve_cycle")]),
+        None if ["Number 1 ", "Number 2 ", "Number 3 ", "Number 4 "].iter().any(|name| asked.starts_with(name)) => {
+            say(vec![verb("pve_forensics")])
+        }
+        None => say(vec![verb("pve_status")]),
+        Some(_) if first => say(vec![text("The cycle is done; I have its receipt.")]),
+        Some(_) => {
+            let answer = Answer { content: vec![text("I think. ")], stop: "end_turn", usage: (1000, 50) }.stream();
+            let pieces = answer.as_bytes().chunks(answer.len() / 60).map(<[u8]>::to_vec).collect();
+            Reply::Stream { pieces, cut: false, pause: Duration::from_secs(5) }
+        }
+    }
+}
+
+/// The lines of an incident.
+fn lines(id: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(format!("{STATE}/incidents/{id}/events.jsonl")).unwrap();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn has(id: &str, event: &str, what: &str) -> bool {
+    lines(id).iter().any(|line| line["event"] == event && line.to_string().contains(what))
+}
+
+fn small(server: &Server, when: &str) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.0.as_ref().unwrap().pid())).unwrap();
+    let kib = |name: &str| -> u64 {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    };
+    eprintln!("{when}: {} KiB resident, {} KiB at most", kib("VmRSS:"), kib("VmHWM:"));
+    assert!(kib("VmRSS:") < RESIDENT_KIB, "{when}: {} KiB", kib("VmRSS:"));
+}
+
+fn many(lab: &Lab) -> Result<()> {
+    let vm = bare_vm(lab)?;
+    let before = vm.pid();
+    let api = Api::start(many_minds);
+    let desk = with_a_page(lab, &api.url)?;
+    let server = serve(&desk)?;
+    let open = |n: usize| {
+        let token = page("/").unwrap().hidden("token");
+        post("/incidents", &format!("token={token}&text=Number+{n}+hangs.")).rsplit('/').next().unwrap().to_owned()
+    };
+    let others: Vec<String> = (1..10).map(open).collect();
+    for id in &others {
+        until("an incident's look", Duration::from_secs(120), || has(id, "result", "Signed receipt").then_some(()))?;
+    }
+    until("all of them think", Duration::from_secs(30), || (api.requests().len() == 18).then_some(()))?;
+    let first = open(0);
+    let watched: Vec<Stream> = (0..20).map(|n| Stream::of(if n % 2 == 0 { &first } else { &others[0] })).collect();
+    until("the cycle's evidence", Duration::from_secs(60), || has(&first, "verb_news", "\"preserved\"").then_some(()))?;
+    small(&server, "ten incidents and twenty watchers, one in mid-cycle");
+    assert!(lines(&first).iter().all(|line| line["event"] != "verb_ended"), "still in the middle of it");
+    drop(server);
+    let again = serve(&desk)?;
+    until("the receipt, fetched", Duration::from_secs(120), || has(&first, "text", "I have its receipt").then_some(()))?;
+    until("the others go on", Duration::from_secs(30), || (api.requests().len() > 18 + 1 + 9).then_some(()))?;
+    small(&again, "the same after a kill");
+    assert_eq!(api.faults(), Vec::<String>::new());
+    assert_ne!(vm.pid(), before, "a fresh QEMU process");
+    let asked: Vec<Value> = lines(&first).into_iter().filter(|line| line["event"] == "verb_asked" && line["verb"] == "cycle").collect();
+    let attach: Vec<bool> = asked.iter().map(|line| line["attach"] == true).collect();
+    assert!(attach == [false, true] && asked[0]["request_id"] == asked[1]["request_id"], "{asked:?}");
+    let id = asked[0]["request_id"].as_str().unwrap();
+    let log = lab::chain::Chain::read()?;
+    assert_eq!((log.count(id, "intent"), log.count(id, "outcome")), (1, 1), "done once");
+    for one in others.iter().chain([&first]) {
+        assert!(has(one, "resumed", ""), "{one} was taken up");
+        assert!(lines(one).iter().all(|line| line["incident"] == **one), "no line of another's");
+    }
+    // Each watcher came back by the number it knew: every line once, in order, of its own incident.
+    for (n, stream) in watched.into_iter().enumerate() {
+        let one = if n % 2 == 0 { &first } else { &others[0] };
+        let seen = stream.end();
+        assert!(seen.len() > 5 && seen.iter().any(|line| line["event"] == "resumed"), "{} lines", seen.len());
+        assert!(seen.iter().zip(lines(one)).all(|(seen, logged)| *seen == logged), "watcher {n}");
+        assert!(seen.len() <= lines(one).len());
+    }
     Ok(())
 }

@@ -118,6 +118,8 @@ impl Session {
                 }
             }
             Tool::Exec { command, timeout, reason } => {
+                // No longer than Claude has: sixteen commands of ten minutes each would be hours.
+                let timeout = timeout.min(self.left().max(Duration::from_secs(1)));
                 let patient = self.mind.waits && self.incident.facts().mutated;
                 let exec = Exec { command, reason: Some(reason), timeout, patient, call: Some(id.to_owned()) };
                 let running = match self.incident.exec(&self.mind.hands, self.task, By::Model, exec) {
@@ -140,6 +142,12 @@ impl Session {
 
     /// What no approval can change.
     fn may(&self, tool: &Tool, unknown: bool) -> Result<(), Message> {
+        if self.left() == Duration::ZERO {
+            return Err(Message::new(
+                format!("LIMIT: this incident's budget of {} minutes is used up, so nothing ran.", self.mind.budget.minutes),
+                "A person's buttons still work.",
+            ));
+        }
         match tool {
             Tool::Exec { .. } if self.incident.facts().evidence.is_none() => Err(Message::new(
                 "No bundle of this incident is preserved yet, and a command in the guest can destroy evidence: nothing ran.",
@@ -160,13 +168,14 @@ impl Session {
             Tool::Exec { .. } => "devvm_exec".to_owned(),
         };
         let waits = self.incident.await_person(self.task, id, &name, &tool.said())?;
+        let asked = Instant::now();
         let (decision, stopped) = tokio::select! {
             biased;
             _ = cancelled.changed() => (None, true),
             decided = tokio::time::timeout(PATIENCE, waits) => (decided.ok().and_then(Result::ok), false),
         };
-        // A person's time is not Claude's.
-        self.mark = Instant::now();
+        // A person's time is not Claude's; what Claude used before is.
+        self.mark += asked.elapsed();
         // Nobody's answer is a no.
         let by = if decision.is_some() { By::Human } else { By::Agent };
         let allowed = decision.as_ref().is_some_and(|decision| decision.allowed);

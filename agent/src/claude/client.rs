@@ -13,7 +13,7 @@ use super::settings::{Credential, Settings};
 use super::stream::Stream;
 
 /// The API's version that this speaks.
-const VERSION: &str = "2026-10-21";
+pub(super) const VERSION: &str = "2026-10-21";
 /// Until the answer's head is there.
 const HEAD: Duration = Duration::from_secs(30);
 /// Between two pieces of a stream; the API pings more often.
@@ -102,10 +102,12 @@ impl Client {
     ///
     /// # Errors
     /// There is no answer, and why.
-    pub(super) async fn ask(&self, body: &[u8], mut tell: impl FnMut(News)) -> Result<(Answer, Option<String>), Failed> {
+    pub(super) async fn ask(&self, body: Vec<u8>, mut tell: impl FnMut(News)) -> Result<(Answer, Option<String>), Failed> {
+        // Shared by all attempts: it may have megabytes.
+        let body = axum::body::Bytes::from(body);
         let mut n = 0;
         loop {
-            let Attempt { failed, again } = match tokio::time::timeout(WHOLE, self.once(body, &mut tell)).await {
+            let Attempt { failed, again } = match tokio::time::timeout(WHOLE, self.once(body.clone(), &mut tell)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(attempt)) => attempt,
                 Err(_) => return Err(model(None, format!("the answer took longer than {} s", WHOLE.as_secs()))),
@@ -121,8 +123,8 @@ impl Client {
         }
     }
 
-    async fn once(&self, body: &[u8], tell: &mut impl FnMut(News)) -> Result<(Answer, Option<String>), Attempt> {
-        let send = self.http.post(self.url.clone()).headers(self.headers.clone()).body(body.to_vec()).send();
+    async fn once(&self, body: axum::body::Bytes, tell: &mut impl FnMut(News)) -> Result<(Answer, Option<String>), Attempt> {
+        let send = self.http.post(self.url.clone()).headers(self.headers.clone()).body(body).send();
         let answer = match tokio::time::timeout(HEAD, send).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
@@ -155,7 +157,10 @@ impl Client {
                 Ok(Some(Err(_)) | None) | Err(_) if gathering.ended() => break,
                 Ok(Some(Err(_))) => return Err(begun(broken(&Broken::CutOff, request, gathering.usage()))),
                 Ok(None) => break,
-                Err(_) => return Err(begun(model(request, format!("the answer stopped coming for {} s", SILENCE.as_secs())))),
+                Err(_) => {
+                    let silent = model(request, format!("the answer stopped coming for {} s", SILENCE.as_secs()));
+                    return Err(begun(Failed { usage: gathering.usage(), ..silent }));
+                }
             };
             let mut trouble = None;
             let fed = stream.feed(&piece, |data| {

@@ -71,12 +71,13 @@ impl History {
         let unusable = |error: io::Error| bad(error.to_string());
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(unusable)?;
         let logged = incident.facts().messages;
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(unusable)?;
+        // As bytes: a crash may have left half a character.
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(unusable)?;
         let mut end = 0;
         for (n, (_, sha256)) in logged.iter().enumerate() {
-            let line = text[end..].split_inclusive('\n').next().unwrap_or_default();
-            if hash(line.trim_end_matches('\n')) != *sha256 {
+            let line = text[end..].split_inclusive(|b| *b == b'\n').next().unwrap_or_default();
+            if hash(line.strip_suffix(b"\n").unwrap_or(line)) != *sha256 {
                 return Err(bad(format!("message {} is not the one in the log", n + 1)));
             }
             end += line.len();
@@ -120,7 +121,7 @@ impl History {
             })
         });
         written.map_err(|error| Message::new(format!("The conversation can't be written: {error}."), "Make room in the state folder."))?;
-        let sha256 = hash(&line);
+        let sha256 = hash(line.as_bytes());
         let what = What::Message { line: self.lines + 1, role: role.as_str().to_owned(), bytes: line.len() as u64, sha256 };
         if let Err(why) = self.incident.write(task, by, what) {
             let len = self.text().map_or(0, |text| text.len() - line.len() - 1);
@@ -144,17 +145,27 @@ impl History {
     /// # Errors
     /// The file can't be read.
     pub(super) fn request(&mut self, model: &str) -> Result<Vec<u8>, Message> {
-        let text =
-            self.text().map_err(|error| Message::new(format!("The conversation can't be read: {error}."), "Look at the state folder."))?;
-        let messages = text.trim_end_matches('\n').replace('\n', ",");
+        let unreadable = |error: io::Error| Message::new(format!("The conversation can't be read: {error}."), "Look at the state folder.");
         let model = Value::String(model.to_owned());
         // The mark of the request itself moves with its end and changes no message.
         let head = format!(
             "{{\"model\":{model},\"max_tokens\":{MAX_TOKENS},\"stream\":true,\"thinking\":{{\"type\":\"adaptive\",\"display\":\"summarized\"}},\
-             \"cache_control\":{{\"type\":\"ephemeral\"}},{},\"messages\":[{messages}]}}",
+             \"cache_control\":{{\"type\":\"ephemeral\"}},{},\"messages\":[",
             self.frozen
         );
-        Ok(head.into_bytes())
+        // One copy of it: with the console's pictures in it a conversation has megabytes, and there may be ten.
+        let length = self.file.metadata().map_err(unreadable)?.len();
+        let mut body = Vec::with_capacity(head.len() + usize::try_from(length).unwrap_or_default() + 2);
+        body.extend_from_slice(head.as_bytes());
+        self.file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        self.file.read_to_end(&mut body).map_err(unreadable)?;
+        if body.last() == Some(&b'\n') {
+            body.pop();
+        }
+        // A newline is between two messages and in none: within one it is escaped.
+        body[head.len()..].iter_mut().filter(|b| **b == b'\n').for_each(|b| *b = b',');
+        body.extend_from_slice(b"]}");
+        Ok(body)
     }
 }
 
@@ -178,6 +189,6 @@ fn frozen(folder: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn hash(text: &str) -> Sha256Hex {
-    Sha256Hex::from_bytes(Sha256::digest(text.as_bytes()).into())
+fn hash(bytes: &[u8]) -> Sha256Hex {
+    Sha256Hex::from_bytes(Sha256::digest(bytes).into())
 }

@@ -55,6 +55,14 @@ impl From<Message> for Halt {
     }
 }
 
+/// A limit is reached.
+fn used_up(limit: &str) -> Halt {
+    Halt::Turned(Turned::Stopped(Message::new(
+        format!("Claude has used this incident's budget of {limit}."),
+        "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
+    )))
+}
+
 impl Session {
     /// The conversation of this incident, from before a restart where there was one.
     ///
@@ -62,17 +70,10 @@ impl Session {
     /// It can't be read or written.
     pub fn open(mind: &Arc<Mind>, incident: &Arc<Incident>) -> Result<Self, Message> {
         let history = History::open(incident)?;
-        let mut told = 0;
-        for n in (1..=incident.facts().lines).rev() {
-            if incident
-                .line(n)
-                .and_then(|text| serde_json::from_str::<Line>(&text).ok())
-                .is_some_and(|line| matches!(line.what, What::Message { .. }))
-            {
-                told = n;
-                break;
-            }
-        }
+        // What people did is told in system messages alone: whatever came after the last of them is still to be told.
+        let line = |n: &u64| incident.line(*n).and_then(|text| serde_json::from_str::<Line>(&text).ok());
+        let tells = |n: &u64| line(n).is_some_and(|line| matches!(line.what, What::Message { role, .. } if role == "system"));
+        let told = (1..=incident.facts().lines).rev().find(tells).unwrap_or(0);
         Ok(Self { mind: Arc::clone(mind), incident: Arc::clone(incident), history, told, task: Task(0), mark: Instant::now() })
     }
 
@@ -275,15 +276,12 @@ impl Session {
         ];
         match limit.into_iter().find(|(reached, _)| *reached) {
             None => Ok(()),
-            Some((_, limit)) => Err(Halt::Turned(Turned::Stopped(Message::new(
-                format!("Claude has used this incident's budget of {limit}."),
-                "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
-            )))),
+            Some((_, limit)) => Err(used_up(&limit)),
         }
     }
 
     /// What is left of Claude's minutes.
-    fn left(&self) -> Duration {
+    pub(super) fn left(&self) -> Duration {
         let all = Duration::from_secs(self.mind.budget.minutes.saturating_mul(60));
         all.saturating_sub(Duration::from_millis(self.incident.facts().spent.ms)).saturating_sub(self.mark.elapsed())
     }
@@ -340,16 +338,20 @@ impl Session {
         };
         // A longer turn than the budget's minutes is cut off in the middle of an answer too.
         let left = self.left();
-        let asking = self.mind.client.ask(&body, tell);
+        let asking = self.mind.client.ask(body, tell);
         tokio::select! {
             biased;
-            _ = cancelled.changed() => Err(self.cancelled()),
+            _ = cancelled.changed() => {
+                self.count(model, "stopped", None, Usage::default());
+                Err(self.cancelled())
+            }
             asked = tokio::time::timeout(left, asking) => match asked {
                 Ok(asked) => Ok(asked),
-                Err(_) => Err(Halt::Turned(Turned::Stopped(Message::new(
-                    format!("Claude has used this incident's budget of {} minutes.", self.mind.budget.minutes),
-                    "The buttons and the runbook still work; [budget] in the configuration holds the limits.",
-                )))),
+                // Its time is used up all the same: the next prompt does not have it again.
+                Err(_) => {
+                    self.count(model, "stopped", None, Usage::default());
+                    Err(used_up(&format!("{} minutes", self.mind.budget.minutes)))
+                }
             },
         }
     }

@@ -195,6 +195,15 @@ impl Incident {
         None
     }
 
+    /// Fetches what the runbook left running when it was stopped, as its own wait for it is gone: the end comes into the log all the same.
+    pub fn fetch_the_runbook_s(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task) {
+        for pending in self.facts().running.into_iter().filter(|pending| pending.by == By::Runbook) {
+            if let Err(why) = self.reattach(hands, task, &pending) {
+                tracing::warn!(event = "degraded", incident = self.id().as_str(), "{why}");
+            }
+        }
+    }
+
     fn begin(
         self: &Arc<Self>,
         hands: &Arc<dyn Hands>,

@@ -33,7 +33,7 @@ pub struct Pending {
     pub reason: Option<String>,
     /// Whether it only plans.
     pub dry_run: bool,
-    /// The tool call that it serves.
+    /// The tool call that waits for it.
     pub call: Option<String>,
     /// When it was asked for first.
     pub since: Timestamp,
@@ -137,6 +137,12 @@ impl Facts {
                     self.evidence = self.evidence.take().or_else(|| bundle.clone());
                 }
             }
+            // A call that was answered waits for nothing more: what it began and a person's stop left running is fetched like any verb.
+            What::Result { call, .. } => {
+                for pending in self.running.iter_mut().filter(|pending| pending.call.as_ref() == Some(call)) {
+                    pending.call = None;
+                }
+            }
             What::ExecAsked { exec, command, .. } => {
                 self.execs = self.execs.max(*exec);
                 self.commands.insert(*exec, command.clone());
@@ -156,6 +162,11 @@ impl Facts {
             What::Ended { healthy, said } => self.ended = Some((*healthy, said.clone())),
             _ => {}
         }
+    }
+
+    /// Whether it has ended and left nothing behind whose receipt is still to be fetched.
+    pub fn is_over(&self) -> bool {
+        self.ended.is_some() && !self.running.iter().any(|pending| pending.verb.mutates())
     }
 
     /// What runs now, in words: for whoever leaves or cancels.

@@ -9,6 +9,7 @@ use super::artifacts::Output;
 use super::event::{By, Task, What};
 use super::{Incident, log};
 use crate::hands::{ExecEnd, ExecNews, VerbAsk, VerbEnd, VerbNews};
+use crate::redact::settled;
 use crate::untrusted::{Room, Untrusted};
 
 /// An event of the host's that is longer is not kept as a line.
@@ -17,6 +18,8 @@ const MAX_NEWS: usize = 64 << 10;
 const MAX_OUTPUT_LINES: u32 = 200;
 /// One of them.
 const MAX_OUTPUT: usize = 4000;
+/// Output that may be the first half of a secret waits for the rest of its line, up to this.
+const MAX_HELD: usize = 16 << 10;
 
 /// What a running verb tells, on its way into the log.
 pub(super) struct Hears {
@@ -115,6 +118,8 @@ pub(super) struct Prints<'a> {
     by: By,
     number: u64,
     lines: u32,
+    /// What is not shown yet, of standard output and standard error.
+    held: [Vec<u8>; 2],
     output: Untrusted,
     file: Option<Output>,
     whole: bool,
@@ -123,7 +128,7 @@ pub(super) struct Prints<'a> {
 impl<'a> Prints<'a> {
     pub(super) fn new(incident: &'a Incident, task: Task, by: By, number: u64) -> Self {
         let output = Untrusted::bounded(Room { head: 64 << 10, tail: 64 << 10 });
-        Self { incident, task, by, number, lines: 0, output, file: None, whole: true }
+        Self { incident, task, by, number, lines: 0, held: Default::default(), output, file: None, whole: true }
     }
 
     pub(super) fn news(&mut self, news: &ExecNews) {
@@ -133,13 +138,27 @@ impl<'a> Prints<'a> {
         }
         self.whole &= self.file.as_mut().is_some_and(|file| self.incident.append(file, &news.bytes));
         if self.lines < MAX_OUTPUT_LINES {
-            self.lines += 1;
-            let text = Untrusted::from(news.bytes.clone()).line(MAX_OUTPUT);
-            self.incident.note(self.task, self.by, What::ExecOutput { exec: self.number, stderr: news.stderr, text });
+            let held = &mut self.held[usize::from(news.stderr)];
+            held.extend_from_slice(&news.bytes);
+            let settled = if held.len() > MAX_HELD { held.len() } else { settled(held) };
+            let rest = held.split_off(settled);
+            let shown = std::mem::replace(held, rest);
+            self.line(news.stderr, shown);
         }
     }
 
-    pub(super) fn ended(self, end: ExecEnd) -> ExecTold {
+    fn line(&mut self, stderr: bool, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.lines += 1;
+            let text = Untrusted::from(bytes).line(MAX_OUTPUT);
+            self.incident.note(self.task, self.by, What::ExecOutput { exec: self.number, stderr, text });
+        }
+    }
+
+    pub(super) fn ended(mut self, end: ExecEnd) -> ExecTold {
+        for (stderr, held) in [false, true].into_iter().zip(std::mem::take(&mut self.held)) {
+            self.line(stderr, held);
+        }
         let file = self.file.map(|file| (file.name, self.whole));
         let what = What::ExecEnded {
             exec: self.number,

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proto::{Sha256Hex, Timestamp};
 use rustix::fs::FlockOperation;
@@ -138,13 +139,17 @@ impl Log {
     }
 }
 
-/// The lock by which one process at a time writes.
+/// The lock by which one process at a time writes. Who only asks whether it is held ([`is_written`]) holds it for a moment too, and is
+/// outwaited.
 fn own(file: &File) -> Result<(), Bad> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Bad::Busy),
-        Err(error) => Err(Bad::Io(error.into())),
+    for _ in 0..50 {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(Bad::Io(error.into())),
+        }
     }
+    Err(Bad::Busy)
 }
 
 /// Whether some process writes it.

@@ -16,6 +16,7 @@ use super::facts::Facts;
 use super::log::{self, Bad, Log};
 use super::mirror::Mirror;
 use super::{Incident, IncidentId, artifacts, now};
+use crate::redact::redact;
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -76,7 +77,7 @@ impl Store {
         let _the_log_is_synced_by_itself = fs::File::open(&self.folder).and_then(|file| file.sync_all());
         let incident = Incident::around(id.clone(), folder, log, Facts::default(), artifacts::ROOM, self.mirror.clone());
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        incident.write(Task(0), by, What::Opened { title: title.to_owned(), actor: actor.map(str::to_owned), version })?;
+        incident.write(Task(0), by, What::Opened { title: redact(title).into_owned(), actor: actor.map(str::to_owned), version })?;
         self.opened().insert(id, Arc::clone(&incident));
         Ok(incident)
     }
@@ -123,9 +124,9 @@ impl Store {
         all
     }
 
-    /// Those that a restart interrupted: without an end, and nobody writes them.
+    /// Those that a restart interrupted: without an end, or with a mutation whose receipt nobody has fetched; and nobody writes them.
     pub fn unfinished(&self) -> Vec<IncidentId> {
-        let interrupted = |one: &Summary| one.facts.ended.is_none() && !one.open && one.damaged.is_none();
+        let interrupted = |one: &Summary| !one.facts.is_over() && !one.open && one.damaged.is_none();
         self.list().into_iter().filter(interrupted).map(|one| one.id).collect()
     }
 
@@ -181,7 +182,7 @@ impl Store {
         artifacts::within(&self.folder(id)?, name)
     }
 
-    /// Removes the oldest incidents that ended, until the rest fits. An open one stays, and so does one that has no end.
+    /// Removes the oldest incidents that ended, until the rest fits. An open one stays, and so does one that is not over.
     pub fn retain(&self) {
         let mut open = self.opened();
         // Handles that nobody holds any more, of incidents that ended.
@@ -191,7 +192,7 @@ impl Store {
         let mut total: u64 = all.iter().map(|one| size(&self.folder.join(one.id.as_str()))).sum();
         while total > self.keep_bytes {
             // The list is newest first.
-            let Some(at) = all.iter().rposition(|one| !one.open && (one.facts.ended.is_some() || one.damaged.is_some())) else { return };
+            let Some(at) = all.iter().rposition(|one| !one.open && (one.facts.is_over() || one.damaged.is_some())) else { return };
             let folder = self.folder.join(all.remove(at).id.as_str());
             let bytes = size(&folder);
             if let Err(error) = fs::remove_dir_all(&folder) {

@@ -242,3 +242,115 @@ async fn words_that_a_line_has_overtaken_are_not_said_again_after_it() {
     assert!(matches!(watcher.next().await, Seen::Line(2, _)), "a line comes before words: it is what is kept");
     assert_eq!(watcher.next().await, Seen::Live(words("And now")));
 }
+
+#[test]
+fn a_title_is_kept_without_its_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let incident = store(folder.path()).create("it hangs, password=hunter2222 does not help", By::Human, None).unwrap();
+    let log = std::fs::read_to_string(incident.folder().join("events.jsonl")).unwrap();
+    assert!(!log.contains("hunter2222") && !incident.facts().title.contains("hunter2222"), "{log}");
+}
+
+/// Whoever lists incidents asks of each whether somebody writes it, by a lock that is held for a moment; or longer on a machine with no time.
+#[test]
+fn who_only_looks_keeps_nobody_from_writing() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = store(folder.path()).create("it hangs", By::Human, None).unwrap().id().clone();
+    let looks = std::fs::File::open(folder.path().join("incidents").join(id.as_str()).join("events.jsonl")).unwrap();
+    rustix::fs::flock(&looks, rustix::fs::FlockOperation::LockShared).unwrap();
+    let looker = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        drop(looks);
+    });
+    store(folder.path()).resume(&id).unwrap();
+    looker.join().unwrap();
+}
+
+/// A person stopped the turn, and the cycle that it had begun went on; then the program was killed.
+#[tokio::test]
+async fn what_a_stopped_turn_left_running_is_fetched_after_a_restart_and_not_removed_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world();
+    let hands: Arc<dyn Hands> = world.clone();
+    let id = {
+        let store = store(folder.path());
+        let incident = store.create("it hangs", By::Human, None).unwrap();
+        let asks = Asks { call: Some("toolu_1".to_owned()), ..Asks::default() };
+        let running = incident.verb(&hands, incident.task(), By::Model, proto::Verb::Cycle, asks).unwrap();
+        let path = incident.folder().join("events.jsonl");
+        let asked = std::fs::read_to_string(&path).unwrap();
+        running.end().await.unwrap();
+        let id = incident.id().clone();
+        drop(incident);
+        drop(store);
+        std::fs::write(&path, asked).unwrap();
+        id
+    };
+    {
+        let store = store(folder.path());
+        let incident = store.resume(&id).unwrap();
+        let text = "A person stopped the turn.".to_owned();
+        incident.note(Task(1), By::Model, What::Result { call: "toolu_1".to_owned(), error: true, text, images: 0 });
+        incident.end(Task(1), false, &Message::new("You stopped it.", "Look."));
+    }
+    let store = Store::open(folder.path(), 1, false).unwrap();
+    store.retain();
+    assert_eq!(store.unfinished(), std::slice::from_ref(&id), "its receipt is still to be had");
+    let incident = store.resume(&id).unwrap();
+    assert_eq!(incident.catch_up(&hands, incident.task(), false).await, None);
+    let ends = lines(&store, &id).into_iter().filter(|(_, what)| matches!(what, What::VerbEnded { receipt: Some(_), .. })).count();
+    assert_eq!((ends, incident.facts().running.len(), world.acts().len()), (1, 0, 1));
+}
+
+/// Hands whose devvm prints these pieces.
+struct Pieces(&'static [&'static str]);
+
+impl Hands for Pieces {
+    fn verb(
+        &self,
+        _: crate::hands::VerbAsk,
+        _: tokio::sync::mpsc::Sender<crate::hands::VerbNews>,
+    ) -> crate::hands::Doing<'_, crate::hands::VerbEnd> {
+        Box::pin(std::future::pending())
+    }
+
+    fn exec(
+        &self,
+        _: crate::hands::ExecAsk,
+        news: tokio::sync::mpsc::Sender<crate::hands::ExecNews>,
+    ) -> crate::hands::Doing<'_, crate::hands::ExecEnd> {
+        Box::pin(async move {
+            for piece in self.0 {
+                let _told = news.send(crate::hands::ExecNews { stderr: false, bytes: piece.as_bytes().to_vec() }).await;
+            }
+            crate::hands::ExecEnd::Exited(0)
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_comes_in_pieces_is_in_no_line_and_every_other_word_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let incident = store.create("it hangs", By::Human, None).unwrap();
+    let pieces: &[&str] = &[
+        "first\nVAULT_TOKEN=hvs.CAES",
+        "IJ1234567890abcdefghij\nsecond\npassw",
+        "ord: hunter2222\n",
+        "-----BEGIN OPENSSH PRIV",
+        "ATE KEY-----\nb3BlbnNzaC1rZXk",
+        "AAAA\nBBBBB3BlbnNz\n",
+        "-----END OPENSSH PRIVATE KEY-----\nthird\nno newline",
+    ];
+    let hands: Arc<dyn Hands> = Arc::new(Pieces(pieces));
+    let exec = Exec { command: "env".to_owned(), reason: None, timeout: std::time::Duration::from_secs(5), patient: false, call: None };
+    incident.exec(&hands, incident.task(), By::Model, exec).unwrap().end().await.unwrap();
+    let log = std::fs::read_to_string(incident.folder().join("events.jsonl")).unwrap();
+    for secret in ["CAES", "1234567890abcdefghij", "hunter", "b3Blbn", "BBBBB3"] {
+        assert!(!log.contains(secret), "{secret}: {log}");
+    }
+    for word in ["first", "second", "third", "no newline"] {
+        assert!(log.contains(word), "{word}: {log}");
+    }
+    assert_eq!(std::fs::read_to_string(incident.folder().join("artifacts/exec/1.txt")).unwrap(), pieces.concat());
+}

@@ -50,6 +50,11 @@ pub fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<
         let read = store.lines(&id, 1, |line, _| ours |= matches!(line.what, What::Opened { .. }) && line.origin == By::Watch);
         match read.and_then(|()| if ours { store.resume(&id).map(Some) } else { Ok(None) }) {
             Ok(None) => {}
+            // A person had stopped it: only its verbs' ends are still to be had.
+            Ok(Some(incident)) if incident.facts().ended.is_some() => {
+                let hands = Arc::clone(hands);
+                tokio::spawn(async move { incident.catch_up(&hands, incident.task(), true).await });
+            }
             Ok(Some(incident)) => {
                 let running = tokio::spawn(taken_up(mind.cloned(), Arc::clone(hands), incident));
                 let end = Box::pin(async move { running.await.unwrap_or_else(|error| bug(&error)) });

@@ -55,6 +55,8 @@ pub struct Memory {
     pub told: Option<(Trouble, Timestamp)>,
     /// Each trouble that was told, and when last: it is quiet about it for a while.
     pub last: Vec<(Trouble, Timestamp)>,
+    /// An incident is still to be opened for what was told: another was at work, or none could be opened.
+    pub owed: bool,
     /// What is being confirmed: what, since when, how many looks.
     #[serde(skip)]
     suspected: Option<(Trouble, Timestamp, u8)>,
@@ -73,7 +75,7 @@ impl Memory {
                 match self.told {
                     Some(_) if self.well < WELL_LOOKS => Decision::Confirm,
                     Some((trouble, since)) => {
-                        self.told = None;
+                        (self.told, self.owed) = (None, false);
                         Decision::Better(trouble, since)
                     }
                     None => Decision::Nothing,

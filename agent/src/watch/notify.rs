@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use proto::{Timestamp, Verb, Vmid};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 /// One POST.
@@ -20,13 +20,39 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// A receiver that is down gets these chances, within ten minutes.
 const AGAIN: [u64; 7] = [1, 4, 10, 30, 60, 120, 300];
 
+/// Of what kind a notice is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A change for the worse.
+    Worse,
+    /// It is over.
+    Better,
+    /// An incident was opened.
+    Opened,
+    /// An incident ended.
+    Ended,
+}
+
+impl Kind {
+    /// Its word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Worse => "worse",
+            Self::Better => "better",
+            Self::Opened => "opened",
+            Self::Ended => "ended",
+        }
+    }
+}
+
 /// What is told.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Notice {
     /// The form's version.
     pub v: u8,
-    /// `worse`, `better`, `opened`, `ended`.
-    pub event: &'static str,
+    /// Its kind.
+    pub event: Kind,
     /// When.
     pub at: Timestamp,
     /// The VM.
@@ -77,7 +103,7 @@ impl Webhook {
             let post = self.http.post(self.url.clone()).header("content-type", "application/json").body(body.clone()).send();
             let (passes, why) = match tokio::time::timeout(DEADLINE, post).await {
                 Ok(Ok(answer)) if answer.status().is_success() => {
-                    info!(event = "notified", what = notice.event, host, "{}", notice.text);
+                    info!(event = "notified", what = notice.event.as_str(), host, "{}", notice.text);
                     return true;
                 }
                 Ok(Ok(answer)) => {
@@ -90,10 +116,10 @@ impl Webhook {
                 Err(_) => (true, format!("no answer within {} s", DEADLINE.as_secs())),
             };
             let Some(pause) = pauses.next().filter(|_| passes) else {
-                warn!(event = "not-notified", what = notice.event, host, "{why}; told here only: {}", notice.text);
+                warn!(event = "not-notified", what = notice.event.as_str(), host, "{why}; told here only: {}", notice.text);
                 return false;
             };
-            warn!(event = "not-notified", what = notice.event, host, again_s = pause, "{why}");
+            warn!(event = "not-notified", what = notice.event.as_str(), host, again_s = pause, "{why}");
             tokio::time::sleep(Duration::from_secs(pause)).await;
         }
     }

@@ -229,7 +229,7 @@ pub(super) fn take_up(app: &Arc<App>) {
                 continue;
             }
         };
-        let mut claudes = false;
+        let (mut claudes, over) = (false, incident.facts().ended.is_some());
         for pending in incident.facts().running {
             if pending.call.is_some() && app.talks.has_a_model() {
                 // A call of Claude's is answered in its own conversation.
@@ -242,7 +242,9 @@ pub(super) fn take_up(app: &Arc<App>) {
                 Err(why) => tracing::warn!(event = "degraded", incident = id.as_str(), "{why}"),
             }
         }
-        if claudes || app.talks.has_a_model() {
+        if over {
+            // What a person had stopped is not gone on with: only its verbs' ends were still to be had.
+        } else if claudes || app.talks.has_a_model() {
             app.talks.resume(&incident);
         } else if incident.facts().running.is_empty() {
             let said = Message::new("The program was started again in the middle of this.", "Look what is so now, with status.");

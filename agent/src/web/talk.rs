@@ -250,6 +250,7 @@ impl Talk {
             }
             ended = runbook(&*self.hands, &mut notes, Patience::default(), false) => (ended.healthy, ended.said),
         };
+        self.incident.fetch_the_runbook_s(&self.hands, task);
         self.incident.end(task, healthy, &said);
     }
 }

@@ -108,6 +108,11 @@ impl Sshd {
         self.keyholder.socket()
     }
 
+    /// The listener's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends every session that is there; sshd itself goes on.
     pub(crate) fn end_sessions(&self) {
         let parent = self.child.id().to_string();

@@ -1,8 +1,13 @@
 //! A browser without a screen, for the page on the lab's host: HTTP/1.1 over one connection a request, as anna with her password.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 /// Where the page listens.
 pub(crate) const LISTEN: &str = "127.0.0.1:8102";
@@ -90,4 +95,58 @@ pub(crate) fn shows(path: &str, text: &str, within: u64) -> String {
         assert!(Instant::now() < end, "{path} does not say {text:?} within {within} s: {got}");
         std::thread::sleep(Duration::from_millis(300));
     }
+}
+
+/// A watcher of an incident, which comes back by the number of the last line it saw whenever its stream ends.
+pub(crate) struct Stream {
+    over: Arc<AtomicBool>,
+    watches: JoinHandle<Vec<Value>>,
+}
+
+impl Stream {
+    /// Watches from the beginning.
+    pub(crate) fn of(incident: &str) -> Self {
+        let (incident, over) = (incident.to_owned(), Arc::new(AtomicBool::new(false)));
+        let ends = Arc::clone(&over);
+        let watches = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            while !ends.load(Ordering::Relaxed) {
+                let _it_ended = follow(&incident, &mut seen, &ends);
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            seen
+        });
+        Self { over, watches }
+    }
+
+    /// The lines that it saw.
+    pub(crate) fn end(self) -> Vec<Value> {
+        self.over.store(true, Ordering::Relaxed);
+        self.watches.join().unwrap()
+    }
+}
+
+/// One stream, until it ends or nobody wants it any more. A line without its end was cut off and is none.
+fn follow(incident: &str, seen: &mut Vec<Value>, over: &AtomicBool) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(LISTEN)?;
+    stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+    write!(
+        stream,
+        "GET /incidents/{incident}/events HTTP/1.1\r\nhost: {LISTEN}\r\nauthorization: {AUTHORIZATION}\r\nlast-event-id: {}\r\n\r\n",
+        seen.len()
+    )?;
+    let mut lines = BufReader::new(stream);
+    let mut line = String::new();
+    while !over.load(Ordering::Relaxed) {
+        line.clear();
+        if lines.read_line(&mut line)? == 0 || !line.ends_with('\n') {
+            return Ok(());
+        }
+        let data = line.trim_end().strip_prefix("data: ").and_then(|data| serde_json::from_str::<Value>(data).ok());
+        if let Some(data) = data.filter(|data| data["n"].is_u64()) {
+            assert_eq!(data["n"], seen.len() as u64 + 1, "each line once, in order");
+            seen.push(data);
+        }
+    }
+    Ok(())
 }
