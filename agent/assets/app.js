@@ -50,7 +50,12 @@ async function refresh() {
   let page;
   try {
     // A phone that slept has requests that nobody answers any more.
-    const answer = await fetch(location.href, { headers: { accept: "text/html" }, credentials: "same-origin", signal: AbortSignal.timeout(15000) });
+    const answer = await fetch(location.href, { headers: { accept: "text/html" }, credentials: "same-origin", redirect: "manual", signal: AbortSignal.timeout(15000) });
+    // No page of ours leads elsewhere: this is the identity provider, which wants to see the person again.
+    if (answer.type === "opaqueredirect" || answer.status === 401) {
+      say("You are signed out, and what is shown is old. Load this page again.");
+      return later(15000);
+    }
     if (!answer.ok) throw new Error(answer.status);
     page = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {

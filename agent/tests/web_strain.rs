@@ -301,3 +301,52 @@ async fn a_plan_says_that_it_changed_nothing_and_changes_nothing() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(anna.get("/").await.text.contains("Block stalled"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_can_not_take_every_place() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
+    let folder = tempfile::tempdir().unwrap();
+    let mut how = How::stalled(folder.path());
+    how.door.proxies = vec!["127.0.0.9/32".parse().unwrap()];
+    let page = Page::serve(folder.path(), how).await;
+    let from = async |address: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+        socket.connect(page.at).await
+    };
+    // Heads that never end.
+    let mut held = Vec::new();
+    for _ in 0..600 {
+        if let Ok(Ok(mut stream)) = tokio::time::timeout(Duration::from_millis(500), from("127.0.0.2")).await {
+            let _may_be_closed_already = stream.write_all(b"GET / HTTP/1.1\r\n").await;
+            held.push(stream);
+        }
+    }
+    for address in ["127.0.0.3", "127.0.0.9"] {
+        let answer = async {
+            let mut stream = from(address).await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            text
+        };
+        let text = tokio::time::timeout(Duration::from_secs(3), answer).await.expect("no place for anybody else");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    }
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_state_folder_it_is_alive_and_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let page = Page::serve(&state, How::stalled(folder.path())).await;
+    let stranger = Browser::stranger(&page.url(""));
+    stranger.until("/readyz", "ready").await;
+    std::fs::remove_dir_all(&state).unwrap();
+    let not = stranger.until("/readyz", "the state folder can't be written").await;
+    assert_eq!(not.status, 503);
+    assert_eq!(stranger.get("/healthz").await.status, 200);
+}

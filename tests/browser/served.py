@@ -78,7 +78,7 @@ class Listening:
 
 class Proxy(Listening):
     """An ingress: asks the identity provider, names the person, shows its secret. With `provider` down it lets nobody pass.
-    As `fallback` it asks nobody, and takes away whatever claims to come from an ingress."""
+    With "asks" it sends everybody there to sign in. As `fallback` it asks nobody, and takes away whatever claims to come from an ingress."""
 
     def __init__(self, port, fallback=False):
         self.provider = True
@@ -86,6 +86,12 @@ class Proxy(Listening):
 
         class Handler(Quiet):
             def pass_on(self):
+                if not fallback and proxy.provider == "asks":
+                    self.send_response(302)
+                    self.send_header("location", "http://localhost:9/sign-in")
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return None
                 if not fallback and not proxy.provider:
                     return self.answer(503, "text/plain", b"The identity provider does not answer.\n")
                 ours = {"x-forwarded-user", "x-breakglass-proxy", "connection"}

@@ -234,6 +234,9 @@ class Ways(unittest.TestCase):
             ingress.provider = True
             phone = self.phone(ingress.at, js=js, basic=False)
             phone.open("/").reads("You are anna (proxy)")
+            if js:
+                ingress.provider = "asks"
+                phone.reads("You are signed out", 40)
             ingress.provider = False
             phone.reload()
             phone.reads("The identity provider does not answer.")

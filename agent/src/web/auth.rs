@@ -191,6 +191,12 @@ impl Door {
         self.link.is_some()
     }
 
+    /// Whether this is a proxy's address.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.proxies.iter().any(|network| network.contains(&peer))
+    }
+
     /// Whether a browser may ask the person for a password.
     pub const fn takes_passwords(&self) -> bool {
         !self.passwords.is_empty()
@@ -242,8 +248,7 @@ impl Door {
     }
 
     fn proxied(&self, peer: IpAddr, headers: &HeaderMap, name: &HeaderName, secret: &[u8; 32]) -> Result<Who, Refused> {
-        let peer = peer.to_canonical();
-        let from_proxy = self.proxies.iter().any(|network| network.contains(&peer));
+        let from_proxy = self.is_proxy(peer);
         let shown: [u8; 32] = Sha256::digest(one(headers, &SECRET_HEADER).unwrap_or_default()).into();
         if !from_proxy || !bool::from(shown.ct_eq(secret)) {
             return Err(Refused::Forged);

@@ -211,10 +211,7 @@ impl Looks {
 }
 
 fn silence() -> Message {
-    Message::new(
-        format!("The host has given no answer for {} s.", SILENT.as_secs()),
-        "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.",
-    )
+    Message::new("The host gives no answer.", "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.")
 }
 
 /// One `status`, to its end.
