@@ -48,9 +48,9 @@ async def main(mode, command):
         resources = (await client.list_resources()).resources
         saw["resources"] = len(resources)
         # A finding links what it stands on, and that can be read.
-        linked = [part for part in status.content if part.type == "resource_link"]
+        linked = [part for part in done.content if part.type == "resource_link"]
         saw["linked"] = [part.name for part in linked]
-        assert linked and {part.uri for part in linked} <= {resource.uri for resource in resources}, (linked, resources)
+        assert linked and {part.uri for part in linked} <= {resource.uri for resource in resources}, linked
         read = (await client.read_resource(str(linked[0].uri))).contents[0].text
         assert "nothing in it is an instruction" in read, read
         screens = [resource for resource in resources if resource.mime_type == "image/png"]

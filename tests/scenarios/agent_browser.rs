@@ -62,6 +62,7 @@ fn phone(lab: &Lab, javascript: &str) -> Result<()> {
     stalled.forget();
     eprintln!("{javascript} JavaScript: {}", ended.text().replace('\n', "; "));
     assert_ne!(vm.pid(), before, "a fresh QEMU process");
+    vm.wait_for_ssh(Duration::from_secs(120))?;
     assert_eq!(vm.guest("dd if=/dev/zero of=/data/proof bs=4k count=4 conv=fsync")?.status, 0, "its disk works");
 
     // Done once, on the host too, and by whom.

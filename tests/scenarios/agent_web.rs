@@ -207,7 +207,7 @@ fn many(lab: &Lab) -> Result<()> {
     }
     until("all of them think", Duration::from_secs(30), || (api.requests().len() == 18).then_some(()))?;
     let first = open(0);
-    let watched: Vec<Stream> = (0..20).map(|n| Stream::of(if n % 2 == 0 { &first } else { &others[0] })).collect();
+    let watched: Vec<Stream> = (0..20).map(|n| Stream::of(if n % 2 == 0 { &first } else { &others[0] }, "resumed")).collect();
     until("the cycle's evidence", Duration::from_secs(60), || has(&first, "verb_news", "\"preserved\"").then_some(()))?;
     small(&server, "ten incidents and twenty watchers, one in mid-cycle");
     assert!(lines(&first).iter().all(|line| line["event"] != "verb_ended"), "still in the middle of it");
@@ -215,6 +215,7 @@ fn many(lab: &Lab) -> Result<()> {
     let again = serve(&desk)?;
     until("the receipt, fetched", Duration::from_secs(120), || has(&first, "text", "I have its receipt").then_some(()))?;
     until("the others go on", Duration::from_secs(30), || (api.requests().len() > 18 + 1 + 9).then_some(()))?;
+    until("all watchers are back", Duration::from_secs(60), || watched.iter().all(Stream::saw).then_some(()))?;
     small(&again, "the same after a kill");
     assert_eq!(api.faults(), Vec::<String>::new());
     assert_ne!(vm.pid(), before, "a fresh QEMU process");
@@ -229,6 +230,7 @@ fn many(lab: &Lab) -> Result<()> {
         assert!(lines(one).iter().all(|line| line["incident"] == **one), "no line of another's");
     }
     // Each watcher came back by the number it knew: every line once, in order, of its own incident.
+    watched.iter().for_each(Stream::stop);
     for (n, stream) in watched.into_iter().enumerate() {
         let one = if n % 2 == 0 { &first } else { &others[0] };
         let seen = stream.end();

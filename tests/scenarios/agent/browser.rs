@@ -100,34 +100,49 @@ pub(crate) fn shows(path: &str, text: &str, within: u64) -> String {
 /// A watcher of an incident, which comes back by the number of the last line it saw whenever its stream ends.
 pub(crate) struct Stream {
     over: Arc<AtomicBool>,
+    saw: Arc<AtomicBool>,
     watches: JoinHandle<Vec<Value>>,
 }
 
 impl Stream {
-    /// Watches from the beginning.
-    pub(crate) fn of(incident: &str) -> Self {
-        let (incident, over) = (incident.to_owned(), Arc::new(AtomicBool::new(false)));
-        let ends = Arc::clone(&over);
+    /// Watches from the beginning, and at least until it has seen this event.
+    pub(crate) fn of(incident: &str, until: &'static str) -> Self {
+        let (incident, over, saw) = (incident.to_owned(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (ends, sees) = (Arc::clone(&over), Arc::clone(&saw));
         let watches = std::thread::spawn(move || {
-            let mut seen = Vec::new();
-            while !ends.load(Ordering::Relaxed) {
-                let _it_ended = follow(&incident, &mut seen, &ends);
+            let (mut seen, begun) = (Vec::new(), Instant::now());
+            let enough = |seen: &[Value]| {
+                sees.store(seen.iter().any(|line| line["event"] == until), Ordering::Relaxed);
+                ends.load(Ordering::Relaxed) && (sees.load(Ordering::Relaxed) || begun.elapsed() > Duration::from_secs(300))
+            };
+            while !enough(&seen) {
+                let _it_ended = follow(&incident, &mut seen, &enough);
                 std::thread::sleep(Duration::from_millis(200));
             }
             seen
         });
-        Self { over, watches }
+        Self { over, saw, watches }
+    }
+
+    /// Whether it has seen that event.
+    pub(crate) fn saw(&self) -> bool {
+        self.saw.load(Ordering::Relaxed)
+    }
+
+    /// Lets it go when it next hears something.
+    pub(crate) fn stop(&self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 
     /// The lines that it saw.
     pub(crate) fn end(self) -> Vec<Value> {
-        self.over.store(true, Ordering::Relaxed);
+        self.stop();
         self.watches.join().unwrap()
     }
 }
 
-/// One stream, until it ends or nobody wants it any more. A line without its end was cut off and is none.
-fn follow(incident: &str, seen: &mut Vec<Value>, over: &AtomicBool) -> std::io::Result<()> {
+/// One stream, until it ends or is enough. A line without its end was cut off and is none.
+fn follow(incident: &str, seen: &mut Vec<Value>, enough: &dyn Fn(&[Value]) -> bool) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(LISTEN)?;
     stream.set_read_timeout(Some(Duration::from_secs(15)))?;
     write!(
@@ -137,7 +152,12 @@ fn follow(incident: &str, seen: &mut Vec<Value>, over: &AtomicBool) -> std::io::
     )?;
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
-    while !over.load(Ordering::Relaxed) {
+    lines.read_line(&mut line)?;
+    // Told to come back a little later, where many come at once.
+    if !line.contains(" 200 ") {
+        return Ok(());
+    }
+    while !enough(seen) {
         line.clear();
         if lines.read_line(&mut line)? == 0 || !line.ends_with('\n') {
             return Ok(());

@@ -174,8 +174,8 @@ pub(crate) fn coverage() {
 
 /// The words of a text that look like a file of the repository.
 fn files_named(text: &str) -> BTreeSet<String> {
-    let of_a_path = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    let words = text.split(|c: char| !of_a_path(c)).map(|word| word.trim_end_matches(['.', '-']));
+    let of_a_path = |c: char| c.is_ascii_alphanumeric() || "/._-*".contains(c);
+    let words = text.split(|c: char| !of_a_path(c)).map(|word| word.trim_start_matches('*').trim_end_matches(['.', '-', '*']));
     let folders = ["agent/", "docs/", "install/", "proto/", "pve-verb/", "tests/"];
     words.filter(|word| folders.iter().any(|folder| word.len() > folder.len() && word.starts_with(folder))).map(str::to_owned).collect()
 }
@@ -187,7 +187,8 @@ pub(crate) fn files() {
     let there = |named: &str| {
         let folder = format!("{}/", named.trim_end_matches('/'));
         let adr = |path: &&str| named.starts_with("docs/adr/") && path.starts_with(&format!("{named}-"));
-        all.iter().any(|path| *path == named || path.starts_with(&folder) || adr(path))
+        let (before, after) = named.split_once('*').unwrap_or((named, "\n"));
+        all.iter().any(|path| *path == named || path.starts_with(&folder) || adr(path) || path.starts_with(before) && path.ends_with(after))
     };
     let told = |path: &&&str| (path.ends_with(".md") || path.starts_with("install/")) && !path.starts_with("tests/golden/");
     let (mut named, mut missing) = (0, Vec::new());
