@@ -182,12 +182,13 @@ fn goes_on(lab: &Lab) -> Result<()> {
 fn goes_on_after_the_proof(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stopped = wedge::qemu_stopped(vm)?;
-    // The evidence takes its time to a disk that hangs: seconds between the proof, which is told with the judgement, and the kill.
-    let disk = wedge::disk_hung("/var/lib/pve-verb")?;
     let stop = agent(lab)?.spawn("stop --json")?;
-    until("the proof", Duration::from_secs(30), || {
-        String::from_utf8_lossy(&stop.output_so_far()).contains("\"qemu-unresponsive\"").then_some(())
-    })?;
+    let says = |word: &str| String::from_utf8_lossy(&stop.output_so_far()).contains(word).then_some(());
+    until("the first probe", Duration::from_secs(30), || says("\"event\":\"probe\""))?;
+    // The evidence takes its time to a disk that hangs, and is the first to find out: seconds between the proof, which is told with the
+    // judgement, and the kill.
+    let disk = wedge::disk_hung("/var/lib/pve-verb")?;
+    until("the proof", Duration::from_secs(30), || says("\"qemu-unresponsive\""))?;
     stopped.now();
     let told = Told::read(stop.finish(Duration::from_secs(60))?.into());
     drop(disk);
