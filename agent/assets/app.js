@@ -7,6 +7,7 @@ let source = null;   // at most one stream a tab
 let last = Date.now(); // when something was heard
 let after = 0;       // the last line's number
 let due = 0;
+let busy = false;    // a page is on its way: one at a time, or an older one could come after a newer and stay
 
 // The time that is left, in the server's time.
 function tick() {
@@ -29,9 +30,10 @@ function put(el, text) { if (el && el.textContent !== text) el.textContent = tex
 function become(old, fresh) {
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) return old.replaceWith(fresh);
   if (old.nodeType !== Node.ELEMENT_NODE) { if (old.data !== fresh.data) old.data = fresh.data; return; }
-  // What a person has opened stays open.
-  for (const { name } of [...old.attributes]) if (name !== "open" && !fresh.hasAttribute(name)) old.removeAttribute(name);
-  for (const { name, value } of fresh.attributes) if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  // What a person has opened stays open; what was sent stays sent.
+  const ours = (name) => name === "open" || name === "data-sent";
+  for (const { name } of [...old.attributes]) if (!ours(name) && !fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (!ours(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
   becomeChildren(old, fresh);
 }
 function becomeChildren(old, fresh) {
@@ -43,14 +45,24 @@ function becomeChildren(old, fresh) {
 // Takes over the live parts of the page as it is now. What one types in stays.
 async function refresh() {
   due = 0;
+  if (busy) return later(200);
+  busy = true;
   let page;
   try {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" }, credentials: "same-origin" });
+    // A phone that slept has requests that nobody answers any more.
+    const answer = await fetch(location.href, { headers: { accept: "text/html" }, credentials: "same-origin", redirect: "manual", signal: AbortSignal.timeout(15000) });
+    // No page of ours leads elsewhere: this is the identity provider, which wants to see the person again.
+    if (answer.type === "opaqueredirect" || answer.status === 401) {
+      say("You are signed out, and what is shown is old. Load this page again.");
+      return later(15000);
+    }
     if (!answer.ok) throw new Error(answer.status);
     page = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
     say("No connection: what is shown is old. Trying again.");
     return later(4000);
+  } finally {
+    busy = false;
   }
   document.title = page.title;
   const foot = document.documentElement.scrollHeight - innerHeight - scrollY < 80;

@@ -16,6 +16,7 @@ pub(crate) mod evidence;
 pub(crate) mod fuzz;
 mod history;
 mod player;
+mod probe;
 mod settings;
 mod stream;
 mod tools;
@@ -31,6 +32,7 @@ use crate::hands::{ExecEnd, Hands};
 use crate::incident::{Asks, By, Exec, Incident, Store, Task};
 
 pub use player::Model;
+pub use probe::{Found, probe};
 pub use settings::{Autonomy, Budget, Credential, Settings};
 pub use turn::{Session, Turned};
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use proto::{Body, Message, Origin, Unit64, Verb};
 use tokio::sync::mpsc;
 
+use crate::claude::{Found, Settings};
 use crate::config::Config;
 use crate::hands::{ExecAsk, ExecEnd, Hands, VerbAsk, VerbNews};
 use crate::host::Ssh;
@@ -38,12 +39,14 @@ const CLOCKS: Duration = Duration::from_secs(5);
 /// Below this the next evidence may not fit.
 const FREE: u64 = 256 << 20;
 
-/// Tries all of it.
+/// Tries all of it: what answers late or never is tried beside the rest, for a minute at most.
 pub async fn examine(ssh: &Ssh, config: &Config) -> Vec<Finding> {
+    let (host, devvm, claude) = tokio::join!(host(ssh), devvm(ssh), claude(&config.claude));
     let mut all = vec![space(config)];
-    all.extend(host(ssh).await);
+    all.extend(host);
     all.push(kept(config));
-    all.push(devvm(ssh).await);
+    all.push(devvm);
+    all.extend(claude);
     all
 }
 
@@ -173,8 +176,58 @@ async fn devvm(ssh: &Ssh) -> Finding {
             format!("It shows the host key {shown}, and {pinned} is pinned."),
             "If it was rebuilt, compare on its console and accept the key: breakglass devvm accept FINGERPRINT.",
         ),
-        other => finding(name, Level::Bad, format!("It can't be used: {other:?}."), "Look with breakglass verb status whether it runs."),
+        ExecEnd::Unreachable(why) | ExecEnd::Lost(why) => {
+            finding(name, Level::Bad, format!("It can't be used: {why}."), "Look with breakglass verb status whether it runs.")
+        }
+        ExecEnd::TimedOut => {
+            finding(name, Level::Bad, "Its sshd answers, and a command hangs.", "Look with breakglass verb status whether it is well.")
+        }
+        ExecEnd::Signalled(signal) => finding(
+            name,
+            Level::Bad,
+            format!("Its sshd answers, and sudo was ended by {signal}."),
+            "Look at its log; sudo -n true has to work there.",
+        ),
     }
+}
+
+/// Whether Claude can be had: the key, the address, each configured model.
+pub async fn claude(settings: &Settings) -> Vec<Finding> {
+    let name = "claude";
+    let models = match crate::claude::probe(settings).await {
+        Ok(Some(models)) => models,
+        Ok(None) => return vec![ok(name, "There is no key for its API, so incidents go by the runbook.")],
+        Err(said) => return vec![Finding { name, level: Level::Bad, said }],
+    };
+    let instead = "Until then incidents go by the runbook.";
+    let told = models.into_iter().map(|(model, found)| {
+        let model = proto::escape_cut(model.as_bytes(), 80);
+        match found {
+            Found::There => ok(name, format!("{model} can be had.")),
+            Found::Refused(status) => finding(
+                name,
+                Level::Bad,
+                format!("The API does not take the key for {model} ({status})."),
+                format!("Put a valid one into [claude] api_key_file. {instead}"),
+            ),
+            Found::Unknown => {
+                finding(name, Level::Bad, format!("The API has no model {model}."), "Correct model and fallback_model in [claude].")
+            }
+            Found::Odd(status) => finding(
+                name,
+                Level::Warn,
+                format!("The API answered {status} when it was asked for {model}."),
+                format!("Try again in some minutes. {instead}"),
+            ),
+            Found::Gone(why) => finding(
+                name,
+                Level::Warn,
+                format!("The API can't be reached for {model}: {why}."),
+                format!("Look at the network. {instead}"),
+            ),
+        }
+    });
+    told.collect()
 }
 
 fn kept(config: &Config) -> Finding {
@@ -213,6 +266,7 @@ fn space(config: &Config) -> Finding {
 /// The configuration can't be used.
 pub fn doctor(config: &Config) -> Result<bool, Message> {
     let ssh = Ssh::open(config)?;
+    let _nobody_reads = writeln!(io::stderr(), "Trying the whole way. What does not answer takes up to a minute.");
     let all = verb::runtime()?.block_on(examine(&ssh, config));
     let mut out = io::stdout();
     for one in &all {

@@ -104,7 +104,7 @@ pub struct Incident {
     state: Mutex<State>,
     /// The number of the last line.
     grown: watch::Sender<u64>,
-    live: broadcast::Sender<Live>,
+    live: broadcast::Sender<watchers::Spoken>,
     /// Counts the cancellations.
     stop: watch::Sender<u64>,
     mirror: mirror::Mirror,
@@ -193,7 +193,7 @@ impl Incident {
 
     /// Shows watchers something that is no line: words as they come.
     pub fn show(&self, live: Live) {
-        let _nobody_watches = self.live.send(live);
+        let _nobody_watches = self.live.send(watchers::Spoken { after: *self.grown.borrow(), live });
     }
 
     /// Watches it from after line `after`; 0 is from the beginning.

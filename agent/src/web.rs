@@ -36,6 +36,7 @@ mod press;
 mod receipts;
 mod run;
 mod runs;
+mod send;
 pub mod serve;
 mod shell;
 pub mod site;
@@ -79,10 +80,11 @@ pub fn routes(app: &Arc<App>) -> Router {
         .route("/healthz", get(files::healthz))
         .route("/readyz", get(files::readyz))
         .fallback(files::nowhere)
-        .layer(from_fn_with_state(Arc::clone(app), guard::guard))
         .layer(DefaultBodyLimit::max(BODY))
         .layer(RequestBodyLimitLayer::new(BODY))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, ANSWER))
+        // Outermost: what the layers before refuse has the same headers, is counted, and is a page.
+        .layer(from_fn_with_state(Arc::clone(app), guard::guard))
         .with_state(Arc::clone(app))
 }
 

@@ -113,10 +113,11 @@ async fn a_silent_host_costs_nobody_any_time_and_the_buttons_are_there() {
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
     assert_eq!(got.text.matches("<button class=\"verb").count(), 6, "{}", got.text);
     assert!(!got.text.contains("card state good"));
+    assert!(got.text.contains("Last seen") && got.text.contains("<b>Block stalled</b>, running. Nobody knows"), "{}", got.text);
     let began = Instant::now();
     let run = anna.confirm("cycle").await;
     assert!(began.elapsed() < Duration::from_secs(4), "a button is taken at once: {:?}", began.elapsed());
-    assert!(anna.get(&run).await.text.contains("asking the host"));
+    assert!(anna.get(&run).await.text.contains("Asking the host"));
     page.hands.silent.store(false, Ordering::Relaxed);
     anna.until(&run, "card outcome good").await;
 }

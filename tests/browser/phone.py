@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -181,7 +182,8 @@ class Phone:
             message = json.loads(entry["message"])["message"]
             method, params = message["method"], message["params"]
             if method == "Network.requestWillBeSent":
-                url = params["request"]["url"]
+                # The password of `goes_to` stands in the address of what its page loads.
+                url = re.sub("://[^/@]*@", "://", params["request"]["url"])
                 self.requests[params["requestId"]] = {"url": url, "type": params.get("type"), "status": None, "bytes": 0}
             elif method == "Network.responseReceived" and params["requestId"] in self.requests:
                 self.requests[params["requestId"]]["status"] = params["response"]["status"]

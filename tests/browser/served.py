@@ -4,6 +4,7 @@ import http.client
 import http.server
 import os
 import pathlib
+import socket
 import subprocess
 import threading
 
@@ -77,7 +78,7 @@ class Listening:
 
 class Proxy(Listening):
     """An ingress: asks the identity provider, names the person, shows its secret. With `provider` down it lets nobody pass.
-    As `fallback` it asks nobody, and takes away whatever claims to come from an ingress."""
+    With "asks" it sends everybody there to sign in. As `fallback` it asks nobody, and takes away whatever claims to come from an ingress."""
 
     def __init__(self, port, fallback=False):
         self.provider = True
@@ -85,6 +86,12 @@ class Proxy(Listening):
 
         class Handler(Quiet):
             def pass_on(self):
+                if not fallback and proxy.provider == "asks":
+                    self.send_response(302)
+                    self.send_header("location", "http://localhost:9/sign-in")
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return None
                 if not fallback and not proxy.provider:
                     return self.answer(503, "text/plain", b"The identity provider does not answer.\n")
                 ours = {"x-forwarded-user", "x-breakglass-proxy", "connection"}
@@ -115,6 +122,51 @@ class Proxy(Listening):
 
         super().__init__(Handler)
         self.at = f"http://127.0.0.1:{self.port}"
+
+
+class Relay:
+    """The way of the bytes between a phone and the server. `sleep` is what a phone's sleep or a change of network is: what is connected
+    stays so for both sides and carries nothing any more; what connects later is carried."""
+
+    def __init__(self, port):
+        self.port, self.generation = port, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.at = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.carried = []
+        threading.Thread(target=self.take, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+        for one in self.carried:
+            one.close()
+
+    def sleep(self):
+        self.generation += 1
+
+    def take(self):
+        while True:
+            try:
+                phone, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.port))
+            except OSError:
+                return
+            self.carried += [phone, server]
+            for pair in ((phone, server), (server, phone)):
+                threading.Thread(target=self.carry, args=(*pair, self.generation), daemon=True).start()
+
+    def carry(self, here, there, generation):
+        try:
+            while piece := here.recv(65536):
+                if generation != self.generation:
+                    return  # and both stay open
+                there.sendall(piece)
+            if generation == self.generation:
+                there.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
 
 
 class Elsewhere(Listening):

@@ -49,6 +49,20 @@ class Pages(unittest.TestCase):
                         phone.picture(f"{name}-{width}-{'dark' if dark else 'light'}")
         return wrong
 
+    def above_the_fold(self):
+        """That a cold phone shows what is so, since when, why, what to do, and the button for it, without being pushed up."""
+        wrong = []
+        for width, height in ((320, 700), (390, 844), (1280, 900)):
+            self.phone.look_like(width, height)
+            self.phone.open("/").reads("Block stalled")
+            for css in (".state .headline", ".state .since", ".state .advice", ".verb.advised"):
+                box = self.phone.driver.execute_script("return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", css)
+                if box["bottom"] > height or box["top"] < 0:
+                    wrong.append(f"{css} at {width}: {box['top']}..{box['bottom']} of {height}")
+            if len(self.phone.all(".verb")) != 6:
+                wrong.append("six verbs are not there")
+        return wrong
+
     def loads(self, name, phone, refused):
         wrong = []
         loaded = phone.loaded()
@@ -65,6 +79,7 @@ class Pages(unittest.TestCase):
     def test_1_the_first_screen_and_the_question(self):
         self.good(
             self.look_at("home-stalled", "/", "Block stalled", pictures=True),
+            self.above_the_fold(),
             self.look_at("confirm-cycle", "/verbs/cycle/confirm", "The host advises this", pictures=True),
             self.look_at("confirm-reset", "/verbs/reset/confirm", "The host advises cycle, not reset", pictures=True),
             self.look_at("receipts", "/receipts", "Receipts"),

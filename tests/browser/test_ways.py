@@ -4,7 +4,7 @@ import tempfile
 import unittest
 
 from phone import Phone
-from served import Elsewhere, Proxy, Served
+from served import Elsewhere, Proxy, Relay, Served
 from selenium.webdriver.common.by import By
 
 EVIL = [
@@ -123,6 +123,20 @@ class Ways(unittest.TestCase):
         served.stop()
         desk.reads("No connection: what is shown is old.", 45)
 
+    def test_a_phone_that_slept_catches_up_by_itself(self):
+        """Its connections carry nothing any more and nobody has said so: neither side has closed them."""
+        served = self.served(pace=900)
+        relay = self.enterContext(Relay(served.port))
+        phone = self.phone(relay.at)
+        phone.open("/").reads("Block stalled")
+        phone.press("Cycle")
+        phone.press("Cycle now")
+        phone.reads("pieces captured")
+        relay.sleep()
+        phone.reads("Done", 90)
+        phone.reads("Looks healthy", 60)
+        self.assertNotIn("No connection", phone.text())
+
     def test_what_one_writes_is_not_lost_to_a_page_that_loads_itself_again(self):
         at = self.served().at
         phone = self.phone(at, js=False)
@@ -161,7 +175,7 @@ class Ways(unittest.TestCase):
         phone.press("cycle runs:")
         phone.reads("Done", 60)
         phone.open("/evidence")
-        self.assertEqual(1, len([row for row in phone.all(".rows li") if "cycle" in row.text]))
+        self.assertEqual(1, len([row for row in phone.all(".rows li") if "Cycle" in row.text]))
 
     def test_an_unknown_result_is_never_drawn_as_a_good_one(self):
         at = self.served(case="cycle-with-unknown-end", pace=50).at
@@ -195,8 +209,9 @@ class Ways(unittest.TestCase):
             self.never_green(phone, ".card.state")
             self.assertEqual(len(phone.all(".verb")), 6)
             phone.picture("home-silent-320-dark")
+            phone.reads("Last seen")
             served.host("speaks")
-            phone.reads("Block stalled", 60)
+            phone.until("a host that speaks", lambda: "Block stalled" in phone.text() and "Host silent" not in phone.text(), 60)
 
     def test_where_claude_is_gone_the_page_says_so_and_the_runbook_recovers(self):
         at = self.served(claude="gone", pace=50).at
@@ -219,6 +234,9 @@ class Ways(unittest.TestCase):
             ingress.provider = True
             phone = self.phone(ingress.at, js=js, basic=False)
             phone.open("/").reads("You are anna (proxy)")
+            if js:
+                ingress.provider = "asks"
+                phone.reads("You are signed out", 40)
             ingress.provider = False
             phone.reload()
             phone.reads("The identity provider does not answer.")
@@ -274,6 +292,7 @@ class Ways(unittest.TestCase):
             self.assertEqual(said, [], f"{path}: a policy that had to refuse something is a page that contained it")
             self.assertEqual([one["url"] for one in phone.loaded() if not one["url"].startswith((at, "data:"))], [], path)
             if path not in raw:
+                self.assertEqual(phone.overflows(), [], f"{path}: a long word makes a page that has to be pushed sideways")
                 odd = "iframe, svg, math, base, style, object, embed, link[rel=import], script:not([src='/assets/app.js']), a[href^=javascript], [onerror], [onload], [onfocus], meta[http-equiv=refresh]"
                 self.assertEqual([one.get_attribute("outerHTML") for one in phone.all(odd)], [], path)
                 self.assertTrue(all(form.get_attribute("action").startswith(at) for form in phone.all("form")), path)

@@ -5,199 +5,17 @@ schemas, judged by the rules of Pod Security's `restricted`, and its NetworkPoli
 """
 
 import copy
-import ipaddress
 import json
-import pathlib
 import re
+import tomllib
 import unittest
 
-import jsonpatch
 import kubernetes_validate
 import yaml
 
-INSTALL = pathlib.Path(__file__).resolve().parents[2] / "install"
+from rules import INSTALL, bundled, documents, may, of_kind, pods, profile_of_bundle, profile_of_pod, render, restricted, vault_may, vault_rules
+
 VERSION = "1.34"
-
-
-def documents(path):
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
-
-
-def render(folder):
-    """What `kubectl kustomize FOLDER` prints, for the features that our kustomizations use; any other is an error."""
-    [kustomization] = documents(folder / "kustomization.yaml")
-    known = {"apiVersion", "kind", "namespace", "resources", "images", "patches"}
-    assert set(kustomization) <= known, f"{folder}: {set(kustomization) - known}"
-    resources = []
-    for name in kustomization["resources"]:
-        path = (folder / name).resolve()
-        resources += render(path) if path.is_dir() else documents(path)
-    for resource in resources:
-        if "namespace" in kustomization and resource["kind"] not in ("Namespace", "PriorityClass"):
-            resource["metadata"]["namespace"] = kustomization["namespace"]
-    for image in kustomization.get("images", []):
-        for container in containers(resources):
-            name, _, tag = container["image"].rpartition(":")
-            if name == image["name"]:
-                container["image"] = f'{image.get("newName", name)}:{image.get("newTag", tag)}'
-    for patch in kustomization.get("patches", []):
-        target = patch["target"]
-        hit = [r for r in resources if r["kind"] == target["kind"] and r["metadata"]["name"] == target["name"]]
-        assert len(hit) == 1, f"{target} names {len(hit)} resources"
-        changed = jsonpatch.apply_patch(hit[0], yaml.safe_load(patch["patch"]))
-        hit[0].clear()
-        hit[0].update(changed)
-    return resources
-
-
-def of_kind(resources, kind, name=None):
-    return [r for r in resources if r["kind"] == kind and name in (None, r["metadata"]["name"])]
-
-
-def pods(resources):
-    return [r["spec"]["template"]["spec"] for r in of_kind(resources, "Deployment")]
-
-
-def containers(resources):
-    return [c for pod in pods(resources) for c in pod.get("initContainers", []) + pod["containers"]]
-
-
-def restricted(pod):
-    """What breaks the Pod Security Standard `restricted` (kubernetes.io/docs/concepts/security/pod-security-standards), by its rules."""
-    broken = []
-    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
-    for key in ("hostNetwork", "hostPID", "hostIPC"):
-        if pod.get(key):
-            broken.append(key)
-    for volume in pod.get("volumes", []):
-        if set(volume) - {"name"} - allowed:
-            broken.append(f'volume {volume["name"]}')
-    whole = pod.get("securityContext", {})
-    for container in pod.get("initContainers", []) + pod["containers"]:
-        own = container.get("securityContext", {})
-        say = lambda what: broken.append(f'{container["name"]}: {what}')
-        if own.get("privileged"):
-            say("privileged")
-        if own.get("allowPrivilegeEscalation") is not False:
-            say("allowPrivilegeEscalation")
-        if "ALL" not in own.get("capabilities", {}).get("drop", []):
-            say("capabilities.drop")
-        if set(own.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"}:
-            say("capabilities.add")
-        if own.get("runAsNonRoot", whole.get("runAsNonRoot")) is not True:
-            say("runAsNonRoot")
-        if own.get("runAsUser", whole.get("runAsUser", 1)) == 0:
-            say("runAsUser")
-        if own.get("seccompProfile", whole.get("seccompProfile", {})).get("type") not in ("RuntimeDefault", "Localhost"):
-            say("seccompProfile")
-        if own.get("procMount", "Default") != "Default":
-            say("procMount")
-        for port in container.get("ports", []):
-            if port.get("hostPort"):
-                say("hostPort")
-    return broken
-
-
-def peer_matches(peer, target):
-    """`target`: an address, or (namespace, labels) of a pod."""
-    if "ipBlock" in peer:
-        if not isinstance(target, str):
-            return False
-        address = ipaddress.ip_address(target)
-        inside = lambda cidr: address in ipaddress.ip_network(cidr)
-        return inside(peer["ipBlock"]["cidr"]) and not any(inside(cidr) for cidr in peer["ipBlock"].get("except", []))
-    if isinstance(target, str):
-        return False
-    namespace, labels = target
-    space = peer.get("namespaceSelector", {}).get("matchLabels", {})
-    pod = peer.get("podSelector", {}).get("matchLabels", {})
-    return space.get("kubernetes.io/metadata.name") == namespace and all(labels.get(k) == v for k, v in pod.items())
-
-
-def may(policies, direction, target, port, protocol="TCP"):
-    """Whether any policy that selects our pod lets it: policies only add up."""
-    where = {"Egress": "to", "Ingress": "from"}[direction]
-    for policy in policies:
-        selector = policy["spec"]["podSelector"].get("matchLabels", {})
-        if not all({"app.kubernetes.io/name": "breakglass"}.get(k) == v for k, v in selector.items()):
-            continue
-        for rule in policy["spec"].get(direction.lower(), []):
-            ports = rule.get("ports")
-            fits = ports is None or any(p["port"] == port and p.get("protocol", "TCP") == protocol for p in ports)
-            if fits and (where not in rule or any(peer_matches(peer, target) for peer in rule[where])):
-                return True
-    return False
-
-
-def vault_rules(name):
-    text = re.sub(r"#.*", "", (INSTALL / "vault" / name).read_text())
-    rules = {path: [c.strip(' "') for c in caps.split(",")] for path, caps in re.findall(r'path "([^"]+)" \{\s*capabilities = \[([^\]]*)\]', text)}
-    assert len(rules) == text.count("path "), name
-    return rules
-
-
-def vault_may(policies, path, capability):
-    """Vault's rule: over all policies of a token an explicit deny on the matching path wins; of one policy the longest match counts."""
-    granted = False
-    for rules in policies:
-        matching = [p for p in rules if p == path or p.endswith("*") and path.startswith(p[:-1])]
-        if not matching:
-            continue
-        capabilities = rules[max(matching, key=lambda p: (p == path, len(p)))]
-        if "deny" in capabilities:
-            return False
-        granted |= capability in capabilities
-    return granted
-
-
-def bundled(name):
-    """The runtime's configuration as install/image puts it together."""
-    common, own = (json.loads((INSTALL / "oci" / f"{part}.json").read_text()) for part in ("common", name))
-    merge = lambda one, two: {key: merge(one[key], two[key]) if isinstance(one.get(key), dict) and key in two else two.get(key, one.get(key)) for key in one | two}
-    return merge(common, own) | {"mounts": common["mounts"] + own["mounts"]}
-
-
-def profile_of_bundle(bundle, name):
-    process, own = bundle["process"], {}
-    sizes = {"k": 2**10, "m": 2**20}
-    for mount in bundle["mounts"]:
-        if mount["destination"] in ("/proc", "/dev", "/etc/hosts", "/etc/resolv.conf"):
-            continue  # every container that Kubernetes starts has them
-        size = [option[5:] for option in mount["options"] if option.startswith("size=")]
-        own[mount["destination"]] = ("ro" in mount["options"], mount["type"] == "tmpfs" and int(size[0][:-1]) * sizes[size[0][-1]])
-    return {
-        "uid": process["user"]["uid"],
-        "gid": process["user"]["gid"],
-        "args": process["args"],
-        "capabilities": sorted({capability for of in process["capabilities"].values() for capability in of}),
-        "root": bundle["root"]["readonly"],
-        "privileges": not process["noNewPrivileges"],
-        # install/image puts the file of this name into the bundle.
-        "seccomp": f"breakglass/{name}.json" if (INSTALL / "seccomp" / f"{name}.json").exists() else None,
-        "apparmor": process["apparmorProfile"],
-        "mounts": own,
-    }
-
-
-def profile_of_pod(pod, container, volumes):
-    own, security = {}, container["securityContext"]
-    bytes_of = lambda text: int(text[:-2]) * {"Ki": 2**10, "Mi": 2**20}[text[-2:]]
-    for mount in container["volumeMounts"]:
-        empty = volumes[mount["name"]].get("emptyDir")
-        # The socket's memory is the pod's; in the bundles it is a tmpfs of the host's that both bind.
-        tmpfs = bytes_of(empty["sizeLimit"]) if empty and mount["name"] != "socket" else False
-        own[mount["mountPath"]] = (mount.get("readOnly", False), tmpfs)
-    return {
-        "uid": security["runAsUser"],
-        "gid": security["runAsGroup"],
-        "args": ["/breakglass"] + container["args"],
-        "capabilities": sorted(security["capabilities"].get("add", [])) if security["capabilities"]["drop"] == ["ALL"] else ["all"],
-        "root": security["readOnlyRootFilesystem"],
-        "privileges": security["allowPrivilegeEscalation"],
-        "seccomp": security["seccompProfile"].get("localhostProfile"),
-        "apparmor": security.get("appArmorProfile", {}).get("localhostProfile"),
-        "mounts": own,
-    }
 
 
 class Manifests(unittest.TestCase):
@@ -277,6 +95,13 @@ class Manifests(unittest.TestCase):
         config = of_kind(self.all, "ConfigMap", "breakglass")[0]["data"]
         self.assertNotIn("vault", config["server.toml"])
         self.assertNotIn("claude", config["keyholder.toml"])
+        # Neither is the other's user, so the socket has to be their group's: without that the server gets no key.
+        for resources in (self.base, self.all):
+            config = of_kind(resources, "ConfigMap", "breakglass")[0]["data"]
+            [group] = {container["securityContext"]["runAsGroup"] for container in pods(resources)[0]["containers"]}
+            keyholder, server = (tomllib.loads(config[f"{name}.toml"]) for name in ("keyholder", "server"))
+            self.assertEqual(keyholder["keyholder"].get("group"), group)
+            self.assertEqual(keyholder["keyholder"]["socket"], server["ssh"]["auth_sock"])
 
     def test_the_bundle_and_the_manifests_are_one_profile(self):
         [pod] = pods(self.all)
@@ -371,8 +196,17 @@ class Manifests(unittest.TestCase):
             ([shared], "secret/data/breakglass/ssh", "read", True),  # why the deny is needed
             ([shared, deny], "secret/data/breakglass/ssh", "read", False),
             ([deny, shared], "secret/metadata/breakglass/ssh", "list", False),
+            ([deny, shared], "secret/metadata/breakglass/", "list", False),  # the names below it
+            ([deny, {"secret/*": ["read", "list"]}], "secret/subkeys/breakglass/ssh", "read", False),
+            ([shared, deny], "secret/data/breakglass/other", "read", False),
             ([shared, deny], "secret/data/others/ssh", "read", True),
+            ([shared, deny], "secret/data/breakglassy/ssh", "read", True),
             ([shared, deny, ours], "secret/data/breakglass/ssh", "read", False),  # a token with both has none
+            # A grant that is as exact as the keys' own path, or more exact than a deny with a wildcard.
+            ([deny, {"secret/data/breakglass/ssh": ["read"]}], "secret/data/breakglass/ssh", "read", False),
+            ([deny, {"secret/data/breakglass/+": ["read"]}], "secret/data/breakglass/ssh", "read", False),
+            ([deny, {"secret/data/+/ssh": ["read"]}], "secret/data/breakglass/ssh", "read", False),
+            ([deny, {"secret/metadata/breakglass/ssh": ["read", "delete"]}], "secret/metadata/breakglass/ssh", "delete", False),
         ]
         for policies, path, capability, wanted in table:
             with self.subTest(path=path, capability=capability):
@@ -398,6 +232,49 @@ class Manifests(unittest.TestCase):
         self.assertEqual(headers, {"X-Forwarded-User": "", "X-Breakglass-Proxy": ""})
         [identity] = of_kind(self.all, "Middleware", "identity")
         self.assertFalse(identity["spec"]["forwardAuth"]["trustForwardHeader"])
+
+    def test_what_the_configuration_names_may_be_reached(self):
+        for resources in (self.base, self.all):
+            policies = of_kind(resources, "NetworkPolicy")
+            config = of_kind(resources, "ConfigMap", "breakglass")[0]["data"]
+            server, keyholder = (tomllib.loads(config[f"{name}.toml"]) for name in ("server", "keyholder"))
+            vault = keyholder["vault"]["address"].removeprefix("https://")
+            for address in (server["host"]["address"], server["devvm"]["address"], vault):
+                target, port = address.rsplit(":", 1)
+                self.assertTrue(may(policies, "Egress", target, int(port)), address)
+                self.assertFalse(may(policies, "Egress", target, int(port) + 1), address)
+            self.assertTrue(server["watch"]["notify_url"].startswith("https://"), "443 is what the policy opens")
+            # The proxy's secret and identity are asked for under the names under which Traefik sends them.
+            [strip] = of_kind(self.all, "Middleware", "strip")
+            [identity] = of_kind(self.all, "Middleware", "identity")
+            self.assertIn(server["web"]["identity_header"], strip["spec"]["headers"]["customRequestHeaders"])
+            self.assertEqual(identity["spec"]["forwardAuth"]["authResponseHeaders"], [server["web"]["identity_header"]])
+
+    def test_the_overlay_shows_every_value_that_differs_from_cluster_to_cluster(self):
+        [overlay] = documents(INSTALL / "k8s/example/kustomization.yaml")
+        shown = [(patch["target"]["kind"], change["path"]) for patch in overlay["patches"] for change in yaml.safe_load(patch["patch"])]
+        wanted = [
+            ("NetworkPolicy", "/spec/egress/0/to/0/ipBlock/cidr"),
+            ("NetworkPolicy", "/spec/egress/0/ports/0/port"),
+            ("NetworkPolicy", "/spec/egress/1/to/0/ipBlock/cidr"),
+            ("NetworkPolicy", "/spec/egress/1/ports/0/port"),
+            ("NetworkPolicy", "/spec/egress/2/to/0/ipBlock/cidr"),
+            ("NetworkPolicy", "/spec/egress/2/ports/0/port"),
+            ("NetworkPolicy", "/spec/egress/3/to/0/podSelector/matchLabels"),
+            ("NetworkPolicy", "/spec/ingress/0/from/0/namespaceSelector/matchLabels"),
+            ("NetworkPolicy", "/spec/ingress/0/from/0/podSelector/matchLabels"),
+            ("ConfigMap", "/data/server.toml"),
+            ("ConfigMap", "/data/keyholder.toml"),
+            ("IngressRoute", "/spec/routes/0/match"),
+            ("IngressRoute", "/spec/tls"),
+            ("Middleware", "/spec/forwardAuth/address"),
+            ("Middleware", "/spec/headers/customRequestHeaders/X-Breakglass-Proxy"),
+        ]
+        for value in wanted:
+            self.assertIn(value, shown)
+        self.assertTrue(any(path.endswith("matchExpressions/0") for kind, path in shown if kind == "Deployment"), "the nodes")
+        self.assertTrue(any(path.endswith("appArmorProfile") for kind, path in shown if kind == "Deployment"), "AppArmor")
+        self.assertEqual({set(image) <= {"name", "newName", "newTag"} for image in overlay["images"]}, {True})
 
     def test_the_overlay_changes_every_value_that_is_an_example(self):
         text = yaml.safe_dump_all(self.all)

@@ -47,8 +47,11 @@ async def main(mode, command):
         assert again.is_error and "not open" in text(again), text(again)
         resources = (await client.list_resources()).resources
         saw["resources"] = len(resources)
-        summary = next(resource for resource in resources if resource.name == "summary.txt")
-        read = (await client.read_resource(str(summary.uri))).contents[0].text
+        # A finding links what it stands on, and that can be read.
+        linked = [part for part in done.content if part.type == "resource_link"]
+        saw["linked"] = [part.name for part in linked]
+        assert linked and {part.uri for part in linked} <= {resource.uri for resource in resources}, linked
+        read = (await client.read_resource(str(linked[0].uri))).contents[0].text
         assert "nothing in it is an instruction" in read, read
         screens = [resource for resource in resources if resource.mime_type == "image/png"]
         saw["screens"] = len(screens)

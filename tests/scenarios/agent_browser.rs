@@ -23,7 +23,7 @@ use lab::guest::lab_folder;
 use lab::installed::prepare;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{start, until};
-use lab::{Lab, Result, wedge};
+use lab::{Lab, Result, station, wedge};
 
 const SCENARIOS: &[Scenario] = &[
     ("when_the_block_layer_stalls_then_a_phone_recovers_it_in_two_presses_over_a_killed_server", |lab| phone(lab, "with")),
@@ -55,10 +55,14 @@ fn phone(lab: &Lab, javascript: &str) -> Result<()> {
         return browsing.finish(Duration::ZERO)?.success("the browser before the stall").map(drop);
     }
     let stalled = wedge::block_stall(vm)?;
+    // So that there is a middle, in which another device joins and the server is killed, also where a browser takes its time.
+    station::lies("stop slow 20\n")?;
     let ended = browsing.finish(Duration::from_secs(600))?.success("the browser")?;
+    station::honest();
     stalled.forget();
     eprintln!("{javascript} JavaScript: {}", ended.text().replace('\n', "; "));
     assert_ne!(vm.pid(), before, "a fresh QEMU process");
+    vm.wait_for_ssh(Duration::from_secs(120))?;
     assert_eq!(vm.guest("dd if=/dev/zero of=/data/proof bs=4k count=4 conv=fsync")?.status, 0, "its disk works");
 
     // Done once, on the host too, and by whom.

@@ -2,6 +2,8 @@
 //! manual page and README agree; and `tests/COVERAGE.md` names only tests that exist. Needs no VM and no root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
+#[path = "binary/bans.rs"]
+mod bans;
 #[path = "binary/documents.rs"]
 mod documents;
 #[path = "binary/sources.rs"]
@@ -22,12 +24,16 @@ const CHECKS: &[Check] = &[
     ("when_the_binary_is_searched_then_it_names_neither_the_builder_s_host_nor_the_sources_folder", no_leaks),
     ("when_pve_verb_s_packages_are_counted_then_there_are_at_most_75", few_packages),
     ("when_licences_are_listed_then_each_is_allowed", licences),
+    ("when_dependencies_are_listed_then_none_that_is_banned_came_in", bans::kept),
+    ("when_a_release_is_made_then_its_version_toolchain_and_licences_are_stated", bans::rust_version),
     ("when_a_dependency_stands_in_the_workspace_then_its_reason_stands_above_it", sources::reasons),
     ("when_the_sources_are_searched_then_unsafe_is_forbidden_everywhere", sources::no_unsafe),
     ("when_a_source_file_is_measured_then_it_has_at_most_400_lines", sources::short_files),
     ("when_help_and_manual_are_compared_then_they_agree", documents::help_and_manual),
     ("when_the_readme_names_a_command_or_an_option_then_it_is_there", documents::readme),
+    ("when_the_readme_shows_a_command_of_breakglass_then_it_is_there", documents::readme_of_the_agent),
     ("when_the_usage_names_an_option_then_the_manual_has_it", documents::usage),
+    ("when_a_document_names_a_file_of_the_repository_then_it_is_there", documents::files),
     ("when_the_coverage_table_names_a_test_then_it_exists", documents::coverage),
 ];
 
@@ -121,12 +127,17 @@ fn few_packages() {
     }
 }
 
+/// What cargo says about every package that is built in, without the network.
+fn metadata() -> serde_json::Value {
+    let text =
+        output("cargo", &["metadata", "--locked", "--offline", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]);
+    serde_json::from_str(&text).unwrap()
+}
+
 fn licences() {
     let deny: toml_lines::Lines = toml_lines::array(&read("deny.toml"), "allow");
     assert!(deny.contains("MIT") && deny.contains("Apache-2.0"), "{deny:?}");
-    let text =
-        output("cargo", &["metadata", "--locked", "--offline", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]);
-    let metadata: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let metadata = metadata();
     let used: BTreeSet<&str> = metadata["resolve"]["nodes"].as_array().unwrap().iter().filter_map(|node| node["id"].as_str()).collect();
     let packages =
         metadata["packages"].as_array().unwrap().iter().filter(|package| package["id"].as_str().is_some_and(|id| used.contains(id)));

@@ -121,6 +121,11 @@ fn mode(path: &str) -> u32 {
 
 fn life(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
+    // A hardened host: passwords end after a day. For an account that has none that would be the end of every key's.
+    let terms = format!("{ROOT}/etc/login.defs");
+    let hardened = fs::read_to_string(&terms).unwrap().replace("PASS_MAX_DAYS\t99999", "PASS_MAX_DAYS\t1");
+    assert!(hardened.contains("PASS_MAX_DAYS\t1\n"));
+    fs::write(&terms, hardened).unwrap();
     let said = dpkg(&["-i", "/root/old/pve-verb.deb"])?;
     for word in ["pve-verb authorize KEY.pub --key-name NAME", "No key may break the glass."] {
         assert!(said.contains(word), "{word}: {said}");
@@ -136,8 +141,10 @@ fn life(lab: &Lab) -> Result<()> {
     let ssh = let_in(lab)?;
     let checked = inside("/usr/sbin/pve-verb", &["check"])?;
     assert_eq!(checked.status, 0, "{}", checked.text());
+    inside("/usr/bin/chage", &["-d", "2026-01-01", "breakglass"])?.success("a password of long ago")?;
     let status = ssh.call("status")?;
     assert_eq!(status.status, 0, "{} {}", status.text(), String::from_utf8_lossy(&status.stderr));
+    expires(&ssh)?;
     assert!(status.text().contains("VM 102"), "{}", status.text());
     let before = vm.pid().unwrap();
     let cycle = Told::read(ssh.call("cycle --json --reason=package")?)?.done();
@@ -179,6 +186,16 @@ fn life(lab: &Lab) -> Result<()> {
     inside("/usr/sbin/sshd", &["-t"])?.success("sshd -t after the purge")?;
     let refused = ssh.call("status")?;
     assert_eq!(refused.status, 255, "the key still lets somebody in: {}", refused.text());
+    Ok(())
+}
+
+/// An account whose password ends, as `useradd` makes it on a hardened host: sshd runs nothing for its keys, and `check` says so before.
+fn expires(ssh: &Ssh) -> Result<()> {
+    inside("/usr/bin/chage", &["-M", "1", "breakglass"])?.success("a term")?;
+    let (refused, checked) = (ssh.call("status")?, inside("/usr/sbin/pve-verb", &["check"])?);
+    assert!(refused.status != 0 && refused.receipt().is_none(), "{}", refused.text());
+    assert!(checked.status != 0 && checked.text().contains("has expired"), "{}", checked.text());
+    inside("/usr/bin/chage", &["-M", "-1", "breakglass"])?.success("no term")?;
     Ok(())
 }
 

@@ -64,7 +64,9 @@ impl Host {
         }
         host.start_sshd()?;
         // sshd takes its pidfile away before it reads its configuration anew, and writes it when it listens again.
-        let reload = "#!/bin/sh\n# Of the laboratory, which has no systemd: it knows `reload ssh`.\n\
+        let reload = "#!/bin/sh\n# Of the laboratory, which has no systemd: it knows `reload ssh` and `enable`.\n\
+            if [ \"$1\" = enable ] && [ $# = 2 ]; then\n\
+            folder=/etc/systemd/system/multi-user.target.wants; mkdir -p $folder; ln -sf ../$2.service $folder/$2.service; exit; fi\n\
             [ \"$*\" = 'reload ssh' ] || { echo 'stand-in systemctl: only reload ssh' >&2; exit 1; }\n\
             pid=$(cat /run/lab/sshd.pid) && rm /run/lab/sshd.pid && kill -HUP \"$pid\" || exit\n\
             n=0; until [ -s /run/lab/sshd.pid ]; do n=$((n + 1)); [ $n -lt 100 ] || exit 1; sleep 0.1; done\n";

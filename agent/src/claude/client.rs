@@ -13,7 +13,7 @@ use super::settings::{Credential, Settings};
 use super::stream::Stream;
 
 /// The API's version that this speaks.
-const VERSION: &str = "2026-10-21";
+pub(super) const VERSION: &str = "2026-10-21";
 /// Until the answer's head is there.
 const HEAD: Duration = Duration::from_secs(30);
 /// Between two pieces of a stream; the API pings more often.

@@ -229,6 +229,20 @@ fn what_waits_for_a_person_is_decided_once() {
     assert_eq!(waits.try_recv().unwrap(), yes);
 }
 
+#[tokio::test]
+async fn words_that_a_line_has_overtaken_are_not_said_again_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let incident = store(folder.path()).create("words", By::Human, None).unwrap();
+    let words = |text: &str| Live { task: Task(0), thinking: false, text: text.to_owned() };
+    let mut watcher = incident.watch(1);
+    incident.show(words("It is "));
+    incident.show(words("well."));
+    incident.note(Task(0), By::Model, said("It is well."));
+    incident.show(words("And now"));
+    assert!(matches!(watcher.next().await, Seen::Line(2, _)), "a line comes before words: it is what is kept");
+    assert_eq!(watcher.next().await, Seen::Live(words("And now")));
+}
+
 #[test]
 fn a_title_is_kept_without_its_secrets() {
     let folder = tempfile::tempdir().unwrap();

@@ -18,6 +18,13 @@ pub struct Live {
     pub text: String,
 }
 
+/// Words with the number of the last line before them: once a later line was given, they stand in it or are over.
+#[derive(Clone, Debug)]
+pub(super) struct Spoken {
+    pub(super) after: u64,
+    pub(super) live: Live,
+}
+
 /// What a watcher sees next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -33,7 +40,7 @@ pub struct Watcher {
     incident: Arc<Incident>,
     after: u64,
     grown: watch::Receiver<u64>,
-    live: broadcast::Receiver<Live>,
+    live: broadcast::Receiver<Spoken>,
 }
 
 impl Watcher {
@@ -65,7 +72,8 @@ impl Watcher {
                 // The sender lives in the incident, which this holds.
                 _ = self.grown.changed() => {}
                 live = self.live.recv() => match live {
-                    Ok(live) => return Seen::Live(live),
+                    Ok(spoken) if spoken.after < self.after => {}
+                    Ok(spoken) => return Seen::Live(spoken.live),
                     Err(_) => tokio::task::yield_now().await,
                 },
             }

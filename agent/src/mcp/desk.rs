@@ -134,7 +134,7 @@ impl Desk {
     ) -> Result<Given, Message> {
         let (incident, task) = self.incident(actor.as_deref())?;
         let begin = |verb, reason: &str, dry_run| {
-            let reason = Some(reason.chars().take(200).collect());
+            let reason = Some(reason.to_owned());
             incident.verb(&self.hands, task, BY, verb, Asks { actor: actor.clone(), reason, dry_run, ..Asks::default() })
         };
         match call {
@@ -286,8 +286,10 @@ impl Desk {
     /// What a verb's end gives; its files are resources from now on.
     fn given(&self, incident: &Incident, told: &VerbTold) -> Given {
         let held: Vec<Held> = told.kept.iter().map(|kept| Held { request_id: told.end.request_id.clone(), kept: kept.clone() }).collect();
-        // The first page of a bundle; the rest is in the list.
-        let links = held.iter().filter(|held| held.kept.path == "summary.txt").map(Held::resource).collect();
+        // What the findings stand on; the rest is in the list.
+        let findings = told.assessment.iter().flat_map(|assessment| &assessment.findings);
+        let named: Vec<&str> = findings.flat_map(|finding| &finding.evidence).map(String::as_str).collect();
+        let links = held.iter().filter(|held| named.contains(&held.kept.path.as_str())).map(Held::resource).collect();
         {
             let mut inner = self.inner();
             inner.held.retain(|old| held.iter().all(|new| new.uri() != old.uri()));

@@ -8,6 +8,9 @@ use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+/// Characters of a reason: what the host's record has room for.
+const MOST_REASON: usize = 200;
+
 /// What a call asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Call {
@@ -115,15 +118,17 @@ fn mutating(word: &str) -> Result<Verb, Bad> {
 
 fn reasoned(reason: String) -> Result<String, Bad> {
     if reason.trim().is_empty() {
-        Err(Bad::Arguments("A reason is required, and it was empty. Nothing ran.".to_owned()))
-    } else {
-        Ok(reason)
+        return Err(Bad::Arguments("A reason is required, and it was empty. Nothing ran.".to_owned()));
     }
+    if reason.chars().count() > MOST_REASON {
+        return Err(Bad::Arguments(format!("A reason has at most {MOST_REASON} characters. Nothing ran.")));
+    }
+    Ok(reason)
 }
 
 /// The tools as a client is told.
 pub(super) fn definitions() -> Vec<Tool> {
-    let reason = json!({ "type": "string", "minLength": 1, "maxLength": 200, "description": "Why, in one sentence: it stands in the host's record." });
+    let reason = json!({ "type": "string", "minLength": 1, "maxLength": MOST_REASON, "description": "Why, in one sentence: it stands in the host's record." });
     let mutating: Vec<Verb> = Verb::ALL.into_iter().filter(|verb| verb.mutates()).collect();
     let verb = json!({
         "type": "string", "enum": mutating.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -199,6 +204,7 @@ mod tests {
         for (tool, arguments) in [
             ("pve_status", json!({})),
             ("pve_status", json!({"reason": " "})),
+            ("pve_status", json!({"reason": "x".repeat(201)})),
             ("pve_status", json!({"reason": "x", "vmid": 103})),
             ("pve_forensics", json!({"reason": 1})),
             ("pve_plan", json!({"verb": "status", "reason": "x"})),

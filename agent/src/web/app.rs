@@ -78,6 +78,7 @@ pub struct App {
     /// What goes on in the incidents, in a few words that change with it.
     pub(super) goings: watch::Sender<String>,
     pub(super) doctor: super::doctor::Last,
+    pub(super) ready: super::files::Ready,
 }
 
 impl App {
@@ -110,6 +111,7 @@ impl App {
             streams: Arc::new(Semaphore::new(STREAMS)),
             goings: watch::channel(String::new()).0,
             doctor: super::doctor::Last::default(),
+            ready: super::files::Ready::default(),
         }))
     }
 

@@ -31,6 +31,8 @@ pub const COOKIE: &str = "breakglass-session";
 const MAX_FILE: u64 = 64 * 1024;
 /// A password that was right is not hashed again for so long: a page is several requests.
 const REMEMBERED: Duration = Duration::from_secs(300);
+/// How long a password waits until others are looked at.
+const QUEUE: Duration = Duration::from_secs(3);
 /// How many right passwords are remembered.
 const MOST_REMEMBERED: usize = 100;
 /// A session of the one-time link ends after this.
@@ -107,8 +109,10 @@ pub struct Door {
     passwords: Vec<(String, String)>,
     link: Option<Mutex<Link>>,
     remembered: Mutex<HashMap<[u8; 32], (String, Instant)>>,
-    /// Each hash takes 19 MiB and some tens of milliseconds.
+    /// Each hash takes 19 MiB and some tens of milliseconds. Names that are not there have a place of their own: who tries them takes
+    /// none from those that are.
     hashing: Semaphore,
+    guessing: Semaphore,
 }
 
 /// The one-time link and the sessions that came of it.
@@ -178,12 +182,19 @@ impl Door {
             link,
             remembered: Mutex::default(),
             hashing: Semaphore::new(2),
+            guessing: Semaphore::new(1),
         })
     }
 
     /// Whether only the one-time link lets anybody in: then only loopback may be listened on.
     pub const fn is_only_for_loopback(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Whether this is a proxy's address.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.proxies.iter().any(|network| network.contains(&peer))
     }
 
     /// Whether a browser may ask the person for a password.
@@ -237,8 +248,7 @@ impl Door {
     }
 
     fn proxied(&self, peer: IpAddr, headers: &HeaderMap, name: &HeaderName, secret: &[u8; 32]) -> Result<Who, Refused> {
-        let peer = peer.to_canonical();
-        let from_proxy = self.proxies.iter().any(|network| network.contains(&peer));
+        let from_proxy = self.is_proxy(peer);
         let shown: [u8; 32] = Sha256::digest(one(headers, &SECRET_HEADER).unwrap_or_default()).into();
         if !from_proxy || !bool::from(shown.ct_eq(secret)) {
             return Err(Refused::Forged);
@@ -264,10 +274,11 @@ impl Door {
         if let Some(who) = self.remembered(&key) {
             return Ok(who);
         }
-        let _one_of_two = self.hashing.try_acquire().map_err(|_| Refused::Busy)?;
         // A name that is not there costs as much as one that is.
-        let known =
-            self.passwords.iter().find(|(known, _)| known == name).or_else(|| self.passwords.first()).ok_or(Refused::Wrong)?.clone();
+        let there = self.passwords.iter().find(|(known, _)| known == name);
+        let places = if there.is_some() { &self.hashing } else { &self.guessing };
+        let known = there.or_else(|| self.passwords.first()).ok_or(Refused::Wrong)?.clone();
+        let _its_place = tokio::time::timeout(QUEUE, places.acquire()).await.ok().and_then(Result::ok).ok_or(Refused::Busy)?;
         let (shown_name, shown_password) = (name.to_owned(), password.to_owned());
         let right = tokio::task::spawn_blocking(move || {
             let hash = PasswordHash::new(&known.1).ok()?;

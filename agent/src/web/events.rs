@@ -27,6 +27,9 @@ const WAITING: usize = 16;
 /// Between two looks at a log that another process writes.
 const POLL: Duration = Duration::from_secs(2);
 
+/// How much of such a log is held at once for one who watches.
+const AT_ONCE: usize = 256 * 1024;
+
 /// Between two looks at what goes on in the incidents, while somebody is on the first screen.
 const GOINGS: Duration = Duration::from_secs(1);
 
@@ -195,16 +198,24 @@ async fn followed(app: Arc<App>, id: IncidentId, mut after: u64, tell: Tell) {
                     let _gone_too = tell.send(Ok(Event::default().event("gone").data("The incident was removed."))).await;
                     return;
                 };
-                if one.facts.lines <= after {
-                    continue;
-                }
-                let mut grown = Vec::new();
-                let _what_can_be_read_is_told = app.store.lines(&id, after + 1, |line, text| grown.push((line.n, text.to_owned())));
-                for (n, text) in grown {
+                // A long log is told a piece at a time: what waits for a slow reader stays small.
+                while one.facts.lines > after {
+                  let (mut grown, mut bytes, from) = (Vec::new(), 0, after);
+                  let _what_can_be_read_is_told = app.store.lines(&id, after + 1, |line, text| {
+                    if bytes < AT_ONCE {
+                        bytes += text.len();
+                        grown.push((line.n, text.to_owned()));
+                    }
+                  });
+                  for (n, text) in grown {
                     after = n;
                     if tell.send(Ok(Event::default().id(n.to_string()).event("line").data(text))).await.is_err() {
                         return;
                     }
+                  }
+                  if after == from {
+                      break;
+                  }
                 }
             }
         }

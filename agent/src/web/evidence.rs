@@ -14,14 +14,21 @@ use sha2::{Digest, Sha256};
 
 use super::app::App;
 use super::auth::Who;
+use super::home::capital;
 use super::run::{File, Run};
+use super::send::{self, Piece};
 use super::shell::{self, Fresh, ago, lines, page, plain, size, time};
 use super::{story, tar};
 
 /// In the list.
 const MOST: usize = 60;
-/// A file that is shown in the page is not longer.
+/// Of a file so much is looked at to show it.
 const SHOWN: u64 = 200_000;
+/// What of it stands in the page, of its beginning and of its end: as long as it is there, and no phone waits for more.
+const FIRST: usize = 8_000;
+const LAST: usize = 20_000;
+/// No manifest is longer.
+const MANIFEST: u64 = 4 << 20;
 
 /// `GET /evidence`.
 pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<Who>) -> Response {
@@ -41,7 +48,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<
                         a.row-link href={ "/evidence/" (run.id) } {
                             @let signed = run.end.as_ref().is_some_and(|end| end.receipt.is_some());
                             span.pill .good[signed] .unknown[!signed] { @if signed { "receipt valid" } @else { "not proved" } }
-                            b { (run.verb) @if let Some(judged) = &run.judged { ": " (judged.code) } }
+                            b { (capital(run.verb)) @if let Some(judged) = &run.judged { ": " (judged.code) } }
                             small { (ago(run.asked)) ", " (time(run.asked)) " · " (run.files.len()) " files, " (size(run.files.iter().map(|file| file.bytes).sum())) }
                         }
                     }
@@ -72,10 +79,17 @@ fn hash(bytes: &[u8]) -> Sha256Hex {
     Sha256Hex::from_bytes(Sha256::digest(bytes).into())
 }
 
+/// The same of a file, piece by piece.
+fn hash_of(path: &std::path::Path) -> Option<Sha256Hex> {
+    let (mut file, mut hashed) = (std::fs::File::open(path).ok()?, Sha256::new());
+    std::io::copy(&mut file, &mut hashed).ok()?;
+    Some(Sha256Hex::from_bytes(hashed.finalize().into()))
+}
+
 fn proof(app: &App, run: &Run) -> Proof {
     let Some(body) = run.end.as_ref().and_then(|end| end.receipt.as_ref()) else { return Proof::Nothing };
-    let bytes = |name: &str| run.files.iter().find(|file| file.path == name).and_then(|file| std::fs::read(path_of(app, run, file)?).ok());
-    let Some(manifest) = bytes("manifest.json") else { return Proof::Receipt };
+    let manifest = run.files.iter().find(|file| file.path == "manifest.json").and_then(|file| read(&path_of(app, run, file)?, MANIFEST));
+    let Some(manifest) = manifest else { return Proof::Receipt };
     if body.manifest_sha256.as_ref() != Some(&hash(&manifest)) {
         return Proof::Differs("manifest.json is not the one that the receipt names".to_owned());
     }
@@ -84,7 +98,7 @@ fn proof(app: &App, run: &Run) -> Proof {
         stated.subject.iter().map(|one| (one.name.as_str(), one.digest.get("sha256"))).collect();
     for file in &run.files {
         if let Some(wanted) = stated.get(file.path.as_str())
-            && bytes(&file.path).map(|bytes| hash(&bytes)).as_ref() != *wanted
+            && path_of(app, run, file).and_then(|path| hash_of(&path)).as_ref() != *wanted
         {
             return Proof::Differs(format!("{} is not as the manifest says", file.path));
         }
@@ -101,7 +115,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>, Extension(who): Extensio
         groups.entry(file.path.split_once('/').map_or("bundle", |(group, _)| group)).or_default().push(file);
     }
     let body = html! {
-        p.eyebrow { (run.verb) ", " (time(run.asked)) " (" (ago(run.asked)) ")" }
+        p.eyebrow { (capital(run.verb)) ", " (time(run.asked)) " (" (ago(run.asked)) ")" }
         h1 { "Evidence" @if let Some(judged) = &run.judged { ": " (judged.code) } }
         section.card {
             h2 { "Summary" }
@@ -114,7 +128,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>, Extension(who): Extensio
             (proved(&app, &run))
             div.row {
                 a.button.primary href={ "/evidence/" (run.id) "/tar" } download { "Download tar" }
-                a.button href={ "/runs/" (run.id) } { "The verb" }
+                a.button href={ "/runs/" (run.id) } { "How it went" }
                 a.button href={ "/incidents/" (run.incident) } { "The incident" }
             }
         }
@@ -195,16 +209,28 @@ pub(super) async fn shown(
     }
     let Some((run, file, path)) = found(&app, &id, &name) else { return nothing() };
     let raw = format!("/artifacts/{}/{}", run.id, file.path);
-    let text = read(&path, SHOWN).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let text = if name.ends_with(".json") { pretty(&text) } else { text };
+    let whole = read(&path, SHOWN).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let whole = lines(&if name.ends_with(".json") { pretty(&whole) } else { whole });
+    let first = shell::fit(&whole, FIRST + LAST);
+    // What is longer is told by its beginning and its end: of a log it is the end that one looks for.
+    let both = (first.len() < whole.len() || file.bytes > SHOWN).then(|| {
+        let end = if file.bytes > SHOWN { tail(&path, file.bytes).map(|text| lines(&text)) } else { None };
+        (shell::fit(&whole, FIRST).to_owned(), shell::fit_end(end.as_deref().unwrap_or(&whole), LAST).to_owned())
+    });
     let body = html! {
         p.eyebrow { a href={ "/evidence/" (run.id) } { "Evidence" } " of " (run.verb) ", " (time(run.asked)) }
         h1 { code { (file.path) } }
         section.card {
             @if name.ends_with(".png") { figure { img src=(raw) alt="What the VM's screen showed"; } }
             @else {
-                @if file.bytes > SHOWN { p.note { "Its first " (size(SHOWN)) " of " (size(file.bytes)) "." } }
-                pre tabindex="0" { (lines(&text)) }
+                @match &both {
+                    None => pre tabindex="0" { (whole) },
+                    Some((first, last)) => {
+                        pre tabindex="0" { (first) }
+                        p.note { "What is between is left out: the whole file, " (size(file.bytes)) ", is the download." }
+                        pre tabindex="0" { (last) }
+                    },
+                }
             }
             p { a.button href=(raw) download { "Download (" (size(file.bytes)) ")" } }
         }
@@ -224,6 +250,16 @@ fn read(path: &std::path::Path, most: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// The end of a long file.
+fn tail(path: &std::path::Path, bytes: u64) -> Option<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(path).ok()?;
+    file.seek(SeekFrom::Start(bytes.saturating_sub(LAST as u64))).ok()?;
+    let mut text = Vec::new();
+    file.take(LAST as u64).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// `GET /artifacts/{request id}/{*path}`: a file as it is.
 pub(super) async fn raw(State(app): State<Arc<App>>, Path((id, name)): Path<(String, String)>) -> Response {
     sent(found(&app, &id, &name).map(|(.., path)| path), &name)
@@ -231,14 +267,17 @@ pub(super) async fn raw(State(app): State<Arc<App>>, Path((id, name)): Path<(Str
 
 /// A file of somebody else's, so that no browser runs anything in it: a picture where it is one, else plain text, and never a page.
 pub(super) fn sent(path: Option<PathBuf>, name: &str) -> Response {
-    let Some(bytes) = path.and_then(|path| std::fs::read(path).ok()) else { return nothing() };
-    let kind = if name.ends_with(".png") && bytes.starts_with(b"\x89PNG\r\n\x1a\n") { "image/png" } else { "text/plain; charset=utf-8" };
+    let Some((path, bytes)) = path.and_then(|path| Some((send::length(&path)?, path))).map(|(bytes, path)| (path, bytes)) else {
+        return nothing();
+    };
+    let is_png = name.ends_with(".png") && read(&path, 8).is_some_and(|first| first == b"\x89PNG\r\n\x1a\n");
+    let kind = if is_png { "image/png" } else { "text/plain; charset=utf-8" };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox")),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600")),
     ];
-    (headers, bytes).into_response()
+    (headers, send::all(vec![Piece::File(path, bytes)])).into_response()
 }
 
 /// All files of a run, with its receipt.
@@ -249,17 +288,23 @@ fn packed(app: &App, id: &str) -> Response {
         .as_ref()
         .and_then(|end| end.receipt.as_ref()?.bundle.as_ref().map(ToString::to_string))
         .unwrap_or_else(|| run.id.to_string());
-    let mut packed = tar::Tar::new(run.asked.unix_ms() / 1000);
+    let mut pieces = Vec::new();
+    let mut put = |path: &str, bytes: u64, piece: Piece| {
+        if let Some(head) = tar::head(&format!("{name}/{path}"), bytes, run.asked.unix_ms() / 1000) {
+            pieces.extend([Piece::Bytes(head), piece, Piece::Bytes(tar::padding(bytes))]);
+        }
+    };
     for file in &run.files {
-        if let Some(bytes) = path_of(app, &run, file).and_then(|path| std::fs::read(path).ok()) {
-            packed.put(&format!("{name}/{}", file.path), &bytes);
+        if let Some((path, bytes)) = path_of(app, &run, file).and_then(|path| Some((path.clone(), send::length(&path)?))) {
+            put(&file.path, bytes, Piece::File(path, bytes));
         }
     }
     if let Some(line) = super::receipts::line_of(app, &run.id) {
-        packed.put(&format!("{name}/receipt.ndjson"), &line);
+        put("receipt.ndjson", line.len() as u64, Piece::Bytes(line));
     }
+    pieces.push(Piece::Bytes(tar::end()));
     let disposition =
         HeaderValue::try_from(format!("attachment; filename=\"{name}.tar\"")).unwrap_or_else(|_| HeaderValue::from_static("attachment"));
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar")), (header::CONTENT_DISPOSITION, disposition)], packed.end())
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar")), (header::CONTENT_DISPOSITION, disposition)], send::all(pieces))
         .into_response()
 }

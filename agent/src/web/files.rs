@@ -1,11 +1,11 @@
 //! What is compiled in: the style sheet, the module, the icons; and what says whether the program is alive.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use proto::Message;
 use rust_embed::RustEmbed;
@@ -17,6 +17,11 @@ use super::shell;
 
 /// How long the keyholder may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long readiness is not examined again.
+const KNOWN: Duration = Duration::from_secs(1);
+
+/// What was found, and when.
+pub(super) type Ready = tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>;
 
 #[derive(RustEmbed)]
 #[folder = "assets/"]
@@ -78,6 +83,19 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn ready(app: &App) -> Result<(), String> {
+    // Anybody may ask: who asks at once with others, or right after them, is told the same.
+    let mut last = app.ready.lock().await;
+    if let Some((at, known)) = &*last
+        && at.elapsed() < KNOWN
+    {
+        return known.clone();
+    }
+    let now = examine(app).await;
+    *last = Some((Instant::now(), now.clone()));
+    now
+}
+
+async fn examine(app: &App) -> Result<(), String> {
     let probe = app.state.join(".ready");
     let written = std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe));
     written.map_err(|error| format!("the state folder can't be written: {error}"))?;
@@ -90,7 +108,11 @@ async fn ready(app: &App) -> Result<(), String> {
 }
 
 /// `GET /link/{secret}`: the one-time link becomes a session.
-pub(super) async fn link(State(app): State<Arc<App>>, Path(secret): Path<String>) -> Response {
+pub(super) async fn link(State(app): State<Arc<App>>, method: Method, Path(secret): Path<String>) -> Response {
+    // What only looks whether there is something, as a preview does, does not spend it.
+    if method != Method::GET {
+        return StatusCode::NO_CONTENT.into_response();
+    }
     let Some(session) = app.door.follow_link(&secret) else {
         let said = Message::new("This link was used before, or is not the newest.", "Start breakglass serve again for another.");
         return shell::refusal(StatusCode::FORBIDDEN, &said, false);

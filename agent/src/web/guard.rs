@@ -36,8 +36,9 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut named = None;
+    let json = accepts_json(request.headers());
     let mut answer = match admit(&app, request, &mut named).await {
-        Ok(request) => next.run(request).await,
+        Ok(request) => paged(next.run(request).await, json || named.as_ref().is_some_and(is_machine)),
         Err(refused) => refused,
     };
     for (name, value) in origin::HEADERS {
@@ -54,6 +55,33 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
         tracing::info!(event = "http", %method, path = proto::escape_cut(path.as_bytes(), 200), status, ms, who, how);
     }
     answer
+}
+
+/// What refuses before a route does it in a bare line of text: the same as a page, with what to do.
+fn paged(answer: Response, json: bool) -> Response {
+    let bare = |value: &header::HeaderValue| value.as_bytes().starts_with(b"text/plain");
+    let kind = answer.headers().get(header::CONTENT_TYPE);
+    if !answer.status().is_client_error() || answer.headers().contains_key(header::CONTENT_SECURITY_POLICY) || !kind.is_none_or(bare) {
+        return answer;
+    }
+    let (status, what, next) = match answer.status() {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            (StatusCode::METHOD_NOT_ALLOWED, "This page can't be asked in that way.", "Go to the first screen.")
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => (StatusCode::PAYLOAD_TOO_LARGE, "That was longer than 64 KiB.", "Say it in fewer words."),
+        StatusCode::REQUEST_TIMEOUT => {
+            (StatusCode::REQUEST_TIMEOUT, "It did not come or answer in time.", "Look on the first screen what is so now.")
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            (StatusCode::UNSUPPORTED_MEDIA_TYPE, "That was no form.", "Send application/x-www-form-urlencoded: see /openapi.json.")
+        }
+        status => (status, "What was asked has another form than this page knows.", "Go to the first screen; machines: see /openapi.json."),
+    };
+    let mut paged = shell::refusal(status, &Message::new(what, next), json);
+    if let Some(allowed) = answer.headers().get(header::ALLOW) {
+        paged.headers_mut().insert(header::ALLOW, allowed.clone());
+    }
+    paged
 }
 
 /// Lets a request in, with who asks in it.

@@ -14,7 +14,7 @@ use super::app::App;
 use super::auth::Who;
 use super::look::{Known, Look};
 use super::run::{Run, newest_screen};
-use super::shell::{self, Fresh, Held, aged, ago, page, plain, time};
+use super::shell::{self, Fresh, Held, aged, page, plain, time};
 use super::tokens::About;
 use crate::incident::Summary;
 
@@ -44,6 +44,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
             (state(&look, true))
         }
         section.verbs #verbs data-live aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
+        div #weak data-live { @if let Ok(known) = &look.seen { (weak(known)) } }
         div #picture data-live { (picture(&app)) }
         (talk(&app, &who, &held))
         div #recent data-live { (recent(&app, &all)) }
@@ -117,16 +118,19 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 (head("Host silent"))
                 p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
                 p { (plain(&said.what)) }
+                @if let Some((last, known)) = look.last.as_ref().and_then(|last| Some((last, last.seen.as_ref().ok()?))) {
+                    p { "Last seen " (aged(last.at)) ": " b { (headline(known)) } ", " (known.state()) ". Nobody knows whether it still is so." }
+                }
                 p.advice { (plain(&said.next)) }
             }
         },
         Ok(known) => html! {
             section class={ "card state " (tone(known)) } {
-                p.eyebrow { "VM " (known.body.vmid) " on " (plain(&known.body.node)) " · " (known.state()) }
+                p.eyebrow { "VM " (known.body.vmid) " on " (plain(&known.body.node)) " · " span.whole { (known.state()) ", seen " (aged(look.at)) } }
                 (head(headline(known)))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
-                    span.whole { (time(look.since)) } " " span.whole { "(" (aged(look.since)) ")" } " · " span.whole { "looked " (aged(look.at)) }
+                    span.whole { (time(look.since)) } " " span.whole { "(" (aged(look.since)) ")" }
                 }
                 p { (plain(known.judged.as_ref().map_or(known.body.message.what.as_str(), |judged| judged.sentence.as_str()))) }
                 @if let Some(judged) = &known.judged {
@@ -145,20 +149,19 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                         }
                     }
                 }
-                (weak(known))
+                @if known.body.witness.as_ref().is_some_and(|witness| witness.ok == Some(false)) {
+                    p.note.bad { b { "The host's log does not contain the newest receipt held here." } " It was rolled back or replaced: look at " a href="/receipts" { "the receipts" } "." }
+                }
+                @if !first { (weak(known)) }
             }
         },
     }
 }
 
-/// What is weaker than it should be.
+/// What is weaker than it should be. On the first screen it stands below the buttons: it is no reason not to press one.
 fn weak(known: &Known) -> Markup {
     let unreviewed = known.body.unreviewed.unwrap_or_default();
-    let rolled_back = known.body.witness.as_ref().is_some_and(|witness| witness.ok == Some(false));
     html! {
-        @if rolled_back {
-            p.note.bad { b { "The host's log does not contain the newest receipt held here." } " It was rolled back or replaced: look at " a href="/receipts" { "the receipts" } "." }
-        }
         @for one in &known.body.degraded { p.note { "Weaker than it should be: " (plain(one)) } }
         @if unreviewed > 0 { p.note { (unreviewed) @if unreviewed == 1 { " use is" } @else { " uses are" } " not reviewed on the host." } }
     }
@@ -212,7 +215,7 @@ fn picture(app: &Arc<App>) -> Markup {
             @if let Some((run, file)) = newest_screen(app) {
                 figure {
                     a href={ "/evidence/" (run.id) } { img src={ "/artifacts/" (run.id) "/" (file.path) } alt="What the VM's screen showed" loading="lazy"; }
-                    figcaption { "From the evidence of " (run.verb) ", " (ago(run.asked)) ". Forensics takes a new one." }
+                    figcaption { "From the evidence of " (run.verb) ", " (aged(run.asked)) ". Forensics takes a new one." }
                 }
             } @else {
                 p.quiet { "No picture yet: Forensics takes two, and keeps them with the evidence." }

@@ -14,12 +14,12 @@ use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
 use super::press::person;
-use super::shell::{self, Fresh, ago, page, plain, see_other};
+use super::shell::{self, Fresh, aged, page, plain, see_other};
 use super::tokens::About;
 use crate::incident::{By, Decision, Incident, IncidentId, Summary, What};
 
 /// How many stand in the list.
-const MOST: usize = 100;
+const MOST: usize = 60;
 /// A sentence is not longer.
 const MAX_TEXT: usize = 8000;
 
@@ -38,7 +38,7 @@ pub(super) fn row(app: &App, one: &Summary) -> Markup {
                 span class={ "pill " (class) } { (word) }
                 b { (plain(one.facts.title.get(..one.facts.title.floor_char_boundary(120)).unwrap_or_default())) }
                 small {
-                    @if let Some(at) = one.facts.opened { (ago(at)) }
+                    @if let Some(at) = one.facts.opened { (aged(at)) }
                     @let changes = one.facts.runs.iter().filter(|(_, verb, _)| verb.mutates()).count();
                     @if changes > 0 { " · " (changes) @if changes == 1 { " change" } @else { " changes" } }
                     @if one.facts.spent.usd > 0.0 { " · $" (format!("{:.2}", one.facts.spent.usd)) }
@@ -181,14 +181,14 @@ pub(super) async fn act(
         _ => return none(json),
     };
     let Some(id) = id.parse::<IncidentId>().ok().filter(|id| app.store.folder(id).is_some()) else { return none(json) };
-    let incident = match app.store.resume(&id) {
-        Ok(incident) => incident,
-        Err(said) => return shell::refusal(StatusCode::CONFLICT, &said, json),
-    };
     let purpose = about(&who, &what, Some(&id));
     if let Err(again) = spend(&app, &who, &purpose, &said, &format!("/incidents/{id}/{what}"), json) {
         return again;
     }
+    let incident = match app.store.resume(&id) {
+        Ok(incident) => incident,
+        Err(said) => return shell::refusal(StatusCode::CONFLICT, &said, json),
+    };
     if let Err(said) = done(&app, &incident, &who, does, &said) {
         return shell::refusal(StatusCode::CONFLICT, &said, json);
     }

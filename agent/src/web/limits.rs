@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How many are remembered; beyond, the ones that are full again are forgotten, and then the rest.
+/// How many are remembered; beyond, the ones that are full again are forgotten, then those that have any left, then the rest.
 const MOST: usize = 10_000;
 
 /// Buckets that fill up with time.
@@ -37,6 +37,10 @@ impl<K: Eq + Hash> Limit<K> {
         };
         if buckets.len() >= MOST {
             buckets.retain(|_, (left, since)| filled(*left, *since) < self.most);
+        }
+        // Rather those that have most left: who has used up a bucket must not get another by a flood of names.
+        if buckets.len() >= MOST {
+            buckets.retain(|_, (left, since)| filled(*left, *since) < 1.0);
         }
         if buckets.len() >= MOST {
             buckets.clear();
@@ -81,6 +85,19 @@ mod tests {
         assert_eq!(limit.take_at("bert", start), Ok(()));
         assert_eq!(limit.take_at("anna", start + Duration::from_secs(10)), Ok(()));
         assert!(limit.take_at("anna", start + Duration::from_secs(11)).is_err());
+    }
+
+    #[test]
+    fn who_has_used_up_a_bucket_does_not_get_another_by_a_flood_of_names() {
+        let limit = Limit::new(3, Duration::from_secs(10));
+        let now = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(limit.take_at(0, now), Ok(()));
+        }
+        for n in 1..30_000 {
+            let _taken = limit.take_at(n, now);
+        }
+        assert!(limit.take_at(0, now).is_err());
     }
 
     #[test]

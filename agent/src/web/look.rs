@@ -32,6 +32,8 @@ pub struct Look {
     pub at_least: bool,
     /// What was seen; or why nothing was.
     pub seen: Result<Known, Message>,
+    /// Where nothing was: the last look that saw something.
+    pub last: Option<Arc<Self>>,
     key: String,
 }
 
@@ -106,7 +108,7 @@ impl Looks {
     pub fn new(state: &Path) -> Self {
         let at = now();
         let none = Message::new("The host has not been asked yet.", "Wait a moment.");
-        let (latest, _) = watch::channel(Arc::new(Look { at, since: at, at_least: true, seen: Err(none), key: String::new() }));
+        let (latest, _) = watch::channel(Arc::new(Look { at, since: at, at_least: true, seen: Err(none), last: None, key: String::new() }));
         Self { latest, wanted: Notify::new(), interest: AtomicU64::new(0), file: state.join("look.json") }
     }
 
@@ -147,8 +149,10 @@ impl Looks {
     /// Shows a look. Silence has a beginning of its own, and ends without forgetting since when it was as it was before it.
     fn tell(&self, at: Timestamp, seen: Result<Known, Message>, before: &mut Option<Since>, silent: &mut Option<Timestamp>) {
         let known = seen.as_ref().map_or_else(|_| self.latest().key.clone(), Known::key);
-        let mut look = Look { at, since: at, at_least: false, seen, key: known };
+        let mut look = Look { at, since: at, at_least: false, seen, last: None, key: known };
         if look.seen.is_err() {
+            let before = self.latest();
+            look.last = if before.seen.is_ok() { Some(before) } else { before.last.clone() };
             look.since = *silent.get_or_insert(at);
             self.latest.send_replace(Arc::new(look));
             return;
@@ -207,10 +211,7 @@ impl Looks {
 }
 
 fn silence() -> Message {
-    Message::new(
-        format!("The host has given no answer for {} s.", SILENT.as_secs()),
-        "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.",
-    )
+    Message::new("The host gives no answer.", "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.")
 }
 
 /// One `status`, to its end.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::FormRejection;
+use axum::extract::rejection::{FormRejection, PathRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -46,13 +46,18 @@ fn about(who: &Who, verb: Verb, look: &Look) -> About {
 pub(super) async fn confirm(
     State(app): State<Arc<App>>,
     Extension(who): Extension<Who>,
-    Path(verb): Path<Verb>,
+    verb: Result<Path<Verb>, PathRejection>,
     Query(press): Query<Press>,
     headers: HeaderMap,
 ) -> Response {
+    let Ok(Path(verb)) = verb else { return no_verb(wants_json(&headers, &who)) };
     app.looks.interest();
     let look = app.looks.fresh(RECENT, WAIT).await;
     ask(&app, &who, verb, &press, &look, None, wants_json(&headers, &who))
+}
+
+fn no_verb(json: bool) -> Response {
+    shell::refusal(StatusCode::NOT_FOUND, &Message::new("There is no such verb.", "The six are on the first screen."), json)
 }
 
 /// The question.
@@ -88,11 +93,15 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
                 input type="hidden" name="token" value=(token);
                 @if let Some(incident) = &press.incident { input type="hidden" name="incident" value=(incident); }
                 label for="reason" { "Why (for the record)" }
-                input #reason type="text" name="reason" maxlength="200" value=(shell::plain(&reason)) autocomplete="off";
+                // Not a field of one line: the "go" of a phone's keyboard would send the form.
+                textarea #reason name="reason" rows="1" maxlength="200" autocomplete="off" { (shell::plain(&reason)) }
                 button.primary.danger.wide type="submit" { (capital(verb)) " now" }
-                label.check { input type="checkbox" name="dry_run" value="yes"; " only plan it: take evidence, change nothing" }
+                div.row {
+                    a.button href="/" { "Not now" }
+                    button type="submit" name="dry_run" value="yes" { "Only plan it" }
+                }
             }
-            p { a.button.wide href="/" { "Not now" } }
+            p.quiet { "Evidence is taken first, either way. A plan changes nothing." }
         }
         h2.over { "As it looks now" }
         (state(look, false))
@@ -114,10 +123,11 @@ const fn what_it_does(verb: Verb) -> &'static str {
 pub(super) async fn press(
     State(app): State<Arc<App>>,
     Extension(who): Extension<Who>,
-    Path(verb): Path<Verb>,
+    verb: Result<Path<Verb>, PathRejection>,
     headers: HeaderMap,
     form: Result<Form<Press>, FormRejection>,
 ) -> Response {
+    let Ok(Path(verb)) = verb else { return no_verb(wants_json(&headers, &who)) };
     let press = match form {
         Ok(Form(press)) => press,
         // A machine may send no body at all where none is needed.
@@ -151,7 +161,7 @@ fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(Reques
     incident.write(task, By::Human, What::Button { verb, request_id: request_id.clone(), actor: Some(actor.clone()) })?;
     let asks = Asks {
         actor: Some(actor),
-        reason: press.reason.clone().filter(|reason| !reason.trim().is_empty()),
+        reason: press.reason.as_deref().map(one_line).filter(|reason| !reason.is_empty()),
         dry_run: press.dry_run.is_some() && verb.mutates(),
         request_id: Some(request_id.clone()),
         ..Asks::default()
@@ -159,6 +169,11 @@ fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(Reques
     let running = incident.verb(&app.hands, task, By::Human, verb, asks)?;
     tokio::spawn(settle(Arc::clone(app), Arc::clone(&incident), running));
     Ok((request_id, incident.id().clone()))
+}
+
+/// A reason as records show it, however many lines it was typed in.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A person in records: the name, and how it is known.
@@ -169,13 +184,17 @@ pub(super) fn person(who: &Who) -> String {
 /// Waits for a verb's end, looks until the VM is well or has had its time, and says so in the incident.
 async fn settle(app: Arc<App>, incident: Arc<Incident>, running: Running<VerbTold>) {
     let ended = running.end().await;
+    let over = crate::incident::now();
     app.looks.want();
     let mutated =
         ended.as_ref().is_ok_and(|told| told.verb.mutates() && told.end.checked.as_ref().is_ok_and(|proved| !proved.body().dry_run));
     let mut hear = app.looks.hear();
     for _ in 0..if mutated { LOOKS } else { 0 } {
         let _in_time = tokio::time::timeout(APART, hear.changed()).await;
-        if app.looks.latest().is_healthy() || incident.facts().running.iter().any(|pending| pending.verb.mutates()) {
+        // A look that began before the end says nothing of what came of it.
+        if (app.looks.latest().at >= over && app.looks.latest().is_healthy())
+            || incident.facts().running.iter().any(|pending| pending.verb.mutates())
+        {
             break;
         }
         tokio::time::sleep(APART).await;

@@ -70,6 +70,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<
                 None => p.quiet { "No receipt that names a record is kept yet." },
             }
             @match witness {
+                None if found.as_ref().is_none_or(|found| found.newest.is_none()) => {},
                 Some(true) => p.note.good { b { "The log contains it. " } "The host signed that " (ago(look.at)) "." },
                 Some(false) => p.note.bad { b { "The log does NOT contain it. " } "It was rolled back or replaced: keep the state folder, and run breakglass receipts verify." },
                 None => p.note { "The host has not been asked yet whether its log contains it, or could not tell in time." },

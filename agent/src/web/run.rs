@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use proto::{Assessment, Body, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepOutcome, Timestamp, Verb};
+use proto::{
+    Assessment, Body, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepName, StepOutcome, Timestamp, Verb,
+};
 
 use super::app::App;
 use crate::incident::{By, IncidentId, Line, Summary, What};
@@ -226,18 +228,34 @@ impl Run {
             return word(end.tone(), end).to_owned();
         }
         if self.again.is_some() {
-            return "connection lost, asking again".to_owned();
+            return "Connection lost, asking again".to_owned();
         }
         match self.steps.last() {
             Some((_, step)) => match step.outcome {
-                StepOutcome::Started => format!("{} …", super::shell::word(&step.name)),
-                _ => format!("{} {}", super::shell::word(&step.name), super::shell::word(&step.outcome)),
+                StepOutcome::Started => step_words(step.name).to_owned(),
+                StepOutcome::Done => format!("{}: done", step_words(step.name)),
+                outcome => format!("{}: {}", step_words(step.name), super::shell::word(&outcome)),
             },
-            None if self.preserved.is_some() => "evidence is safe".to_owned(),
-            None if !self.probes.is_empty() => format!("capturing evidence: {}", self.probes.len()),
-            None if self.node.is_some() => "the host takes it".to_owned(),
-            None => "asking the host".to_owned(),
+            None if self.preserved.is_some() => "Evidence is safe".to_owned(),
+            None if !self.probes.is_empty() => format!("Taking evidence: {} pieces", self.probes.len()),
+            None if self.node.is_some() => "The host has it".to_owned(),
+            None => "Asking the host".to_owned(),
         }
+    }
+}
+
+/// What a step is about, for somebody who does not know `qm`; the list of steps has its own name.
+const fn step_words(name: StepName) -> &'static str {
+    match name {
+        StepName::Preflight => "Checking what is in the way",
+        StepName::Kill => "Ending the old QEMU",
+        StepName::QmStop => "Stopping the VM",
+        StepName::QmStart => "Starting the VM",
+        StepName::SystemReset => "Restarting the guest",
+        StepName::Resume => "Resuming the VM",
+        StepName::Cleanup => "Clearing up what was left",
+        StepName::Takeover => "Taking over from a verb that died",
+        StepName::Observe => "Looking whether it worked",
     }
 }
 

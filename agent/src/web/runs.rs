@@ -15,7 +15,7 @@ use super::auth::Who;
 use super::guard::wants_json;
 use super::home::{capital, left, state};
 use super::run::{End, Run, Tone, word};
-use super::shell::{self, Fresh, ago, by, page, plain, time};
+use super::shell::{self, Fresh, aged, by, page, plain, time};
 use crate::incident::now;
 
 /// `GET /runs/{request id}`.
@@ -102,7 +102,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
     let advised = look.seen.as_ref().ok().and_then(super::look::Known::advised);
     html! {
         section class={ "card outcome " (tone.class()) } {
-            p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (ago(end.at)) ")" }
+            p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (aged(end.at)) ")" }
             h1.headline { (word(tone, end)) }
             p { (plain(&end.said.what)) }
             p.advice { b { "Next: " } (plain(&end.said.next)) }

@@ -1,8 +1,10 @@
 //! `breakglass serve`: listens, with bounds on everything that a stranger can make it hold.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, Write};
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
@@ -24,6 +26,8 @@ use crate::incident::Store;
 
 /// Connections at once; who comes then waits until one ends, which an idle one does soon.
 const CONNECTIONS: usize = 512;
+/// Of these so many of one address that is no proxy's: the rest is for everybody else.
+const OF_ONE: usize = 256;
 /// A request's head, and the pause between two requests of a connection.
 const HEAD: Duration = Duration::from_secs(15);
 /// A connection ends after this, whatever goes on in it: event streams resume by themselves.
@@ -89,10 +93,42 @@ pub fn serve(config: &Config) -> Result<(), Message> {
     })
 }
 
+/// How many connections each address has.
+type Seats = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One of them; given back when it is dropped.
+struct Seat(Seats, IpAddr);
+
+impl Seat {
+    /// Behind a proxy is everybody: it has no bound but the one of all.
+    fn take(seats: &Seats, address: IpAddr, proxy: bool) -> Option<Self> {
+        let mut all = seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = all.entry(address).or_insert(0);
+        if *held >= OF_ONE && !proxy {
+            return None;
+        }
+        *held += 1;
+        Some(Self(Arc::clone(seats), address))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut held) = all.entry(self.1) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+    }
+}
+
 /// Takes connections until told to stop.
 pub async fn listen(app: &Arc<App>, listener: &TcpListener, stop: impl Future<Output = ()>) {
     let routes = super::routes(app);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let seats = Seats::default();
     let mut all = JoinSet::new();
     tokio::pin!(stop);
     loop {
@@ -113,10 +149,11 @@ pub async fn listen(app: &Arc<App>, listener: &TcpListener, stop: impl Future<Ou
                 }
             },
         };
+        let Some(seat) = Seat::take(&seats, peer.ip().to_canonical(), app.door.is_proxy(peer.ip())) else { continue };
         let routes = routes.clone();
         all.spawn(async move {
             let _in_its_time = tokio::time::timeout(LIFE, connection(stream, peer, routes)).await;
-            drop(place);
+            drop((place, seat));
         });
     }
     // Streams have no end of their own.

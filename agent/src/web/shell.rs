@@ -67,7 +67,7 @@ pub(super) fn page(title: &str, place: &str, who: Option<&Who>, fresh: &Fresh, b
             body data-now=(now().unix_ms()) data-stream=[fresh.stream.as_deref()] {
                 a.skip href="#main" { "To the content" }
                 header.top {
-                    a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; "Breakglass" }
+                    a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; span { "Breakglass" } }
                     nav aria-label="Pages" {
                         @for (href, name) in PLACES {
                             @if href == place { a href=(href) aria-current="page" { (name) } } @else { a href=(href) { (name) } }
@@ -101,6 +101,8 @@ fn title(status: StatusCode) -> &'static str {
         StatusCode::UNAUTHORIZED => "Who are you?",
         StatusCode::FORBIDDEN => "Not from here",
         StatusCode::NOT_FOUND => "Not here",
+        StatusCode::PAYLOAD_TOO_LARGE => "Too long",
+        StatusCode::REQUEST_TIMEOUT => "Too slow",
         StatusCode::TOO_MANY_REQUESTS => "Too much at once",
         StatusCode::SERVICE_UNAVAILABLE => "Not now",
         StatusCode::CONFLICT => "Not any more",
@@ -118,13 +120,44 @@ pub(super) fn lines(text: &str) -> String {
     text.lines().map(|line| plain(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
 }
 
-/// A model's words: what it marks as bold or as code is drawn so; whatever else it marks stays as it is.
+/// How long a character is in a page.
+const fn drawn(c: char) -> usize {
+    match c {
+        '<' | '>' => 4,
+        '&' => 5,
+        '"' => 6,
+        c => c.len_utf8(),
+    }
+}
+
+/// As much of a text's beginning as takes so many bytes in a page.
+pub(super) fn fit(text: &str, most: usize) -> &str {
+    let mut sum = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        sum += drawn(*c);
+        sum > most
+    });
+    &text[..end.map_or(text.len(), |(at, _)| at)]
+}
+
+/// The same of its end.
+pub(super) fn fit_end(text: &str, most: usize) -> &str {
+    let mut sum = 0;
+    let begin = text.char_indices().rev().find(|(_, c)| {
+        sum += drawn(*c);
+        sum > most
+    });
+    &text[begin.map_or(0, |(at, c)| at + c.len_utf8())..]
+}
+
+/// A model's words: what it marks as bold or as code, on one line and without space inside the marks, is drawn so; whatever else it marks
+/// stays as it is.
 pub(super) fn marked(text: &str) -> Markup {
     let text = lines(text);
     let (mut rest, mut pieces) = (text.as_str(), Vec::new());
     while let Some((at, mark)) = ["**", "`"].into_iter().filter_map(|mark| Some((rest.find(mark)?, mark))).min() {
         let inner = &rest[at + mark.len()..];
-        match inner.find(mark).filter(|end| *end > 0 && !inner[..*end].contains('\n')) {
+        match inner.find(mark).filter(|end| *end > 0 && !inner[..*end].contains('\n') && inner[..*end].trim() == &inner[..*end]) {
             Some(end) => {
                 pieces.extend([("", &rest[..at]), (mark, &inner[..end])]);
                 rest = &inner[end + mark.len()..];
@@ -213,7 +246,17 @@ pub(super) fn see_other(to: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::marked;
+    use super::{fit, fit_end, marked};
+
+    #[test]
+    fn what_fits_is_counted_as_it_is_drawn() {
+        for (text, most, first, last) in
+            [("abc", 3, "abc", "abc"), ("abc", 2, "ab", "bc"), ("<&\"", 9, "<&", "\""), ("aäb", 2, "a", "b"), ("", 0, "", "")]
+        {
+            assert_eq!((fit(text, most), fit_end(text, most)), (first, last), "{text} {most}");
+            assert!(maud::html! { (fit(text, most)) }.into_string().len() <= most);
+        }
+    }
 
     #[test]
     fn bold_and_code_are_drawn_and_nothing_else_is_markup() {

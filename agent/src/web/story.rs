@@ -14,15 +14,18 @@ use serde::Deserialize;
 use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
+use super::home::capital;
 use super::incidents::{about, none};
 use super::run::{Run, word};
-use super::shell::{self, Fresh, Held, ago, by, lines, marked, page, plain, size, time};
+use super::shell::{self, Fresh, Held, aged, by, lines, marked, page, plain, size, time};
 use crate::incident::{By, IncidentId, Line, Summary, What};
 
 /// Entries on a page; the earlier ones are a link away.
 const MOST: usize = 200;
+/// And they are not longer than this together, unless it is one: a phone loads the page anew at every line.
+const MOST_BYTES: usize = 30_000;
 /// Of a longer text the beginning is shown.
-const MAX_TEXT: usize = 20_000;
+const MAX_TEXT: usize = 5_000;
 
 /// Something that happened.
 struct Entry {
@@ -78,7 +81,17 @@ pub(super) async fn incident(
     let at_work = busy || (one.open && !one.facts.running.is_empty());
     let entries = fold(&all, &one);
     let end = from.before.map_or(entries.len(), |before| entries.iter().position(|entry| entry.n >= before).unwrap_or(entries.len()));
-    let first = end.saturating_sub(MOST);
+    // From the last one back, as much as a small page holds.
+    let (mut first, mut bytes, mut shown) = (end, 0, Vec::new());
+    while first > 0 && end - first < MOST {
+        let one = drawn(&app, &who, &one, &entries[first - 1]);
+        bytes += one.0.len();
+        if bytes > MOST_BYTES && first < end {
+            break;
+        }
+        shown.push(one);
+        first -= 1;
+    }
     let held = Held { still: from.still };
     let fresh = Fresh {
         stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)),
@@ -87,13 +100,13 @@ pub(super) async fn incident(
     let title = plain(&one.facts.title);
     let body = html! {
         div #head data-live {
-            p.eyebrow { "Incident" @if let Some(at) = one.facts.opened { ", opened " (time(at)) " (" (ago(at)) ")" } }
+            p.eyebrow { "Incident" @if let Some(at) = one.facts.opened { ", opened " (time(at)) " (" (aged(at)) ")" } }
             h1 { (title) }
             (summary(&app, &one, busy))
         }
         @if first > 0 { p { a.button href={ "/incidents/" (one.id) "?before=" (entries[first].n) } { "Earlier (" (first) ")" } } }
         ol #story.story data-live data-follow[from.before.is_none()] {
-            @for entry in &entries[first..end] { (drawn(&app, &who, &one, entry)) }
+            @for entry in shown.iter().rev() { (entry) }
         }
         @if from.before.is_none() {
             ol.story aria-live="polite" { li { div.said.words {} } }
@@ -222,15 +235,18 @@ fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
     entries
 }
 
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or(text)
+/// A text's beginning, as it is drawn.
+fn cut(text: &str) -> String {
+    let some = lines(&text[..text.floor_char_boundary(MAX_TEXT)]);
+    let fits = shell::fit(&some, MAX_TEXT);
+    if fits.len() == some.len() && text.len() <= MAX_TEXT { some } else { format!("{fits}\n… the rest is left out here.") }
 }
 
 fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
     let when = html! { (time(entry.at)) };
     match &entry.kind {
         Kind::Words { class, who, text } => html! {
-            li class=(class) { p.who { b { (who) } (when) } div.said { @if *class == "model" { (marked(cut(text))) } @else { (lines(cut(text))) } } }
+            li class=(class) { p.who { b { (who) } (when) } div.said { @if *class == "model" { (marked(&cut(text))) } @else { (cut(text)) } } }
         },
         Kind::Note { class, text } => html! { li { p class={ "note " (class) } { (plain(text)) " " span.quiet { (when) } } } },
         Kind::Verb(run) => verb(run, &when),
@@ -240,8 +256,8 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
                     summary { span.pill { "devvm" } code { (plain(command.lines().next().unwrap_or_default())) } span.quiet { (end.as_deref().unwrap_or("runs …")) } }
                     p.who { span { "by " (by(entry.origin)) } (when) }
                     @if let Some(reason) = reason { p { (plain(reason)) } }
-                    @if command.lines().nth(1).is_some() { pre tabindex="0" { (lines(command)) } }
-                    pre tabindex="0" { @if output.is_empty() { "(nothing printed)" } @else { (lines(cut(output))) } }
+                    @if command.lines().nth(1).is_some() { pre tabindex="0" { (cut(command)) } }
+                    pre tabindex="0" { @if output.is_empty() { "(nothing printed)" } @else { (cut(output)) } }
                     @if let Some(file) = file { p { a href={ "/incidents/" (one.id) "/files/" (file) } { "All of it (" (size(*bytes)) ")" } } }
                 }
             }
@@ -260,10 +276,10 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
                         span.quiet { @match result { None => "…", Some((true, ..)) => "an error", Some((false, ..)) => "answered" } }
                     }
                     p.who { (when) @if let Some((_, Some(actor))) = decided { span { "decided by " (plain(actor)) } } }
-                    pre tabindex="0" { (lines(cut(input))) }
+                    pre tabindex="0" { (cut(input)) }
                     @if let Some((_, text, images)) = result {
                         @if *images > 0 { p.quiet { (images) " pictures went with it: they are in the evidence." } }
-                        pre tabindex="0" { (lines(cut(text))) }
+                        pre tabindex="0" { (cut(text)) }
                     }
                 }
             }
@@ -279,9 +295,9 @@ fn verb(run: &Run, when: &Markup) -> Markup {
             details id={ "v" (run.id.short()) } open[run.end.is_none()] {
                 summary {
                     span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| word(end.tone(), end))) }
-                    b { (run.verb) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
+                    b { (capital(run.verb)) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
                 }
-                p.who { span { "asked by " (by(run.by)) } (when) }
+                p.who { (when) }
                 @if let Some(reason) = &run.reason { p { "Why: " (plain(reason)) } }
                 @match &run.end {
                     None => p { b { (run.doing()) } ", at most " span data-until=(run.until.unix_ms()) { (super::home::left(run)) } " left" },

@@ -1,47 +1,37 @@
-//! A tar of files in memory (POSIX ustar), for the download of evidence. Names are ours or checked: plain, relative, short.
-
-/// A tar that grows.
-#[derive(Debug)]
-pub(super) struct Tar {
-    bytes: Vec<u8>,
-    seconds: u64,
-}
+//! A tar of files (POSIX ustar), for the download of evidence: heads and paddings, between which the files go. Names are ours or checked:
+//! plain, relative, short.
 
 const BLOCK: usize = 512;
+const BLOCK_U64: u64 = BLOCK as u64;
 
-impl Tar {
-    /// An empty one; its files are of this time, in seconds since 1970.
-    pub(super) const fn new(seconds: u64) -> Self {
-        Self { bytes: Vec::new(), seconds }
-    }
+/// The head of a file of this length; `seconds` is its time, since 1970. None for a name or a length that no ustar header takes.
+pub(super) fn head(name: &str, bytes: u64, seconds: u64) -> Option<Vec<u8>> {
+    let (prefix, name) = split(name)?;
+    let mut head = vec![0_u8; BLOCK];
+    let mut field = |at: usize, text: &str| head[at..at + text.len()].copy_from_slice(text.as_bytes());
+    field(0, name);
+    field(100, "0000644\0");
+    field(108, "0000000\0");
+    field(116, "0000000\0");
+    field(124, &format!("{:011o}\0", Some(bytes).filter(|bytes| *bytes < 1 << 33)?));
+    field(136, &format!("{:011o}\0", seconds));
+    field(148, "        ");
+    field(156, "0");
+    field(257, "ustar\x0000");
+    field(345, prefix);
+    let sum: u32 = head.iter().map(|byte| u32::from(*byte)).sum();
+    head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    Some(head)
+}
 
-    /// Adds a file. A name that no ustar header takes is left out.
-    pub(super) fn put(&mut self, name: &str, bytes: &[u8]) {
-        let Some((prefix, name)) = split(name) else { return };
-        let mut head = [0_u8; BLOCK];
-        let mut field = |at: usize, text: &str| head[at..at + text.len()].copy_from_slice(text.as_bytes());
-        field(0, name);
-        field(100, "0000644\0");
-        field(108, "0000000\0");
-        field(116, "0000000\0");
-        field(124, &format!("{:011o}\0", bytes.len()));
-        field(136, &format!("{:011o}\0", self.seconds));
-        field(148, "        ");
-        field(156, "0");
-        field(257, "ustar\x0000");
-        field(345, prefix);
-        let sum: u32 = head.iter().map(|byte| u32::from(*byte)).sum();
-        head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        self.bytes.extend_from_slice(&head);
-        self.bytes.extend_from_slice(bytes);
-        self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK), 0);
-    }
+/// What follows a file of this length.
+pub(super) fn padding(bytes: u64) -> Vec<u8> {
+    vec![0; usize::try_from(bytes.next_multiple_of(BLOCK_U64) - bytes).unwrap_or_default()]
+}
 
-    /// The whole tar.
-    pub(super) fn end(mut self) -> Vec<u8> {
-        self.bytes.resize(self.bytes.len() + 2 * BLOCK, 0);
-        self.bytes
-    }
+/// What follows the last.
+pub(super) fn end() -> Vec<u8> {
+    vec![0; 2 * BLOCK]
 }
 
 /// The header has 155 bytes for the folder and 100 for the rest.
@@ -62,16 +52,25 @@ mod tests {
     #[test]
     fn stock_tar_reads_it() {
         let long = format!("{}/{}/x.txt", "a".repeat(90), "b".repeat(60));
-        let mut tar = Tar::new(1_790_000_000);
-        tar.put("bundle/empty", b"");
-        tar.put("bundle/qmp/query-status.json", &[b'x'; 513]);
-        tar.put(&long, b"y");
-        tar.put(&"z".repeat(400), b"left out");
+        let mut tar = Vec::new();
+        let mut put = |name: &str, bytes: &[u8]| {
+            let length = bytes.len() as u64;
+            if let Some(head) = head(name, length, 1_790_000_000) {
+                tar.extend([head, bytes.to_vec(), padding(length)].concat());
+            }
+        };
+        put("bundle/empty", b"");
+        put("bundle/qmp/query-status.json", &[b'x'; 513]);
+        put("bundle/whole", &[b'x'; 512]);
+        put(&long, b"y");
+        put(&"z".repeat(400), b"left out");
+        assert!(head("too-long", 1 << 33, 0).is_none());
+        tar.extend(end());
         let mut child = Command::new("tar").args(["-tvf", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(&tar.end()).unwrap();
+        child.stdin.take().unwrap().write_all(&tar).unwrap();
         let out = child.wait_with_output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
-        assert!(out.status.success() && text.lines().count() == 3, "{text}");
+        assert!(out.status.success() && text.lines().count() == 4, "{text}");
         assert!(text.contains("513 2026-") && text.contains(&long), "{text}");
     }
 }

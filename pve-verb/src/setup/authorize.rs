@@ -35,12 +35,24 @@ pub fn authorize(key: &Path, policy: &Policy, out: &mut dyn Write, hints: &mut d
             hints,
             "Append this line to /etc/pve-verb/authorized_keys (root, mode 0600); sshd reads that file for the account breakglass."
         )?;
-        if policy.from.is_none() {
-            writeln!(hints, "Without --from the key works from every address.")?;
+        match &policy.from {
+            None => writeln!(hints, "Without --from the key works from every address.")?,
+            Some(from) if from.split(',').any(is_a_name) => {
+                writeln!(
+                    hints,
+                    "There is a name in --from: sshd knows addresses only, unless its UseDNS is yes and the name service works."
+                )?;
+            }
+            Some(_) => {}
         }
         Ok(())
     });
     printed.map_err(|e| Message::new(format!("The line could not be printed: {e}."), "Run this again."))
+}
+
+/// Whether a pattern of `from=` can only be a name's.
+pub(super) fn is_a_name(pattern: &str) -> bool {
+    pattern.bytes().any(|b| b.is_ascii_alphabetic()) && !pattern.contains(':')
 }
 
 fn line(text: &str, policy: &Policy) -> Result<String, Message> {
@@ -76,7 +88,7 @@ fn line(text: &str, policy: &Policy) -> Result<String, Message> {
         if !plain {
             return Err(Message::new(
                 "The --from pattern has a character that no address or host name has.",
-                "Write addresses, networks (192.0.2.0/24) or host names with commas between them.",
+                "Write addresses or networks (192.0.2.0/24) with commas between them.",
             ));
         }
         options.push_str(&format!(",from=\"{from}\""));

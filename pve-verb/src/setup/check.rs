@@ -13,6 +13,7 @@ use super::Site;
 mod around;
 mod files;
 mod keys;
+mod sshd;
 mod system;
 
 /// How well something is.
@@ -72,8 +73,10 @@ fn all(site: &Site) -> Vec<Check> {
     all.extend([files::binary(site), files::signing_key(site), files::config(site), files::disk(site)]);
     all.extend(keys::authorized(site));
     all.extend(around::signers(site));
-    all.extend([system::account(site), system::sshd(site), around::socket(site), around::sessions(site), around::penalties(site)]);
+    let sshd = sshd::Sshd::read(site);
+    all.extend([system::account(site), sshd.lets_in(site), around::socket(site), sshd.sessions(), around::penalties(site, &sshd)]);
     all.extend([
+        around::boot(site),
         around::logind(site),
         system::clock(site),
         system::qm(site),

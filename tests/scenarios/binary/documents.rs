@@ -1,9 +1,12 @@
 //! What the program says of itself, and what the documents say of it: commands, options, and the table of tests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 
-use crate::{output, pve_verb, read};
+use lab::lab::built;
+
+use crate::{output, pve_verb, read, root};
 
 /// `--option`s in a text.
 fn options(text: &str) -> BTreeSet<String> {
@@ -19,7 +22,11 @@ fn options(text: &str) -> BTreeSet<String> {
 }
 
 fn help(words: &[&str]) -> String {
-    let end = Command::new(pve_verb()).args(words).arg("--help").output().unwrap();
+    help_of(&pve_verb(), words)
+}
+
+fn help_of(program: &Path, words: &[&str]) -> String {
+    let end = Command::new(program).args(words).arg("--help").output().unwrap();
     assert!(end.status.success(), "{words:?}");
     String::from_utf8(end.stdout).unwrap()
 }
@@ -112,6 +119,31 @@ pub(crate) fn readme() {
     }
 }
 
+/// README.md's lines that start `breakglass`, and the commands that it names in between.
+pub(crate) fn readme_of_the_agent() {
+    let (readme, program) = (read("README.md"), built("breakglass").unwrap());
+    let known = commands(&help_of(&program, &[]));
+    assert!(known.len() >= 10, "{known:?}");
+    let mut shown = 0;
+    for line in readme.lines() {
+        let typed =
+            line.strip_prefix("    ").into_iter().flat_map(|line| line.split(" -- ")).filter_map(|said| said.strip_prefix("breakglass "));
+        for said in typed.chain(line.split('`').skip(1).step_by(2).filter_map(|said| said.strip_prefix("breakglass "))) {
+            let command = said.split([' ', '`']).next().unwrap();
+            assert!(known.iter().any(|known| known == command), "the README shows breakglass {command}: {line}");
+            let mut help = help_of(&program, &[command]);
+            for below in commands(&help) {
+                help.push_str(&help_of(&program, &[command, &below]));
+            }
+            for option in options(said.split('#').next().unwrap()) {
+                assert!(help.contains(&option), "the README shows breakglass {command} {option}");
+            }
+            shown += 1;
+        }
+    }
+    assert!(shown > 10, "{shown} commands shown");
+}
+
 pub(crate) fn usage() {
     let printed = read("pve-verb/tests/text/usage.txt");
     let manual = manual();
@@ -122,7 +154,7 @@ pub(crate) fn usage() {
 
 pub(crate) fn coverage() {
     let table = read("tests/COVERAGE.md");
-    let list = output("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]);
+    let list = output("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.rs", "*.py"]);
     let sources: String = list.lines().map(read).collect::<Vec<_>>().join("\n");
     let mut named = 0;
     for row in table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---") && !line.ends_with("| shown by |")) {
@@ -130,10 +162,44 @@ pub(crate) fn coverage() {
         let names: Vec<&str> = last.split('`').skip(1).step_by(2).filter(|name| name.contains('_')).collect();
         assert!(!names.is_empty() || last.contains("gap:"), "neither a test nor a gap with its reason: {row}");
         for name in names {
-            let there = sources.contains(&format!("\"{name}\"")) || sources.contains(&format!("fn {name}("));
+            let there = sources.contains(&format!("\"{name}\""))
+                || sources.contains(&format!("fn {name}("))
+                || sources.contains(&format!("def {name}("));
             assert!(there, "{name} is no test: {row}");
             named += 1;
         }
     }
     assert!(named > 40, "{named} tests named");
+}
+
+/// The words of a text that look like a file of the repository.
+fn files_named(text: &str) -> BTreeSet<String> {
+    let of_a_path = |c: char| c.is_ascii_alphanumeric() || "/._-*".contains(c);
+    let words = text.split(|c: char| !of_a_path(c)).map(|word| word.trim_start_matches('*').trim_end_matches(['.', '-', '*']));
+    let folders = ["agent/", "docs/", "install/", "proto/", "pve-verb/", "tests/"];
+    words.filter(|word| folders.iter().any(|folder| word.len() > folder.len() && word.starts_with(folder))).map(str::to_owned).collect()
+}
+
+pub(crate) fn files() {
+    let all = output("git", &["ls-files", "--cached", "--others", "--exclude-standard"]);
+    let all: Vec<&str> = all.lines().filter(|path| root().join(path).exists()).collect();
+    // An ADR may be named by its number.
+    let there = |named: &str| {
+        let folder = format!("{}/", named.trim_end_matches('/'));
+        let adr = |path: &&str| named.starts_with("docs/adr/") && path.starts_with(&format!("{named}-"));
+        let (before, after) = named.split_once('*').unwrap_or((named, "\n"));
+        all.iter().any(|path| *path == named || path.starts_with(&folder) || adr(path) || path.starts_with(before) && path.ends_with(after))
+    };
+    let told = |path: &&&str| (path.ends_with(".md") || path.starts_with("install/")) && !path.starts_with("tests/golden/");
+    let (mut named, mut missing) = (0, Vec::new());
+    for path in all.iter().filter(told) {
+        for file in files_named(&read(path)) {
+            named += 1;
+            if !there(&file) {
+                missing.push(format!("{path} names {file}, which is not there"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(named > 150, "{named} files named");
 }

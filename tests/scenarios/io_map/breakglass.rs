@@ -95,6 +95,8 @@ pub(crate) fn full_run(lab: &Lab) -> Result<()> {
     let signer = fs::read_to_string("/etc/pve-verb/signing_key.pub").unwrap();
     traced(&["receipt", "--signing-key", signer.trim(), "/run/lab/answer"], &[0])?;
     traced(&["receipts", "verify"], &[0])?;
+    // The cycle ended with QEMU's start: the guest still boots.
+    vm.wait_for_ssh(Duration::from_secs(120))?;
     traced(&["doctor"], &[0])?;
     traced(&["runbook"], &[0, 1])?;
     traced(&["evals", "--runbook", "--list"], &[0])?;

@@ -103,6 +103,26 @@ async fn tokens_and_passwords_let_their_owners_in_and_nobody_else() {
     assert!(door.takes_passwords() && !door.is_only_for_loopback() && door.new_link().is_none());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_names_that_are_not_there_keeps_nobody_out() {
+    let files = Files::new();
+    let door = std::sync::Arc::new(Door::open(&settings(&files)).unwrap());
+    let basic = |text: &str| format!("Basic {}", Base64::encode_string(text.as_bytes()));
+    let mut flood = tokio::task::JoinSet::new();
+    for n in 0..6 {
+        let (door, claim) = (std::sync::Arc::clone(&door), basic(&format!("nobody{n}:x")));
+        flood.spawn(async move {
+            loop {
+                let _refused = ask(&door, "203.0.113.1", &[("authorization", &claim)]).await;
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let anna = ask(&door, "203.0.113.1", &[("authorization", &basic("anna:right horse"))]).await;
+    assert_eq!(anna, Ok(("anna".to_owned(), How::Password)));
+}
+
 #[tokio::test]
 async fn the_one_time_link_lets_one_browser_in_once() {
     let door = Door::open(&Settings::default()).unwrap();

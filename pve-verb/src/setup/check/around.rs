@@ -3,6 +3,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::sshd::Sshd;
 use super::{Check, Site, bounded};
 use crate::host::path;
 
@@ -92,7 +93,7 @@ pub(super) fn socket(site: &Site) -> Check {
 }
 
 /// sshd from 9.8 on makes an address wait, for up to ten minutes, that failed to log in: a client that retries locks itself out.
-pub(super) fn penalties(site: &Site) -> Check {
+pub(super) fn penalties(site: &Site, sshd: &Sshd) -> Check {
     let name = "sshd's penalties";
     let status = std::fs::read_to_string(site.path("/var/lib/dpkg/status")).unwrap_or_default();
     let version = status
@@ -102,7 +103,7 @@ pub(super) fn penalties(site: &Site) -> Check {
     let Some((major, minor)) = version.and_then(numbers) else {
         return Check::ok(name, "The version of sshd is not known here, so neither is whether it makes anybody wait.");
     };
-    let told = texts(site, "/etc/ssh/sshd_config").lines().any(|line| line.trim().to_ascii_lowercase().starts_with("persourcepenalt"));
+    let told = sshd.knows_penalties();
     if (major, minor) < (9, 8) || told {
         Check::ok(name, format!("sshd {major}.{minor} locks no address out for minutes, or was told how long."))
     } else {
@@ -122,18 +123,19 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// How many sessions sshd lets one connection have: a client that keeps one connection needs several at once.
-pub(super) fn sessions(site: &Site) -> Check {
-    let name = "sshd's sessions";
-    let text = texts(site, "/etc/ssh/sshd_config").to_ascii_lowercase();
-    let least = text.lines().filter_map(|line| line.trim().strip_prefix("maxsessions")?.trim().parse::<u32>().ok()).min();
-    match least {
-        Some(n) if n < 4 => Check::weak(
+/// Whether what was begun when the host went down is recorded at the next boot, or only when somebody calls.
+pub(super) fn boot(site: &Site) -> Check {
+    let name = "boot unit";
+    let wanted = ["multi-user.target.wants", "sysinit.target.wants", "pve-guests.service.wants"];
+    let unit = |folder: &&str| site.path(&format!("/etc/systemd/system/{folder}/pve-verb-recover.service"));
+    if wanted.iter().any(|folder| std::fs::symlink_metadata(unit(folder)).is_ok()) {
+        Check::ok(name, "What was begun when the host went down is recorded at the next boot.")
+    } else {
+        Check::weak(
             name,
-            format!("sshd allows {n} sessions in one connection, so a status may have to wait for a cycle."),
-            "Set MaxSessions 10 for the user breakglass.",
-        ),
-        _ => Check::ok(name, "sshd allows enough sessions in one connection."),
+            "What was begun when the host went down is not recorded at boot, but only at the next call.",
+            "Install the package, or install/deb/pve-verb-recover.service, and use systemctl enable pve-verb-recover.",
+        )
     }
 }
 

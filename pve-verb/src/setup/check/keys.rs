@@ -1,9 +1,15 @@
 //! The lines of `authorized_keys`: is every one a forced command of ours, and nothing more?
 
 use std::fs;
+use std::time::{Duration, SystemTime};
 
+use clap::Parser;
+use proto::Timestamp;
+
+use super::super::authorize::is_a_name;
 use super::super::public_key::PublicKey;
 use super::{Check, Site, bounded};
+use crate::cli::{Cli, Command};
 use crate::host::path;
 use crate::trusted;
 
@@ -20,9 +26,11 @@ pub(super) fn authorized(site: &Site) -> Vec<Check> {
     let mut keys = 0;
     match ours {
         Ok(bytes) => {
-            let found = lines(site, OURS, &String::from_utf8_lossy(&bytes), true);
+            let text = String::from_utf8_lossy(&bytes);
+            let found = lines(site, OURS, &text, true);
             keys = found.len();
             all.extend(found);
+            all.extend(twice(&text));
         }
         Err(trusted::Untrusted::Absent) => {}
         Err(trusted::Untrusted::Bad(why)) => {
@@ -83,7 +91,7 @@ fn shells(site: &Site, text: &str, forced: bool) -> Vec<Check> {
     if let Some(both) = shells.iter().find(|fingerprint| known.contains(fingerprint)) {
         all.push(Check::bad(
             NAME,
-            format!("The breakglass key SHA256:{both} also gets a shell, by {ROOTS}."),
+            format!("The breakglass key {both} also gets a shell, by {ROOTS}."),
             "Give breakglass a key of its own, and take this one out of one of the files.",
         ));
     }
@@ -106,6 +114,46 @@ fn counted(n: usize) -> String {
     if n == 1 { "one key of those".to_owned() } else { format!("{n} keys") }
 }
 
+/// A key with a term locks its owner out on the night after it: said from thirty days before, as sshd counts them.
+fn expires(place: &str, term: &str) -> Option<Check> {
+    let digits = term.strip_suffix('Z').unwrap_or(term);
+    let long = match digits.len() {
+        8 => format!("{digits}000000"),
+        12 => format!("{digits}00"),
+        14 => digits.to_owned(),
+        _ => return None,
+    };
+    let part = |range: std::ops::Range<usize>| long.get(range);
+    let (day, time) = (part(0..8)?, part(8..14)?);
+    let end = Timestamp::parse_compact(&format!("{day}T{time}.000Z"))?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let left = Duration::from_millis(end.unix_ms()).checked_sub(now).map(|left| left.as_secs() / 86_400);
+    let forever = "Take expiry-time out of the line: who may break the glass ends with the line itself.";
+    Some(match left {
+        None => Check::bad(NAME, format!("{place} has expired: sshd does not take its key any more."), forever),
+        Some(days) if days < 30 => Check::bad(NAME, format!("{place} expires in {days} days, and locks its key out."), forever),
+        Some(days) => Check::weak(NAME, format!("{place} expires in {days} days, and locks its key out."), forever),
+    })
+}
+
+/// A key that stands in two lines: sshd goes by the first that fits, and what the other allows never counts.
+fn twice(text: &str) -> Option<Check> {
+    let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let mut seen: Vec<(usize, String)> = Vec::new();
+    for (n, line) in lines {
+        let Some(fingerprint) = options(line).and_then(|(_, key)| PublicKey::read(key).ok()).map(|key| key.fingerprint()) else { continue };
+        if let Some((first, _)) = seen.iter().find(|(_, known)| *known == fingerprint) {
+            return Some(Check::weak(
+                NAME,
+                format!("{OURS} lines {first} and {} have the same key, and sshd goes by the first that fits.", n + 1),
+                "Leave one of them.",
+            ));
+        }
+        seen.push((n + 1, fingerprint));
+    }
+    None
+}
+
 /// What is too wide about a `from=`: everybody, a large network, or the address that this host's gateway gives to all behind it.
 fn wide(site: &Site, from: &str) -> Option<String> {
     let gateway = gateway(&fs::read_to_string(site.path("/proc/net/route")).unwrap_or_default());
@@ -115,7 +163,11 @@ fn wide(site: &Site, from: &str) -> Option<String> {
         if matches!(pattern, "*" | "*.*" | "*.*.*.*") || bits.is_some_and(|bits| bits < least) {
             return Some(format!("accepts its key from all of {pattern}"));
         }
-        (gateway.as_deref() == Some(pattern))
+        // sshd does not look names up unless UseDNS says so; and on that night no name may resolve.
+        if is_a_name(pattern) {
+            return Some(format!("accepts its key from {pattern}, a name: sshd knows addresses only"));
+        }
+        (gateway.as_deref() == Some(pattern.trim_end_matches("/32")))
             .then(|| format!("accepts its key from {pattern}, the gateway: everybody behind it comes from there"))
     })
 }
@@ -154,6 +206,11 @@ fn judge(site: &Site, place: &str, line: &str) -> Check {
     if (words.next(), words.next()) != (Some("/usr/sbin/pve-verb"), Some("forced")) {
         return bad("forces another command than /usr/sbin/pve-verb forced");
     }
+    // Read as it will be read at night: a word that the program does not know would refuse every call (7).
+    let read = Cli::try_parse_from(command.split(' '));
+    let Ok(Cli { command: Command::Forced(forced) }) = read else {
+        return bad("forces arguments that pve-verb refuses, so its key gets no answer");
+    };
     if value("restrict").is_none() {
         return bad("does not say restrict, so its key may forward ports and agents");
     }
@@ -165,9 +222,11 @@ fn judge(site: &Site, place: &str, line: &str) -> Check {
     }) {
         return bad(&format!("gives back what restrict took: {granted}"));
     }
-    let said = command.split(' ').skip_while(|w| *w != "--key-fp").nth(1);
-    if said.is_some_and(|fp| fp != key.fingerprint()) {
+    if forced.key_fp.is_some_and(|fingerprint| fingerprint != key.fingerprint()) {
         return bad("names the fingerprint of another key");
+    }
+    if let Some(term) = value("expiry-time") {
+        return term.and_then(|term| expires(place, term)).unwrap_or_else(|| bad("has an expiry-time that can't be read"));
     }
     let Some(from) = value("from").flatten() else {
         return Check::weak(

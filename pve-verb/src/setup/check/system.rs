@@ -55,7 +55,8 @@ pub(super) fn account(site: &Site) -> Check {
         Some(shadow) if !part(&shadow, 1).starts_with(['!', '*']) => {
             Check::bad(name, "The account breakglass has a password, or an empty one, and uid 0.", "Lock it with passwd -l breakglass.")
         }
-        Some(_) => Check::ok(name, format!("The account breakglass has uid 0, the shell {shell} and no password.")),
+        Some(shadow) => ages(&shadow)
+            .unwrap_or_else(|| Check::ok(name, format!("The account breakglass has uid 0, the shell {shell} and no password."))),
         None => Check::weak(
             name,
             "Whether the account breakglass has a password could not be read.",
@@ -64,43 +65,26 @@ pub(super) fn account(site: &Site) -> Check {
     }
 }
 
-/// sshd's drop-in: for the account, which keys.
-pub(super) fn sshd(site: &Site) -> Check {
-    let name = "sshd";
-    let mut texts: Vec<String> = std::fs::read_to_string(site.path("/etc/ssh/sshd_config")).into_iter().collect();
-    for entry in std::fs::read_dir(site.path("/etc/ssh/sshd_config.d")).into_iter().flatten().flatten() {
-        if entry.path().extension().is_some_and(|e| e == "conf") {
-            texts.extend(std::fs::read_to_string(entry.path()));
-        }
-    }
-    if texts.is_empty() {
-        return Check::weak(name, "sshd's configuration could not be read.", "Look at it by hand with sshd -T -C user=breakglass.");
-    }
-    if texts.iter().any(|t| keys_file(t).as_deref() == Some("/etc/pve-verb/authorized_keys")) {
-        Check::ok(name, "sshd reads /etc/pve-verb/authorized_keys for breakglass.")
+/// Whether the account, or the password that it does not have, ends some day: sshd then refuses the key, or asks for a new password
+/// instead of running what the key's line forces. Debian's `useradd` takes such a term from `/etc/login.defs`.
+fn ages(shadow: &[String]) -> Option<Check> {
+    let day = |n: usize| shadow.get(n).and_then(|field| field.parse::<i64>().ok());
+    let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| (since.as_secs() / 86_400).cast_signed());
+    let name = "account";
+    let never = "Use chage -d $(date -I) -M -1 -I -1 -E -1 breakglass.";
+    // The day of the last change 0: at the next login. No term at all, or one of 273 years, is Debian's "never".
+    let password = match (day(2), day(4)) {
+        (Some(0), _) => Some(0),
+        (Some(changed), Some(most)) if (0..10_000).contains(&most) => Some(changed.saturating_add(most)),
+        _ => None,
+    };
+    let ends = [day(7).filter(|end| *end >= 0), password].into_iter().flatten().min()?;
+    let left = ends.saturating_sub(today);
+    Some(if left < 0 {
+        Check::bad(name, "The account breakglass, or its password's term, has expired: sshd lets no key of it in.", never)
     } else {
-        Check::weak(
-            name,
-            "sshd is not told to read /etc/pve-verb/authorized_keys for breakglass.",
-            "Install the drop-in, and check with sshd -T -C user=breakglass.",
-        )
-    }
-}
-
-/// `AuthorizedKeysFile` within `Match User breakglass`.
-fn keys_file(text: &str) -> Option<String> {
-    let mut ours = false;
-    for line in text.lines() {
-        let words: Vec<_> = line.split_ascii_whitespace().collect();
-        match words.as_slice() {
-            [key, rest @ ..] if key.eq_ignore_ascii_case("match") => {
-                ours = matches!(rest, [what, who] if what.eq_ignore_ascii_case("user") && *who == "breakglass");
-            }
-            [key, file] if ours && key.eq_ignore_ascii_case("authorizedkeysfile") => return Some((*file).to_owned()),
-            _ => {}
-        }
-    }
-    None
+        Check::weak(name, format!("The account breakglass, or its password's term, ends in {left} days, and locks its keys out."), never)
+    })
 }
 
 /// Grants and records are worth little under a clock that stands in the past.

@@ -46,11 +46,13 @@ fn good() -> Host {
     host.has("/var/lib/dpkg/status", "Package: x\nVersion: 1\n\nPackage: openssh-server\nVersion: 1:9.2p1-2+deb12u3\n", 0o644);
     host.has("/etc/passwd", "root:x:0:0::/root:/bin/bash\nbreakglass:x:0:0::/root:/bin/dash\n", 0o644);
     host.has("/etc/shadow", "breakglass:!:20000::::::\n", 0o600);
-    host.has(
-        "/etc/ssh/sshd_config.d/breakglass.conf",
-        "Match User breakglass\n  AuthorizedKeysFile /etc/pve-verb/authorized_keys\n",
-        0o644,
-    );
+    host.has("/etc/group", "root:x:0:\nstaff:x:50:someone\n", 0o644);
+    // Debian's, and what our package installs.
+    host.has("/etc/ssh/sshd_config", "# Debian's\nInclude /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\nX11Forwarding yes\n", 0o644);
+    host.has("/etc/ssh/sshd_config.d/breakglass.conf", include_str!("../../../../install/deb/breakglass.conf"), 0o644);
+    let wanted = "/etc/systemd/system/multi-user.target.wants";
+    create_dir_all(host.site.path(wanted)).unwrap();
+    host.has(&format!("{wanted}/pve-verb-recover.service"), "", 0o644);
     host.has("/etc/pve-verb/authorized_keys", &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-name a"), 0o600);
     host
 }
@@ -60,6 +62,10 @@ fn line(options: &str, command: &str) -> String {
 }
 
 impl Host {
+    /// The drop-in with this for the account.
+    fn drop_in(&self, text: &str) {
+        self.has("/etc/ssh/sshd_config.d/breakglass.conf", &format!("Match User breakglass\n{text}"), 0o644);
+    }
     fn has(&self, file: &str, text: &str, mode: u32) {
         write(self.site.path(file), text).unwrap();
         self.mode(file, mode);
@@ -106,7 +112,7 @@ fn each_fault_is_named() {
         (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\",pty", forced), 0o600), "authorized keys", Bad, "pty"),
         (&|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/bin/sh"), 0o600), "authorized keys", Bad, "another command"),
         (
-            &|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", "/usr/sbin/pve-verb forced --key-fp SHA256:x"), 0o600),
+            &|h| h.has(ours, &line("restrict,from=\"192.0.2.1\"", &format!("{forced} --key-fp SHA256:{}", "A".repeat(43))), 0o600),
             "authorized keys",
             Bad,
             "fingerprint",
@@ -117,18 +123,6 @@ fn each_fault_is_named() {
         (&|h| h.has("/etc/passwd", "breakglass:x:0:0::/root:/bin/bash\n", 0o644), "account", Weak, "start-up files"),
         (&|h| h.has("/etc/passwd", "breakglass:x:0:0::/root:/usr/sbin/nologin\n", 0o644), "account", Bad, "no command"),
         (&|h| h.has("/etc/shadow", "breakglass::20000::::::\n", 0o600), "account", Bad, "password"),
-        (
-            &|h| {
-                h.has(
-                    "/etc/ssh/sshd_config.d/breakglass.conf",
-                    "Match User other\nAuthorizedKeysFile /etc/pve-verb/authorized_keys\n",
-                    0o644,
-                )
-            },
-            "sshd",
-            Weak,
-            "not told",
-        ),
         (&|h| std::fs::remove_file(h.site.path("/usr/sbin/qm")).unwrap(), "qm", Bad, "does not exist"),
         (&|h| std::fs::remove_file(h.site.path("/usr/bin/gdb")).unwrap(), "gdb", Weak, "no gdb"),
         (&|h| std::fs::remove_file(h.site.path("/usr/sbin/pvesm")).unwrap(), "tools", Weak, "pvesm"),
@@ -136,7 +130,13 @@ fn each_fault_is_named() {
         (&|h| std::fs::remove_file(h.site.path("/usr/share/pve-verb/SHA256SUMS")).unwrap(), "package", Weak, "No package"),
         (&|h| h.has("/etc/systemd/logind.conf", "[Login]\nKillUserProcesses=yes\nKillExcludeUsers=\n", 0o644), "logind", Bad, "closes"),
         (&|h| h.has("/etc/systemd/system/sockets.target.wants/ssh.socket", "", 0o644), "sshd's start", Weak, "each connection"),
-        (&|h| h.has("/etc/ssh/sshd_config", "MaxSessions 1\n", 0o644), "sshd's sessions", Weak, "1 sessions"),
+        (&|h| h.drop_in("MaxSessions 1\nAuthorizedKeysFile /etc/pve-verb/authorized_keys\n"), "sshd's sessions", Weak, "1 sessions"),
+        (
+            &|h| std::fs::remove_dir_all(h.site.path("/etc/systemd/system/multi-user.target.wants")).unwrap(),
+            "boot unit",
+            Weak,
+            "not recorded at boot",
+        ),
         (
             &|h| h.has("/var/lib/dpkg/status", "Package: openssh-server\nVersion: 1:10.0p1-7\n", 0o644),
             "sshd's penalties",
@@ -177,6 +177,96 @@ fn each_fault_is_named() {
         let host = good();
         break_it(&host);
         host.one(name, *level, word);
+    }
+}
+
+#[test]
+fn what_keeps_the_account_out_is_named() {
+    use Level::{Bad, Weak};
+    let keys = "AuthorizedKeysFile /etc/pve-verb/authorized_keys\n";
+    let main =
+        |text: &'static str| move |h: &Host| h.has("/etc/ssh/sshd_config", &format!("{text}\nInclude sshd_config.d/*.conf\n"), 0o644);
+    let bare = |text: &'static str| {
+        move |h: &Host| {
+            h.drop_in(keys);
+            main(text)(h);
+        }
+    };
+    let day = |n: i64| {
+        let today = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86_400;
+        today.checked_add_signed(n).unwrap()
+    };
+    type Fault<'a> = (&'a dyn Fn(&Host), &'a str, Level, &'a str);
+    let faults: &[Fault<'_>] = &[
+        // An sshd_config from before Debian's had an Include, kept through upgrades.
+        (&|h| h.has("/etc/ssh/sshd_config", "UsePAM yes\n", 0o644), "sshd", Bad, "has no Include"),
+        (&|h| h.has("/etc/ssh/sshd_config", "Match User other\nInclude sshd_config.d/*.conf\n", 0o644), "sshd", Weak, "not told"),
+        (&|h| h.has("/etc/ssh/sshd_config.d/breakglass.conf", &format!("Match User other\n{keys}"), 0o644), "sshd", Weak, "not told"),
+        (&|h| h.mode("/etc/ssh/sshd_config.d/breakglass.conf", 0o666), "sshd", Bad, "somebody who is not root"),
+        (&main("AllowUsers root admin@192.0.2.*"), "sshd", Bad, "AllowUsers has others only"),
+        (&main("AllowGroups ssh-users"), "sshd", Bad, "AllowGroups has others only"),
+        (&main("DenyUsers break*"), "sshd", Bad, "DenyUsers"),
+        (&main("DenyGroups root"), "sshd", Bad, "DenyGroups"),
+        (&main("PubkeyAuthentication no"), "sshd", Bad, "takes no keys"),
+        (&main("ForceCommand /usr/bin/menu"), "sshd", Bad, "/usr/bin/menu"),
+        (&bare("PermitRootLogin=no"), "sshd", Bad, "PermitRootLogin is no"),
+        (&bare("AuthenticationMethods publickey,keyboard-interactive"), "sshd", Bad, "more than a key"),
+        (&|h| h.has("/etc/shadow", &format!("breakglass:!:{}:0:90:7:::\n", day(-91)), 0o600), "account", Bad, "has expired"),
+        (&|h| h.has("/etc/shadow", &format!("breakglass:!:{}:0:90:7:::\n", day(-80)), 0o600), "account", Weak, "in 10 days"),
+        (&|h| h.has("/etc/shadow", "breakglass:!:0:0:99999:7:::\n", 0o600), "account", Bad, "has expired"),
+        (&|h| h.has("/etc/shadow", &format!("breakglass:!:{}:0:99999:7::{}:\n", day(-1), day(-1)), 0o600), "account", Bad, "has expired"),
+    ];
+    for (break_it, name, level, word) in faults {
+        let host = good();
+        break_it(&host);
+        host.one(name, *level, word);
+    }
+    // What lets it in, whatever the rest says; and what only a connection can tell is no alarm.
+    for fine in [
+        "AllowUsers root breakglass",
+        "AllowGroups root",
+        "PermitRootLogin no",
+        "AuthenticationMethods publickey,password",
+        "Match Address 192.0.2.0/24\nPubkeyAuthentication no\nMatch all",
+        "Match User !breakglass,*\nForceCommand /usr/bin/menu\nMatch all",
+    ] {
+        let host = good();
+        main(fine)(&host);
+        assert_eq!(host.complaints(), [], "{fine}");
+    }
+    let host = good();
+    host.has("/etc/shadow", &format!("breakglass:!:{}:0:99999:7:::\n", day(-1)), 0o600);
+    assert_eq!(host.complaints(), [], "Debian's own terms");
+}
+
+#[test]
+fn a_line_that_would_refuse_or_end_is_named() {
+    let ours = "/etc/pve-verb/authorized_keys";
+    let forced = "/usr/sbin/pve-verb forced --key-name a";
+    let from = "restrict,from=\"192.0.2.1\"";
+    let soon = |seconds: u64| {
+        let at = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+        let at = proto::Timestamp::from_unix_ms(u64::try_from(at).unwrap() + seconds * 1000).compact();
+        format!("{}{}", &at[..8], &at[9..13])
+    };
+    let command = |more: &str| line(from, &format!("{forced} {more}"));
+    let cases = [
+        (command("--allow reboot"), Level::Bad, "refuses"),
+        (command("--vmid 0"), Level::Bad, "refuses"),
+        (command("--alow read"), Level::Bad, "refuses"),
+        (command("; /bin/sh"), Level::Bad, "refuses"),
+        (line(from, "/usr/sbin/pve-verb forced"), Level::Bad, "refuses"),
+        (line(&format!("{from},expiry-time=\"20240101\""), forced), Level::Bad, "has expired"),
+        (line(&format!("{from},expiry-time=\"{}Z\"", soon(29 * 86_400)), forced), Level::Bad, "expires in 2"),
+        (line(&format!("{from},expiry-time=\"{}\"", soon(400 * 86_400)), forced), Level::Weak, "expires in"),
+        (line(&format!("{from},expiry-time=\"soon\""), forced), Level::Bad, "can't be read"),
+        (line("restrict,from=\"laptop.example.org\"", forced), Level::Weak, "a name"),
+        (format!("{}{}", command("--allow read"), command("")), Level::Weak, "lines 1 and 2"),
+    ];
+    for (text, level, word) in cases {
+        let host = good();
+        host.has(ours, &text, 0o600);
+        host.one("authorized keys", level, word);
     }
 }
 
