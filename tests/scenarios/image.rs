@@ -114,6 +114,8 @@ fn work(lab: &Lab) -> Result<()> {
     let end = page::cycle()?;
     assert_eq!((&end["outcome"], &end["proved"]), (&"done".into(), &true.into()), "{end} {}", server.log());
     assert!(vm.pid().is_some() && vm.pid() != before, "a fresh QEMU process: {end}");
+    // The cycle ended with QEMU's start: the guest still boots.
+    vm.wait_for_ssh(Duration::from_secs(120))?;
     // The same program once more in the same container, over the same socket.
     let doctor = server.exec(&["/breakglass", "doctor", "--config", "/etc/breakglass/server.toml"])?;
     assert_eq!(doctor.status, 0, "{}{}", doctor.text(), String::from_utf8_lossy(&doctor.stderr));

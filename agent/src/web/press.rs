@@ -85,7 +85,8 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
             h1 { (capital(verb)) " VM 102?" }
             p.lead { (what_it_does(verb)) }
             @if let Some(other) = other {
-                p.note.warn { "The host advises " b { (other) } ", not " (verb) ". " a href={ "/verbs/" (other) "/confirm" } { "Go to " (other) } }
+                p.note.warn { "The host advises " b { (other) } ", not " (verb) "." }
+                a.button.primary.wide href={ "/verbs/" (other) "/confirm" } { "Go to " (other) " instead" }
             } @else if advised == Some(verb) {
                 p.note.good { "The host advises this." }
             }
@@ -95,7 +96,8 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
                 label for="reason" { "Why (for the record)" }
                 // Not a field of one line: the "go" of a phone's keyboard would send the form.
                 textarea #reason name="reason" rows="1" maxlength="200" autocomplete="off" { (shell::plain(&reason)) }
-                button.primary.danger.wide type="submit" { (capital(verb)) " now" }
+                // Against the advice it is there, and is not what a thumb falls on.
+                button.wide.primary[other.is_none()].danger[other.is_none()].risky[other.is_some()] type="submit" { (capital(verb)) " now" }
                 div.row {
                     a.button href="/" { "Not now" }
                     button type="submit" name="dry_run" value="yes" { "Only plan it" }

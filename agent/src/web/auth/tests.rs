@@ -1,7 +1,7 @@
 //! Each way in, and what looks like one.
 
 use super::*;
-use argon2::password_hash::PasswordHasher;
+use argon2::{Argon2, password_hash::PasswordHasher};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const TOKEN: &str = "a-machine's-token";
