@@ -210,7 +210,9 @@ mod tests {
     /// What others write must not cost more than its length: it is looked through on threads that have other work.
     #[test]
     fn text_made_to_be_slow_is_not() {
-        let begun = std::time::Instant::now();
+        // Of this thread's own time: the machine may be busy.
+        let used = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec;
+        let begun = used();
         for text in [
             "sk-".repeat(100_000),
             "eyJ-".repeat(100_000),
@@ -220,8 +222,7 @@ mod tests {
         ] {
             let _clean = redact(&text);
         }
-        let took = begun.elapsed();
-        assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+        assert!(used() - begun < 10, "{} s", used() - begun);
         // And nothing is missed for that.
         let long = format!("{} sk-{}7{} end", "sk-".repeat(1000), "abc-".repeat(50), "def".repeat(10));
         assert!(!redact(&long).contains("7def"), "{}", redact(&long));
