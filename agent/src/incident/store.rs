@@ -1,7 +1,7 @@
 //! All incidents of a state folder: opens, lists and resumes them, removes the oldest that ended, and counts the model's mutations over
 //! all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -119,7 +119,10 @@ impl Store {
 
     /// All of them, newest first.
     pub fn list(&self) -> Vec<Summary> {
-        let mut all: Vec<Summary> = self.ids().into_iter().map(|id| self.summary(id)).collect();
+        let ids = self.ids();
+        // What was removed is forgotten here, once a list: asked at each summary it made a list grow with the square of the incidents.
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| ids.contains(id));
+        let mut all: Vec<Summary> = ids.into_iter().map(|id| self.summary(id)).collect();
         all.sort_by_key(|one| std::cmp::Reverse(one.facts.opened));
         all
     }
@@ -140,7 +143,7 @@ impl Store {
         self.list().into_iter().find(|one| one.facts.runs.iter().any(|(known, ..)| known == run))
     }
 
-    fn ids(&self) -> Vec<IncidentId> {
+    fn ids(&self) -> BTreeSet<IncidentId> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
@@ -159,7 +162,6 @@ impl Store {
         let read = log::lines(&folder, 1, |line, _| facts.fold(&line));
         let damaged = read.err().map(|bad| unwritable(&folder, &bad).what);
         known.insert(id.clone(), (length, facts.clone(), damaged.clone()));
-        known.retain(|id, _| self.folder.join(id.as_str()).is_dir());
         Summary { open: log::is_written(&folder), id, facts, damaged }
     }
 
