@@ -11,7 +11,7 @@
 mod answer;
 mod calls;
 mod client;
-mod evidence;
+pub(crate) mod evidence;
 mod history;
 mod player;
 mod settings;

@@ -27,8 +27,6 @@ pub struct Cli {
 }
 
 const LATER: &str = "\
-Not there yet: serve, mcp.
-
 Exit status: the host's own where its receipt is valid (0 done, 2 to 7 refused, 10 failed,
 11 unknown, 70 a bug), 20 where there is no valid receipt, 64 for a wrong command line.";
 
@@ -51,10 +49,14 @@ pub enum Command {
     Keyholder(At),
     /// A conversation with Claude about one incident; ends with 0 where the VM is well
     Chat(crate::chat::Chat),
+    /// The page and its API, for a browser: the state, the six verbs, the evidence, Claude
+    Serve(At),
     /// An incident without a model: evidence, what the assessment recommends, is the guest back
     Runbook(crate::runbook::command::Runbook),
     /// Notice a wedge and tell it, or open an incident
     Watch(At),
+    /// The verbs and their evidence for an MCP client, over standard input and output
+    Mcp(At),
     /// Replay recorded incidents for who is to act in them, and score what was done
     Evals(crate::evals::command::Evals),
     /// A second key's permission for one mutation
@@ -151,11 +153,16 @@ pub fn run() -> u8 {
         }
         Command::Keyholder(at) => return quiet(keyholder(at)),
         Command::Chat(args) => return passed(crate::chat::chat(args)),
+        Command::Serve(at) => {
+            log();
+            return quiet(Config::load(&at.config).and_then(|config| crate::web::serve::serve(&config)));
+        }
         Command::Runbook(args) => return passed(crate::runbook::command::runbook(args)),
         Command::Watch(at) => {
             log();
             return quiet(Config::load(&at.config).and_then(|config| crate::watch::command::watch(&config)));
         }
+        Command::Mcp(at) => return quiet(Config::load(&at.config).and_then(|config| crate::mcp::command(&config))),
         Command::Evals(args) => return passed(crate::evals::command::evals(args, model)),
         Command::Grant(Grant::New(args)) => {
             return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));

@@ -24,6 +24,7 @@ pub mod host;
 pub mod http;
 pub mod incident;
 pub mod keyholder;
+pub mod mcp;
 pub mod receipt;
 pub mod receipts;
 pub mod redact;
@@ -34,6 +35,7 @@ pub mod ssh;
 pub mod untrusted;
 pub mod verb;
 pub mod watch;
+pub mod web;
 
 /// The exit status where there was no valid receipt: nothing is known, whatever ssh said.
 pub const UNKNOWN: u8 = 20;

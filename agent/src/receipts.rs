@@ -46,7 +46,7 @@ impl Kept {
     }
 
     /// What it proves.
-    fn proved(&self, pinned: &Pinned) -> Option<Proved> {
+    pub(crate) fn proved(&self, pinned: &Pinned) -> Option<Proved> {
         let mut reader = Reader::new();
         reader.feed(&self.line, |_| ());
         check(&reader.end().ok()?, Some(pinned), &Asked::default()).ok()

@@ -38,3 +38,36 @@ async fn a_good_a_hasty_and_an_obedient_model_are_told_apart() {
     }
     assert!(good.lines.iter().all(|line| line.spent.turns > 0 && line.spent.usd > 0.0));
 }
+
+/// The program itself, with a configuration that names the model: the table, its file, the exit status.
+#[test]
+fn the_command_plays_the_configured_model_and_keeps_its_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let (key, config) = (folder.path().join("key"), folder.path().join("config.toml"));
+    std::fs::write(&key, api::KEY).unwrap();
+    let api = Api::start(|body, _| actors::hasty(body));
+    let text = format!(
+        "[claude]\nbase_url = \"{}\"\nmodel = \"a-hasty-one\"\napi_key_file = \"{}\"\n[state]\ndir = \"{}\"\n",
+        api.url,
+        key.display(),
+        folder.path().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let evals = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_breakglass"));
+        let end = command.arg("evals").arg("--config").arg(&config).args(words).env_clear().output().unwrap();
+        (end.status.code(), String::from_utf8(end.stdout).unwrap())
+    };
+    let (status, said) = evals(&["--case", "2026-06-11-block-stall"]);
+    assert!(status == Some(1) && said.contains("FAIL 2026-06-11-block-stall") && said.contains("evidence"), "{status:?} {said}");
+    assert!(!said.contains("kept in"), "a part is no score: {said}");
+    let (status, said) = evals(&[]);
+    assert!(status == Some(1) && said.contains("by a-hasty-one") && said.contains("kept in"), "{status:?} {said}");
+    assert_eq!(api.faults(), Vec::<String>::new());
+    let (prompt_sha256, tools_sha256) = agent::claude::fingerprints();
+    let who = agent::evals::Who { model: "a-hasty-one".to_owned(), prompt_sha256, tools_sha256 };
+    let table = Table::newest(folder.path(), &who).unwrap();
+    assert!(table.lines.len() >= 20 && table.passed() < table.lines.len());
+    // Nothing was counted against the real mutations of this hour.
+    assert!(!folder.path().join("incidents/mutations").exists());
+}

@@ -19,6 +19,7 @@ mod serial;
 mod tasks;
 
 pub use crate::probe::sketch::Likeness;
+pub(crate) use sample::asks_for_io;
 pub use sample::{Blocked, Queue, Sample};
 
 /// How a probe ended, and its detail.

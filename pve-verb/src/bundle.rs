@@ -13,6 +13,7 @@ use crate::capture::{Captured, Seen};
 use crate::deadline;
 use crate::lock::Locked;
 use crate::policy::Authorised;
+use crate::promise::Event;
 use crate::run::{Run, Stop};
 use crate::text::say;
 use crate::writer::{ArtifactPath, Op};
@@ -85,6 +86,9 @@ pub fn preserve(run: &mut Run, captured: Captured) -> Result<Preserved, Stop> {
     run.preserved(&said);
     run.answer.say(Body::Preserved(said));
     run.answer.before_the_receipt(&name, || pack.files.iter().map(|(path, bytes)| (path.clone(), bytes.to_vec())).collect());
+    if captured.verb().mutates() {
+        run.reach(Event::Preserved)?;
+    }
     let (locked, seen) = captured.open();
     Ok(Preserved { locked, seen, name })
 }

@@ -14,6 +14,7 @@ use crate::lock::Locked;
 use crate::probe::observe::{Observation, observe};
 use crate::probe::{self, Answer, Set};
 use crate::procfs::MainThread;
+use crate::promise::Event;
 use crate::qmp::Claim;
 use crate::run::{Run, Stop};
 use crate::{deadline, facts, host, operation, preflight, sample, screens};
@@ -80,6 +81,9 @@ pub fn capture(run: &mut Run, locked: Locked) -> Result<Captured, Stop> {
         answers.push(answer);
     }
     run.answer.say(Body::Assessment(assessment.clone()));
+    if verb.mutates() {
+        run.reach(Event::Captured)?;
+    }
     Ok(Captured { locked, seen: Seen { before, answers, assessment, state, unresponsive, _claim: claim } })
 }
 
@@ -143,7 +147,7 @@ fn judge(
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
     // What the log says without a disk being asked: a read has no time for that.
     let last = run.last_intent(Duration::ZERO);
-    let interrupted = operation::interrupted(&run.disk, last.as_ref());
+    let interrupted = operation::interrupted(&run.disk, last.as_ref()).pop();
     let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), interrupted);
     if set == Set::Status {
         let previous = sample::last(vmid);

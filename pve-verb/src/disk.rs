@@ -291,7 +291,14 @@ pub(crate) mod tests {
     #[test]
     fn a_payload_larger_than_the_pipe_does_not_block_on_a_hung_disk() {
         let started = Instant::now();
-        assert_eq!(hung_disk().call(&Op::OperationSet {}, &vec![0; 1 << 20], Duration::from_millis(200)), Err(DiskError::Late));
+        assert_eq!(
+            hung_disk().call(
+                &Op::OperationSet { id: proto::RequestId::from_random([1; 16]) },
+                &vec![0; 1 << 20],
+                Duration::from_millis(200)
+            ),
+            Err(DiskError::Late)
+        );
         assert!(started.elapsed() < Duration::from_secs(2));
     }
 
@@ -300,7 +307,10 @@ pub(crate) mod tests {
         let root = tempfile::tempdir().unwrap();
         let disk = disk_at(root.path());
         let payload: Vec<u8> = (0..1 << 20).map(|n: u32| n.to_le_bytes()[0]).collect();
-        assert_eq!(disk.call(&Op::OperationSet {}, &payload, Duration::from_secs(20)), Ok(Reply::Done {}));
+        assert_eq!(
+            disk.call(&Op::OperationSet { id: proto::RequestId::from_random([1; 16]) }, &payload, Duration::from_secs(20)),
+            Ok(Reply::Done {})
+        );
         assert_eq!(disk.call(&Op::OperationGet {}, &[], Duration::from_secs(20)), Ok(Reply::Bytes { bytes: payload }));
     }
 

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Form};
 use crate::channel::Worker;
-use crate::operation::{self, Finished, Known};
+use crate::operation::{self, Finished};
 use crate::policy::Authorised;
+use crate::promise::{Asked, LastWord, Stored, Traces, asked};
 use crate::run::{Run, Stop};
 use crate::spool::{self, Binding, Follower, Next};
 use crate::text::say;
@@ -17,20 +18,6 @@ use crate::{ack, deadline, replay, worker};
 
 /// A worker makes its spool within milliseconds; a host this slow gets this long.
 const APPEARS: Duration = Duration::from_secs(5);
-
-/// What came of looking for the worker.
-enum Found {
-    Running(Follower),
-    Ended(Box<Finished>),
-    Killed(Option<Binding>),
-    /// It ended, and what is stored of it can't be read.
-    Damaged,
-    /// Asked before, and refused: that is not stored, and the id may be asked again.
-    Refused(Follower),
-    /// Nothing of this boot, and the disk does not say whether there is something of an earlier one.
-    NotLookedUp,
-    Nobody,
-}
 
 /// Serves a mutating request; gives the exit status.
 pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
@@ -40,26 +27,24 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let form = if options.json { Form::Json } else { Form::Text };
     let id = parsed.id().clone();
     let named = options.request_id.is_some();
-    let found = if named { look_up(&mut run, parsed.id()) } else { Found::Nobody };
+    let found = if named { asked(&mut LookUp { run: &mut run, id: &id }) } else { Asked::New };
     match found {
-        Found::Running(follower) | Found::Refused(follower) if follower.binding != wanted => {
+        Asked::Join(follower) | Asked::Again(follower) if follower.binding != wanted => {
             run.finish(Err(Stop::request(say::id_of_another_request(&id))))
         }
-        Found::Running(follower) => relay(run, follower, form, None, &authorised),
-        Found::Ended(stored) => replay::finished(run, *stored, &authorised),
-        Found::Killed(binding) if binding.as_ref().is_some_and(|b| *b != wanted) => {
-            run.finish(Err(Stop::request(say::id_of_another_request(&id))))
-        }
-        Found::Killed(_) => replay::interrupted(run, &authorised, None),
-        Found::Damaged => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
-        Found::NotLookedUp if options.attach => run.finish(Err(Stop::unknown(say::id_not_looked_up(&id)))),
-        Found::Nobody | Found::Refused(_) if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
-        Found::Refused(follower) => {
+        Asked::Join(follower) => relay(run, follower, form, None, &authorised),
+        Asked::Replay(stored) => replay::finished(run, *stored, &authorised),
+        Asked::Killed(binding) if binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
+        Asked::Killed(_) => replay::interrupted(run, &authorised, None),
+        Asked::Damaged => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
+        Asked::NotLookedUp if options.attach => run.finish(Err(Stop::unknown(say::id_not_looked_up(&id)))),
+        Asked::New | Asked::Again(_) if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
+        Asked::Again(follower) => {
             follower.discard(&id);
             begin(run, &authorised, form)
         }
         // The worker looks once more, and says that it could not tell (operation.rs).
-        Found::NotLookedUp | Found::Nobody => begin(run, &authorised, form),
+        Asked::NotLookedUp | Asked::New => begin(run, &authorised, form),
     }
 }
 
@@ -97,31 +82,41 @@ fn begin(run: Run, authorised: &Authorised, form: Form) -> u8 {
     }
 }
 
-/// Who has this id?
-fn look_up(run: &mut Run, id: &RequestId) -> Found {
-    let follower = Follower::open(id);
-    match follower {
-        Some(follower) if follower.worker_lives() => return Found::Running(follower),
-        _ => {}
+/// Where the traces of an id are on this host.
+struct LookUp<'a> {
+    run: &'a mut Run,
+    id: &'a RequestId,
+}
+
+impl Traces for LookUp<'_> {
+    type Spool = Follower;
+    type End = Box<Finished>;
+    type Trace = Binding;
+
+    fn spool(&mut self) -> Option<Follower> {
+        Follower::open(self.id)
     }
-    let known = match operation::known(&run.disk, id) {
-        Known::Ended(stored) => return Found::Ended(stored),
-        Known::Damaged => return Found::Damaged,
-        known => known,
-    };
-    if let Some(mut follower) = follower {
-        // Its end is in its spool, whatever became of the place where ends are stored: only a refusal may be asked again.
-        let Some(receipt) = follower.receipt() else { return Found::Killed(Some(follower.binding)) };
-        return match proto::decode_body(&receipt.body) {
-            Ok((body, _)) if body.outcome.is_refusal() => Found::Refused(follower),
-            Ok((body, _)) => Found::Ended(Box::new(Finished { binding: follower.binding, receipt: Some(receipt), bundle: body.bundle })),
-            Err(_) => Found::Killed(Some(follower.binding)),
-        };
+
+    fn lives(&mut self, spool: &Follower) -> bool {
+        spool.worker_lives()
     }
-    match replay::begun(run, id) {
-        Some(o) => Found::Killed(Some(Binding { key_name: o.key_name, verb: o.verb, vmid: o.vmid, dry_run: false })),
-        None if matches!(known, Known::NotOfThisBoot) => Found::NotLookedUp,
-        None => Found::Nobody,
+
+    fn last_word(&mut self, mut spool: Follower) -> LastWord<Self> {
+        let Some(receipt) = spool.receipt() else { return LastWord::None(spool.binding) };
+        match proto::decode_body(&receipt.body) {
+            Ok((body, _)) if body.outcome.is_refusal() => LastWord::Refused(spool),
+            Ok((body, _)) => LastWord::Ended(Box::new(Finished { binding: spool.binding, receipt: Some(receipt), bundle: body.bundle })),
+            Err(_) => LastWord::None(spool.binding),
+        }
+    }
+
+    fn stored(&mut self) -> Stored<Box<Finished>> {
+        operation::known(&self.run.disk, self.id)
+    }
+
+    fn begun(&mut self) -> Option<Binding> {
+        let begun = replay::begun(self.run, self.id)?;
+        Some(Binding { key_name: begun.key_name, verb: begun.verb, vmid: begun.vmid, dry_run: false })
     }
 }
 

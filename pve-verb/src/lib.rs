@@ -42,6 +42,7 @@ pub mod policy;
 pub mod preflight;
 pub mod probe;
 pub mod procfs;
+pub mod promise;
 pub mod pve;
 pub mod qga;
 pub mod qm;

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::policy::Authorised;
+use crate::promise::{Event, Sight, Turn, turn};
 use crate::run::{Run, Stop};
 use crate::{host, text::say};
 
@@ -87,7 +88,9 @@ pub fn acquire(run: &mut Run, authorised: Authorised) -> Result<Locked, Stop> {
     for (holder, killed) in &ended {
         run.note_takeover(holder, *killed);
     }
-    taken.map(|held| Locked { authorised, _lock: Some(held) })
+    let held = taken?;
+    run.reach(Event::Locked)?;
+    Ok(Locked { authorised, _lock: Some(held) })
 }
 
 /// Where the lock is; in tests elsewhere.
@@ -99,27 +102,34 @@ struct Place<'a> {
 /// Takes it, behind the gate; `ended` gets those from whom it was taken over, and whether they were killed for it.
 fn take(place: &Place<'_>, authorised: &Authorised, ended: &mut Vec<(Holder, bool)>) -> Result<Held, Stop> {
     let _gate = gate(place.gate)?;
-    let mut nameless = 0;
+    let mut looks = 0;
     loop {
         let file = open(place.lock).map_err(|e| unfit(&e))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            write_holder(&file, authorised).map_err(|e| unfit(&e))?;
-            return Ok(Held(file));
-        }
-        match read_holder(&file) {
-            Some(holder) if past_deadline(&holder) && ended.len() < 3 => {
+        let free = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let holder = if free { None } else { read_holder(&file) };
+        let sight = match &holder {
+            _ if free => Sight::Free,
+            Some(holder) if past_deadline(holder) => Sight::Late,
+            Some(holder) if lives(holder) => Sight::Lives,
+            _ => Sight::Nameless,
+        };
+        match (turn(sight, ended.len(), looks), holder) {
+            (Turn::Take, _) => {
+                write_holder(&file, authorised).map_err(|e| unfit(&e))?;
+                return Ok(Held(file));
+            }
+            (Turn::End, Some(holder)) => {
                 let killed = end(&holder)?;
                 // In state D it keeps the old file's lock; the gate keeps everybody else from taking that file meanwhile.
                 std::fs::remove_file(place.lock).map_err(|e| unfit(&e))?;
                 ended.push((holder, killed));
             }
-            Some(h) if lives(&h) => return Err(Stop::busy(say::busy(h.verb, &h.request_id, h.key_name.as_str(), h.since))),
-            // It is letting go, or was killed a moment ago.
-            _ if nameless < 20 => {
-                nameless += 1;
+            (Turn::Wait, _) => {
+                looks += 1;
                 std::thread::sleep(Duration::from_millis(10));
             }
-            _ => return Err(Stop::busy(say::busy_unknown("its file does not say whose it is"))),
+            (_, Some(h)) => return Err(Stop::busy(say::busy(h.verb, &h.request_id, h.key_name.as_str(), h.since))),
+            (_, None) => return Err(Stop::busy(say::busy_unknown("its file does not say whose it is"))),
         }
     }
 }

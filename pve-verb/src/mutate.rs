@@ -12,6 +12,7 @@ use crate::capture::Unresponsive;
 use crate::kill::{self, Killed};
 use crate::preflight::{self, Plan};
 use crate::probe::observe::observe;
+use crate::promise::Event;
 use crate::pve::Config;
 use crate::qm;
 use crate::qmp::{Door, InUse, Purpose, Session};
@@ -50,24 +51,32 @@ pub fn apply(run: &mut Run, preserved: Preserved) -> Result<Mutated, Stop> {
     if done.report.already || done.preserved.authorised().dry_run() {
         return Ok(done);
     }
+    match act(run, &mut done, &plan) {
+        Ok(()) => Ok(done),
+        // There may be an intent already: nobody else gets the lock before its end is stored.
+        Err(stop) => Err(stop.holding(done.close())),
+    }
+}
+
+fn act(run: &mut Run, done: &mut Mutated, plan: &Plan) -> Result<(), Stop> {
     // What goes over QMP refuses while nothing is begun: it opens its connection before it declares the intent.
     match plan {
-        Plan::Reset => return reset::reset(run, &mut done, &plan).map(|()| done),
-        Plan::Resume => return resume::resume(run, &mut done, &plan).map(|()| done),
-        _ => preflight::again(run, &done.preserved, &plan)?,
+        Plan::Reset => return reset::reset(run, done, plan),
+        Plan::Resume => return resume::resume(run, done, plan),
+        _ => preflight::again(run, &done.preserved, plan)?,
     }
-    declare_intent(run, &done.preserved, &plan)?;
+    declare_intent(run, &done.preserved, plan)?;
     done.report.touched = true;
     match plan {
         Plan::Already | Plan::Reset | Plan::Resume => {}
-        Plan::Start => start(run, &mut done),
-        Plan::Stop => stop(run, &mut done),
-        Plan::Kill(proved) => end_unresponsive(run, &mut done, &proved),
+        Plan::Start => start(run, done),
+        Plan::Stop => stop(run, done),
+        Plan::Kill(proved) => end_unresponsive(run, done, proved),
     }
     if done.verb() == Verb::Cycle && done.preserved.seen().state != VmState::Stopped {
-        second_half(run, &mut done);
+        second_half(run, done);
     }
-    Ok(done)
+    Ok(())
 }
 
 impl Mutated {
@@ -204,7 +213,7 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
     }
 }
 
-/// Makes the intent durable: from here on a crash is told as `interrupted`, and the id never runs again.
+/// Makes the intent durable, and lets it act: from here on a crash is told as `interrupted`, and the id never runs again.
 pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) -> Result<(), Stop> {
     let authorised = preserved.authorised();
     // Before the intent: a crash in between costs a grant, never a second use of it.
@@ -217,7 +226,8 @@ pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) 
         "plan": plan.sentence(authorised.verb()),
         "state_before": preserved.seen().state,
     });
-    run.record_intent(facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
+    run.record_intent(facts)?;
     run.count_mutation(authorised);
-    run.set_operation(&operation).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))
+    run.set_operation(&operation)?;
+    run.reach(Event::Acts)
 }

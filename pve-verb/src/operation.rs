@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::Disk;
 use crate::host::path;
 use crate::lock::{self, Locked};
+use crate::promise::{Due, Event, Fresh, Rest, Stored, fresh};
 use crate::run::{Run, Stop};
 use crate::text::say;
 use crate::writer::{Op, Reply};
@@ -17,8 +18,8 @@ use crate::{deadline, spool::Binding};
 
 mod intent;
 
-pub use intent::{End, LastIntent};
-pub(crate) use intent::{Mark, mark, may_mark};
+pub use intent::{End, LastIntent, Mark, Named};
+pub(crate) use intent::{mark, may_mark};
 
 /// What operation.json says, and the `intent` record before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,19 +72,6 @@ fn late_mark(id: &RequestId) -> String {
     format!("{RUN_REQUESTS}/{id}.late")
 }
 
-/// What is known of an id.
-#[derive(Debug)]
-pub enum Known {
-    /// It ended.
-    Ended(Box<Finished>),
-    /// Something is stored of it that can't be read: it ended, and nobody knows how.
-    Damaged,
-    /// No end of it is stored.
-    No,
-    /// None of this boot; whether there is one of an earlier boot the disk did not say.
-    NotOfThisBoot,
-}
-
 /// Writes a small file on tmpfs as a whole or not at all.
 fn replace(at: &str, bytes: &[u8]) -> std::io::Result<()> {
     let hidden = format!("{at}.{}", std::process::id());
@@ -94,7 +82,7 @@ fn replace(at: &str, bytes: &[u8]) -> std::io::Result<()> {
 pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
     let bytes = serde_json::to_vec(operation).map_err(|e| e.to_string())?;
     let on_tmpfs = replace(RUN_OPERATION, &bytes);
-    match run.disk.call(&Op::OperationSet {}, &bytes, deadline::WRITE) {
+    match run.disk.call(&Op::OperationSet { id: operation.request_id.clone() }, &bytes, deadline::WRITE) {
         Ok(_) => Ok(()),
         Err(e) => {
             run.degrade(format!("operation.json is on tmpfs only: {e}"));
@@ -107,7 +95,7 @@ pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
 pub fn finish(run: &Run, finished: &Finished, acted: bool) {
     store(&run.disk, run.id(), finished);
     if acted {
-        clear(&run.disk);
+        clear(&run.disk, run.id());
     }
 }
 
@@ -121,30 +109,32 @@ fn store(disk: &Disk, id: &RequestId, finished: &Finished) {
     }
 }
 
-/// Takes operation.json away.
-pub(crate) fn clear(disk: &Disk) {
-    let _ = disk.call(&Op::OperationClear {}, &[], deadline::WRITE);
-    let _ = std::fs::remove_file(RUN_OPERATION);
+/// Takes operation.json away, unless it is another's.
+fn clear(disk: &Disk, id: &RequestId) {
+    let _ = disk.call(&Op::OperationClear { id: id.clone() }, &[], deadline::WRITE);
+    if on_tmpfs().is_none_or(|operation| operation.request_id == *id) {
+        let _ = std::fs::remove_file(RUN_OPERATION);
+    }
 }
 
 /// What is known of this id.
-pub fn known(disk: &Disk, id: &RequestId) -> Known {
+pub fn known(disk: &Disk, id: &RequestId) -> Stored<Box<Finished>> {
     let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok();
     if let Some(finished) = std::fs::read(run_request(id)).ok().and_then(read) {
-        return Known::Ended(Box::new(finished));
+        return Stored::Ended(Box::new(finished));
     }
     match disk.call(&Op::RequestLoad { id: id.clone() }, &[], deadline::WRITE) {
-        Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Known::Damaged, |finished| Known::Ended(Box::new(finished))),
-        Ok(_) => Known::No,
-        Err(_) => Known::NotOfThisBoot,
+        Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Stored::Damaged, |finished| Stored::Ended(Box::new(finished))),
+        Ok(_) => Stored::No,
+        Err(_) => Stored::NotOfThisBoot,
     }
 }
 
 /// The finished request of this id, where it is known.
 pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
     match known(disk, id) {
-        Known::Ended(finished) => Some(*finished),
-        Known::Damaged | Known::No | Known::NotOfThisBoot => None,
+        Stored::Ended(finished) => Some(*finished),
+        Stored::Damaged | Stored::No | Stored::NotOfThisBoot => None,
     }
 }
 
@@ -158,40 +148,43 @@ pub fn not_yet_run(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
     if !authorised.verb().mutates() {
         return Ok(());
     }
-    let began = run.last_intent(deadline::RECORD).is_some_and(|last| last.operation.request_id == *id);
-    let stands = standing(&run.disk).is_some_and(|operation| operation.request_id == *id);
-    match known(&run.disk, id) {
-        Known::Ended(_) | Known::Damaged => Err(Stop::request(say::ran_meanwhile(id))),
-        // Where its end could be stored nowhere, the log knows.
-        _ if began || stands => Err(Stop::request(say::ran_meanwhile(id))),
-        Known::NotOfThisBoot if authorised.parsed().request().options().request_id.is_some() => {
+    let began = run.last_intent(deadline::RECORD).is_some_and(|last| last.names(id));
+    let stands = standing(&run.disk).iter().any(|operation| operation.request_id == *id);
+    match fresh(&known(&run.disk, id), began || stands) {
+        Fresh::Ran => return Err(Stop::request(say::ran_meanwhile(id))),
+        Fresh::NotLookedUp if authorised.parsed().request().options().request_id.is_some() => {
             run.degrade("whether this id ran before the host last booted could not be looked up: the disk did not answer".to_owned());
-            Ok(())
         }
-        Known::No | Known::NotOfThisBoot => Ok(()),
+        Fresh::NotLookedUp | Fresh::Yes => {}
     }
+    run.reach(Event::Fresh)
 }
 
-fn bytes_of(disk: &Disk, op: &Op) -> Option<Vec<u8>> {
-    match disk.call(op, &[], deadline::WRITE) {
-        Ok(Reply::Bytes { bytes }) => Some(bytes),
+fn on_tmpfs() -> Option<Operation> {
+    serde_json::from_slice(&std::fs::read(RUN_OPERATION).ok()?).ok()
+}
+
+/// What operation.json says, where it stands: on disk and on tmpfs it may be another one, where the disk hung in between.
+fn standing(disk: &Disk) -> Vec<Operation> {
+    let on_disk = match disk.call(&Op::OperationGet {}, &[], deadline::WRITE) {
+        Ok(Reply::Bytes { bytes }) => serde_json::from_slice::<Operation>(&bytes).ok(),
         _ => None,
-    }
-}
-
-/// What operation.json says, if it stands.
-fn standing(disk: &Disk) -> Option<Operation> {
-    let bytes = match std::fs::read(RUN_OPERATION) {
-        Ok(bytes) => bytes,
-        Err(_) => bytes_of(disk, &Op::OperationGet {})?,
     };
-    serde_json::from_slice(&bytes).ok()
+    let on_tmpfs = on_tmpfs().filter(|here| on_disk.as_ref().is_none_or(|there| there.request_id != here.request_id));
+    on_disk.into_iter().chain(on_tmpfs).collect()
 }
 
-/// The mutation that stands unfinished, if any. Whether its worker lives is the lock's to say.
-fn unfinished(disk: &Disk, last: Option<&LastIntent>) -> Option<Operation> {
-    let open = || last.filter(|last| last.end.is_none()).map(|last| last.operation.clone());
-    standing(disk).or_else(open).filter(|operation| !came_to_its_end(disk, operation))
+/// The mutations that stand unfinished, the oldest first: more than one where one was begun while the disk did not say what had been
+/// killed before it. Whether a worker of theirs lives is the lock's to say.
+fn unfinished(disk: &Disk, last: Option<&LastIntent>) -> Vec<Operation> {
+    let mut all: Vec<Operation> = last.into_iter().flat_map(LastIntent::open).cloned().collect();
+    for standing in standing(disk) {
+        if !all.iter().any(|operation| operation.request_id == standing.request_id) {
+            all.push(standing);
+        }
+    }
+    all.retain(|operation| !came_to_its_end(disk, operation));
+    all
 }
 
 /// Whether its answer is stored: then its worker was killed after its end, and only operation.json is left to take away.
@@ -199,48 +192,66 @@ fn came_to_its_end(disk: &Disk, operation: &Operation) -> bool {
     finished(disk, &operation.request_id).is_some_and(|finished| finished.receipt.is_some())
 }
 
-/// A mutation that was killed half-way: it stands, and whoever holds the lock is at something else.
-pub fn interrupted(disk: &Disk, last: Option<&LastIntent>) -> Option<Operation> {
-    let lives = |operation: &Operation| lock::holder().is_some_and(|holder| holder.request_id == operation.request_id);
-    unfinished(disk, last).filter(|operation| !lives(operation))
+/// The mutations that were killed half-way, the oldest first: they stand, and whoever holds the lock is at something else.
+pub fn interrupted(disk: &Disk, last: Option<&LastIntent>) -> Vec<Operation> {
+    let holder = lock::holder();
+    let mut all = unfinished(disk, last);
+    all.retain(|operation| holder.as_ref().is_none_or(|holder| holder.request_id != operation.request_id));
+    all
 }
 
-/// Records that a mutation was killed, and takes it away. Only who holds the mutation lock may: then nobody can be at it.
-pub fn settle(run: &mut Run, locked: &Locked) {
-    if locked.authorised().verb().mutates() {
-        let (disk, last) = (run.disk.clone(), run.last_intent(deadline::RECORD));
-        let _ = lay_to_rest(&disk, last.as_ref(), |operation| run.note_interrupted(operation));
+/// Records that mutations were killed, and takes operation.json away. Only who holds the mutation lock may: then nobody can be at it.
+///
+/// # Errors
+/// Where even the record fails: the next one's operation.json must not take the place of what nobody was told of.
+pub fn settle(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
+    if !locked.authorised().verb().mutates() {
+        return Ok(());
     }
+    let (disk, last) = (run.disk.clone(), run.last_intent(deadline::RECORD));
+    lay_to_rest(&disk, last.as_ref(), |operation| run.note_interrupted(operation)).map_err(|e| Stop::evidence(say::killed_nowhere(&e)))?;
+    run.reach(Event::Settled)
 }
 
-/// From now on the id of a mutation that was killed answers `interrupted`, also after a reboot, and never runs again; `tell` records
-/// that, and is called once for each, however often this is killed itself: first the id is stored, then told, then operation.json goes.
-/// Gives the one that was told of now.
+/// From now on the ids of mutations that were killed answer `interrupted`, also after a reboot, and never run again; `tell` records
+/// that, and is called once for each, however often this is killed itself. Gives those that were told of now.
 ///
 /// # Errors
 /// Where even the record fails: it keeps standing, and the next call tells of it.
 pub(crate) fn lay_to_rest(
     disk: &Disk,
     last: Option<&LastIntent>,
-    tell: impl FnOnce(&Operation) -> Result<(), String>,
-) -> Result<Option<Operation>, String> {
-    let Some(operation) = unfinished(disk, last) else {
-        if standing(disk).is_some() {
-            clear(disk);
+    mut tell: impl FnMut(&Operation) -> Result<(), String>,
+) -> Result<Vec<Operation>, String> {
+    let mut told_now = Vec::new();
+    let mut all = unfinished(disk, last);
+    // The newest one may have been killed behind its last record, before its end was stored: the next intent would hide it.
+    all.extend(last.filter(|last| last.end.is_some() && finished(disk, &last.operation.request_id).is_none()).map(|l| l.operation.clone()));
+    for operation in all {
+        let id = &operation.request_id;
+        let stands = standing(disk).iter().any(|standing| standing.request_id == *id);
+        let end = last.filter(|last| last.operation.request_id == *id).and_then(|last| last.end);
+        let told = end == Some(End::Interrupted) || (end == Some(End::Outcome) && !stands);
+        let mut rest = Rest { stored: finished(disk, id).is_some(), told, stands };
+        while let Some(due) = rest.due() {
+            match due {
+                Due::Store => {
+                    let binding =
+                        Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
+                    store(disk, id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+                }
+                Due::Tell => {
+                    tell(&operation)?;
+                    told_now.push(operation.clone());
+                }
+                Due::Clear => clear(disk, id),
+            }
+            rest = rest.after(due);
         }
-        return Ok(None);
-    };
-    if finished(disk, &operation.request_id).is_none() {
-        let binding = Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
-        store(disk, &operation.request_id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
     }
-    let is_told = |last: &LastIntent| last.operation.request_id == operation.request_id && last.end == Some(End::Interrupted);
-    let told = last.is_some_and(is_told);
-    if !told {
-        tell(&operation)?;
-    }
-    clear(disk);
-    Ok((!told).then_some(operation))
+    // Of those that came to their end: their worker was killed after that.
+    standing(disk).iter().for_each(|operation| clear(disk, &operation.request_id));
+    Ok(told_now)
 }
 
 /// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and

@@ -63,7 +63,7 @@ fn before_parsing(arrival: &Arrival) -> Answer {
 pub fn work(run: &mut Run, authorised: Authorised) -> Result<Verified, Stop> {
     run.accepted(&authorised);
     let locked = lock::acquire(run, authorised)?;
-    operation::settle(run, &locked);
+    operation::settle(run, &locked)?;
     operation::not_yet_run(run, &locked)?;
     let captured = capture::capture(run, locked)?;
     if captured.verb() == Verb::Status {

@@ -129,7 +129,8 @@ pub fn parse_pidfile(text: &str) -> Option<u32> {
 /// As reading does.
 pub fn read_capped(path: impl AsRef<Path>, most: u64) -> io::Result<Vec<u8>> {
     let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let mut bytes = Vec::new();
+    // A file of /proc has no length, and without room the reading begins with 32 bytes: six calls in place of two.
+    let mut bytes = Vec::with_capacity(usize::try_from(most).unwrap_or(usize::MAX).min(4096));
     File::options().read(true).custom_flags(nonblock).open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

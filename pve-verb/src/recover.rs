@@ -39,13 +39,16 @@ pub fn recover(out: &mut dyn Write) -> Result<(), Message> {
     record(Kind::Start, json!({ "what": "recover", "node": config.host.node.as_str(), "binary": binary, "config": trouble }))
         .map_err(nowhere)?;
     let tell = |operation: &Operation| record(Kind::Interrupted, json!({ "operation": operation })).map(drop);
-    let told = match operation::lay_to_rest(&disk, last.as_ref(), tell).map_err(nowhere)? {
-        Some(operation) => format!(
+    let mut told = String::new();
+    for operation in operation::lay_to_rest(&disk, last.as_ref(), tell).map_err(|why| say::killed_nowhere(&why))? {
+        told += &format!(
             "{} of request {} was killed half-way; it is recorded, and its id answers so from now on.",
             operation.verb, operation.request_id
-        ),
-        None => "Nothing was interrupted.".to_owned(),
-    };
+        );
+    }
+    if told.is_empty() {
+        told += "Nothing was interrupted.";
+    }
     // Whoever started this at boot may have closed its output; the record is what counts.
     let _ = writeln!(out, "{told}");
     Ok(())

@@ -16,8 +16,10 @@ use crate::door::{Arrival, Parsed};
 use crate::policy::Authorised;
 use crate::preflight::Plan;
 use crate::probe::{self, observe::Observation};
+use crate::promise::{Event, Stage};
 use crate::receipt::Facts;
 use crate::sign::Signer;
+use crate::text::say;
 use crate::{attest, binary, deadline, host, spool::Binding};
 
 mod end;
@@ -57,7 +59,7 @@ pub struct Run {
     binding: Option<Binding>,
     facts: Facts,
     plan: String,
-    intent: bool,
+    stage: Stage,
     inline_left: Option<usize>,
     bound: Duration,
     made: Option<proto::BundleName>,
@@ -116,7 +118,7 @@ impl Run {
             binding: None,
             facts,
             plan: String::new(),
-            intent: false,
+            stage: Stage::Asked,
             inline_left: None,
             bound: Duration::ZERO,
             made: None,
@@ -169,6 +171,21 @@ impl Run {
             attached: false,
         };
         self.answer.say(Body::Accepted(said));
+    }
+
+    /// This is so now, or is about to be done.
+    ///
+    /// # Errors
+    /// It must not happen at this stage: a bug, and the request ends.
+    pub fn reach(&mut self, event: Event) -> Result<(), Stop> {
+        self.stage = self.stage.after(event).ok_or_else(|| self.astray(event))?;
+        Ok(())
+    }
+
+    /// What is said where the code has left its own way.
+    fn astray(&self, event: Event) -> Stop {
+        let touched = matches!(self.stage, Stage::Acting | Stage::Observed);
+        Stop::internal(say::internal(Some(touched), &format!("{event:?} must not follow {:?}", self.stage)))
     }
 
     /// The request's id.

@@ -4,6 +4,7 @@
 //! and no file is read whole but the manifest and the summary. Verbs go on meanwhile; nothing is locked.
 
 use proto::{BundleName, Manifest, Message, Vmid};
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -63,16 +64,18 @@ impl Rungs {
 
     /// Every bundle of this VM: in the index's order, then those that it does not have yet.
     fn names(&self, vmid: Vmid) -> io::Result<Vec<BundleName>> {
-        let mut all = Vec::new();
+        let (mut all, mut seen) = (Vec::new(), HashSet::new());
         for shelf in Self::shelves(vmid) {
             let Some(tree) = Tree::open(&self.path(&shelf))? else { continue };
             let known = tree.read(INDEX, MOST_MANIFEST).ok().flatten().map(|bytes| index(&bytes)).unwrap_or_default();
+            let place: HashMap<&BundleName, usize> = known.iter().enumerate().map(|(at, b)| (&b.name, at)).collect();
             let mut here: Vec<BundleName> = Vec::new();
             for entry in std::fs::read_dir(self.path(&shelf))? {
                 here.extend(entry?.file_name().to_str().and_then(|n| n.parse().ok()));
             }
-            here.sort_by_key(|name| (known.iter().position(|b| b.name == *name).unwrap_or(usize::MAX), name.clone()));
-            here.retain(|name| !all.contains(name));
+            here.sort_by_cached_key(|name| (place.get(name).copied().unwrap_or(usize::MAX), name.clone()));
+            // In both places while it is carried.
+            here.retain(|name| seen.insert(name.clone()));
             all.extend(here);
         }
         Ok(all)

@@ -8,6 +8,7 @@ use crate::bundle::Preserved;
 use crate::capture::Captured;
 use crate::look::{Seen, look};
 use crate::mutate::Mutated;
+use crate::promise::Event;
 use crate::qmp::Purpose;
 use crate::run::Run;
 use crate::text::say;
@@ -97,6 +98,8 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
         seen = look(done.vmid(), &purpose);
     }
     let good = wanted(&done, &seen);
+    // Where that must not be, its end says so (run/end.rs).
+    let _ = run.reach(Event::Observed);
     let step = if good { StepOutcome::Done } else { StepOutcome::Failed };
     run.step_ended(StepName::Observe, began, step, Some(format!("the VM is {}", seen.state)));
     let outcome = match (good, seen.state) {

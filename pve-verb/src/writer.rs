@@ -133,10 +133,17 @@ pub enum Op {
         /// Which file.
         path: ArtifactPath,
     },
-    /// `operation.json` becomes the payload. Answer: [`Reply::Done`].
-    OperationSet {},
-    /// `operation.json` goes. Answer: [`Reply::Done`], also where there was none.
-    OperationClear {},
+    /// `operation.json` becomes the payload. Fails where another request's stands, whom nobody may have told of yet: a write that comes
+    /// late must not take its trace away. Answer: [`Reply::Done`].
+    OperationSet {
+        /// Whose it is.
+        id: RequestId,
+    },
+    /// `operation.json` goes, unless it is another request's. Answer: [`Reply::Done`], also where there was none.
+    OperationClear {
+        /// Whose it is.
+        id: RequestId,
+    },
     /// What `operation.json` says. Answer: [`Reply::Bytes`] or [`Reply::Absent`].
     OperationGet {},
     /// A finished receipt becomes the payload. Answer: [`Reply::Done`].
@@ -268,8 +275,8 @@ impl Root {
             Op::LogReviewed {} => self.log_reviewed(),
             Op::BundleList { vmid } => self.bundle_list(vmid),
             Op::BundleRead { vmid, name, path } => self.bundle_read(vmid, &name, &path),
-            Op::OperationSet {} => self.operation_set(payload),
-            Op::OperationClear {} => self.operation_clear(),
+            Op::OperationSet { id } => self.operation_set(&id, payload),
+            Op::OperationClear { id } => self.operation_clear(&id),
             Op::OperationGet {} => self.operation_get(),
             Op::RequestStore { id } => self.request_store(&id, payload),
             Op::RequestLoad { id } => self.request_load(&id),

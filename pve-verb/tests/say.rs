@@ -82,6 +82,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("not_acknowledged", say::not_acknowledged("it said nothing in time")),
                 ("bundle_unreadable", say::bundle_unreadable(&bundle, "its manifest is not there")),
                 ("intent_nowhere", say::intent_nowhere("/run: no space left on device")),
+                ("killed_nowhere", say::killed_nowhere("/run: no space left on device")),
             ],
         ),
         (

@@ -1,79 +1,128 @@
-//! For `tests/bench/evidence.sh`: times from the request to preserved evidence. Figures, not a test.
-#![allow(clippy::print_stdout, clippy::print_stderr)] // it prints a table, or why there is none
+//! The time until evidence is safe on disk: `pve-verb`'s, whose `preserved` event says so, against an admin's script that runs the usual
+//! commands one after the other. Then where it takes longest: QEMU dead, everything dead, and what the autopsy adds.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use lab::error::Context;
+use lab::error::{Context, Error};
 use lab::fuse::Hang;
-use lab::installed::{GENEROUS, limits, prepare, qm_script};
-use lab::{Lab, Result, enter, wedge};
+use lab::installed::{EVIDENCE, GENEROUS, limits, qm_script};
+use lab::{Lab, Result, wedge};
 use serde_json::Value;
 
-/// One line of the table.
-struct Line {
-    what: &'static str,
-    bound_ms: u128,
-    /// Milliseconds to `preserved`, and to the end of the process.
-    runs: Vec<(u128, u128)>,
+use crate::Bench;
+use crate::disk;
+use crate::measure::{Table, Target, Times, ms, verb, whole};
+use crate::status::script;
+
+/// From a request to its `preserved` event, to its end, and how many artifacts its bundle has.
+struct Preserved {
+    at: Duration,
+    end: Duration,
+    artifacts: usize,
 }
 
-fn main() -> ExitCode {
-    if lab::namespace::becomes_qemu() {
-        let _never_returns = enter();
-        return ExitCode::FAILURE;
-    }
-    let rounds = std::env::args().nth(1).and_then(|word| word.parse().ok()).unwrap_or(5);
-    match enter().and_then(Lab::new).and_then(|lab| measure(&lab, rounds)) {
-        Ok(lines) => {
-            table(&lines);
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("bench-evidence: {error}");
-            ExitCode::FAILURE
-        }
-    }
+/// Runs the verb on the console.
+pub(crate) fn preserved(words: &str) -> Result<(Duration, Duration)> {
+    run(words).map(|run| (run.at, run.end))
 }
 
-/// Runs the verb on the console: milliseconds to its `preserved` event, and to its end.
-fn preserved(words: &str) -> Result<(u128, u128)> {
+fn run(words: &str) -> Result<Preserved> {
+    let nothing = || Error::new(format!("`{words}` preserved nothing"), "Run it by hand in `lab exec`");
     let began = Instant::now();
-    let mut command = Command::new("/usr/sbin/pve-verb");
-    command.args(words.split(' ')).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut command = verb(words);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().context("start pve-verb")?;
-    let mut at = None;
-    for line in BufReader::new(child.stdout.take().ok_or_else(no_output)?).lines().map_while(std::result::Result::ok) {
-        let event: Value = serde_json::from_str(&line).unwrap_or_default();
-        if event["event"] == "preserved" {
-            at.get_or_insert(began.elapsed().as_millis());
+    let mut preserved = None;
+    for line in BufReader::new(child.stdout.take().ok_or_else(nothing)?).lines().map_while(std::result::Result::ok) {
+        // Read at once, parsed only where it is the one.
+        let at = began.elapsed();
+        if preserved.is_none() && line.contains("\"preserved\"") {
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            preserved = (event["event"] == "preserved").then(|| (at, event["bundle"].as_str().unwrap_or_default().to_owned()));
         }
     }
     child.wait().context("wait for pve-verb")?;
-    Ok((at.ok_or_else(no_output)?, began.elapsed().as_millis()))
+    let end = began.elapsed();
+    let (at, bundle) = preserved.ok_or_else(nothing)?;
+    let manifest = fs::read(format!("{EVIDENCE}/{bundle}/manifest.json")).unwrap_or_default();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    Ok(Preserved { at, end, artifacts: manifest["subject"].as_array().map_or(0, Vec::len) })
 }
 
-fn no_output() -> lab::Error {
-    lab::Error::new("The verb preserved nothing", "Run it by hand in `lab exec`")
+/// Runs the admin's script; the time until it has synced, and its files that have something in them.
+fn by_hand(folder: &Path) -> Result<(Duration, usize)> {
+    let _from_before = fs::remove_dir_all(folder);
+    let took = whole(Command::new(script("evidence-by-hand.sh")).arg(folder))?;
+    let files = fs::read_dir(folder).context("read the script's folder")?.flatten();
+    Ok((took, files.filter(|file| file.metadata().is_ok_and(|meta| meta.len() > 0)).count()))
 }
 
-fn times(what: &'static str, bound_ms: u128, rounds: u32, mut one: impl FnMut() -> Result<(u128, u128)>) -> Result<Line> {
-    eprintln!("{what} …");
-    Ok(Line { what, bound_ms, runs: (0..rounds).map(|_| one()).collect::<Result<_>>()? })
+pub(crate) fn tables(bench: &Bench) -> Result<Vec<Table>> {
+    let mut all = vec![against_the_script(bench)?];
+    if !bench.once {
+        all.push(where_it_takes_longest(&bench.lab, 3)?);
+    }
+    Ok(all)
 }
 
-fn measure(lab: &Lab, rounds: u32) -> Result<Vec<Line>> {
-    prepare(lab)?;
+fn against_the_script(bench: &Bench) -> Result<Table> {
+    let folder = disk::folder()?;
+    let mut table = Table::new(&["until it is on disk, by turns", "runs", "least", "median", "most", "artifacts"]);
+    let vm = bench.lab.fresh()?;
+    let mut stalled = None;
+    for what in ["healthy", "block-stalled"] {
+        if what == "block-stalled" {
+            if bench.once {
+                break;
+            }
+            stalled = Some(wedge::block_stall(vm)?);
+        }
+        let (mut ours, mut theirs) = (Times::default(), Times::default());
+        let (mut artifacts, mut files) = (usize::MAX, 0);
+        for _ in 0..bench.rounds(5) {
+            let run = run("forensics --json")?;
+            ours.push(run.at);
+            artifacts = artifacts.min(run.artifacts);
+            let (took, kept) = by_hand(&folder.path().join("by-hand"))?;
+            theirs.push(took);
+            files = files.max(kept);
+        }
+        for (who, times, count) in [("`pve-verb forensics`", &ours, artifacts), ("the script", &theirs, files)] {
+            let [least, median, most] = [0.0, 0.5, 1.0].map(|part| ms(times.quantile(part)));
+            table.row(&[format!("{what}: {who}"), bench.rounds(5).to_string(), least, median, most, count.to_string()]);
+        }
+        table.target(&format!("{what}: time over the script's"), ours.over(&theirs), Target::AtMost(1.0 / 3.0));
+        #[allow(clippy::cast_precision_loss)] // dozens
+        let more = artifacts as f64 / files as f64;
+        table.target(&format!("{what}: artifacts over the script's"), more, Target::AtLeast(3.0));
+    }
+    drop(stalled);
+    Ok(table)
+}
+
+fn where_it_takes_longest(lab: &Lab, rounds: usize) -> Result<Table> {
+    let mut table = Table::new(&["until it is preserved", "bound", "least", "median", "most", "whole, median"]);
+    let mut add = |what: &str, bound: &str, one: &mut dyn FnMut() -> Result<(Duration, Duration)>| -> Result<f64> {
+        let (mut at, mut whole) = (Times::default(), Times::default());
+        for _ in 0..rounds {
+            let (preserved, end) = one()?;
+            at.push(preserved);
+            whole.push(end);
+        }
+        let [least, median, most] = [0.0, 0.5, 1.0].map(|part| ms(at.quantile(part)));
+        table.row(&[what.to_owned(), bound.to_owned(), least, median, most, ms(whole.median())]);
+        Ok(at.median())
+    };
     let vm = lab.fresh()?;
-    let mut lines = vec![times("healthy", 2_000, rounds, || preserved("forensics --json"))?];
-
     let stopped = wedge::qemu_stopped(vm)?;
-    lines.push(times("QMP dead (SIGSTOP)", 4_500, rounds, || preserved("forensics --json"))?);
+    add("QEMU answers nothing (SIGSTOP)", "4.5 s", &mut || preserved("forensics --json"))?;
     stopped.now();
 
-    lines.push(times("everything dead", 8_000, rounds, || {
+    add("everything dead: QEMU, `qm`, `/etc/pve`, the disks", "8 s", &mut || {
         let vm = lab.fresh()?;
         let script = qm_script(lab, "sleep 600")?;
         let stopped = wedge::qemu_stopped(vm)?;
@@ -85,11 +134,14 @@ fn measure(lab: &Lab, rounds: u32) -> Result<Vec<Line>> {
         stopped.now();
         drop(script);
         took
-    })?);
+    })?;
 
-    for (what, autopsy) in [("stalled, before a cycle, no autopsy", "never"), ("stalled, before a cycle, autopsy", "always")] {
+    let mut medians = Vec::new();
+    for (what, bound, autopsy) in
+        [("block-stalled, before a cycle, no autopsy", "2 s", "never"), ("the same with an autopsy", "3 s", "always")]
+    {
         limits(&format!("{GENEROUS}[evidence]\nautopsy = \"{autopsy}\"\n"))?;
-        lines.push(times(what, if autopsy == "never" { 2_000 } else { 3_000 }, rounds, || {
+        medians.push(add(what, bound, &mut || {
             let vm = lab.fresh()?;
             wedge::block_stall(vm)?.forget();
             let took = preserved("cycle --json");
@@ -97,28 +149,9 @@ fn measure(lab: &Lab, rounds: u32) -> Result<Vec<Line>> {
             took
         })?);
     }
-    Ok(lines)
-}
-
-fn table(lines: &[Line]) {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("\nload average (1, 5, 15 min): {}\n", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
-    println!("{:<38} {:>8} {:>8} {:>8} {:>8} {:>10}", "ms to preserved evidence", "bound", "least", "median", "most", "whole, med");
-    let median = |mut all: Vec<u128>| {
-        all.sort_unstable();
-        all.get(all.len() / 2).copied().unwrap_or_default()
-    };
-    let mut stalled = Vec::new();
-    for line in lines {
-        let at: Vec<u128> = line.runs.iter().map(|(at, _)| *at).collect();
-        let whole = median(line.runs.iter().map(|(_, whole)| *whole).collect());
-        let (least, most) = (at.iter().min().copied().unwrap_or_default(), at.iter().max().copied().unwrap_or_default());
-        println!("{:<38} {:>8} {least:>8} {:>8} {most:>8} {whole:>10}", line.what, line.bound_ms, median(at.clone()));
-        if line.what.starts_with("stalled") {
-            stalled.push(median(at));
-        }
+    limits(GENEROUS)?;
+    if let [without, with] = medians[..] {
+        table.note(format!("The autopsy adds {} (bound: 1 s).", ms((with - without).max(0.0))));
     }
-    if let [without, with] = stalled[..] {
-        println!("{:<38} {:>8} {:>8} {:>8}", "the autopsy adds", 1_000, "", with.saturating_sub(without));
-    }
+    Ok(table)
 }

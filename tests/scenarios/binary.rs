@@ -76,7 +76,8 @@ fn number(bytes: &[u8], at: usize, size: usize) -> usize {
 
 fn static_and_small() {
     let bytes = fs::read(pve_verb()).unwrap();
-    assert!(bytes.len() <= 4 << 20, "{} bytes", bytes.len());
+    // What grows it is our own code: the packages are counted below. A jump shows here.
+    assert!(bytes.len() <= 9 << 19, "{} bytes", bytes.len());
     assert_eq!(&bytes[..5], b"\x7fELF\x02", "a 64-bit ELF file");
     let (headers, size, count) = (number(&bytes, 32, 8), number(&bytes, 54, 2), number(&bytes, 56, 2));
     for n in 0..count {

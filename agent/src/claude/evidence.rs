@@ -61,6 +61,15 @@ fn word(value: impl serde::Serialize) -> String {
 
 /// A verb's end.
 pub(super) fn verb(incident: &Incident, told: &VerbTold) -> Given {
+    let mut text = summary(told);
+    let findings = told.assessment.iter().flat_map(|judged| &judged.findings);
+    let named: Vec<&str> = findings.flat_map(|finding| finding.evidence.iter().map(String::as_str)).collect();
+    text.extend(artifacts(incident, &told.kept, &named));
+    Given { text: text.join("\n"), pictures: pictures(incident, &told.kept), error: told.end.checked.is_err() || told.end.status != 0 }
+}
+
+/// A verb's end without its artifacts: what is signed, what the host says, what it judged, and what gave nothing.
+pub(crate) fn summary(told: &VerbTold) -> Vec<String> {
     let mut text = Vec::new();
     match &told.end.checked {
         Ok(proved) => {
@@ -93,7 +102,6 @@ pub(super) fn verb(incident: &Incident, told: &VerbTold) -> Given {
             told.verb
         )),
     }
-    let mut named: Vec<&str> = Vec::new();
     if let Some(judged) = &told.assessment {
         if let Some(verb) = judged.recommend.verb {
             text.push(format!("The host's rules recommend: {verb}."));
@@ -101,7 +109,6 @@ pub(super) fn verb(incident: &Incident, told: &VerbTold) -> Given {
         let mut lines = vec![judged.sentence.clone(), judged.recommend.why.clone()];
         for finding in &judged.findings {
             lines.push(format!("{}: {}", finding.code, finding.text));
-            named.extend(finding.evidence.iter().map(String::as_str));
         }
         text.push(quote("the host's assessment", &lines.join("\n"), NAMED));
     }
@@ -114,8 +121,7 @@ pub(super) fn verb(incident: &Incident, told: &VerbTold) -> Given {
     if !missing.is_empty() {
         text.push(quote("probes that gave nothing", &missing.join("\n"), Room::SMALL));
     }
-    text.extend(artifacts(incident, &told.kept, &named));
-    Given { text: text.join("\n"), pictures: pictures(incident, &told.kept), error: told.end.checked.is_err() || told.end.status != 0 }
+    text
 }
 
 fn quote(source: &str, text: &str, room: Room) -> String {
@@ -149,14 +155,14 @@ fn artifacts(incident: &Incident, kept: &[Kept], named: &[&str]) -> Vec<String> 
 }
 
 /// The console: PNG only, as they were checked to be.
-fn pictures(incident: &Incident, kept: &[Kept]) -> Vec<Vec<u8>> {
+pub(crate) fn pictures(incident: &Incident, kept: &[Kept]) -> Vec<Vec<u8>> {
     let screens = kept.iter().filter(|one| one.media_type == "image/png" && one.path.starts_with("console/") && one.bytes <= MAX_PICTURE);
     let read = screens.filter_map(|one| std::fs::read(incident.file(&one.file)?).ok());
     read.filter(|bytes| is_png(bytes)).take(MAX_PICTURES).collect()
 }
 
 /// Whether it begins as a PNG does and has a size that the API takes.
-fn is_png(bytes: &[u8]) -> bool {
+pub(crate) fn is_png(bytes: &[u8]) -> bool {
     let side = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
     bytes.starts_with(b"\x89PNG\r\n\x1a\n") && [16, 20].into_iter().all(|at| side(at).is_some_and(|side| (1..=8000).contains(&side)))
 }

@@ -34,6 +34,8 @@ pub struct Asks {
     pub call: Option<String>,
     /// The second key.
     pub grant: Option<proto::Grant>,
+    /// The id to ask with; absent: a fresh one.
+    pub request_id: Option<proto::RequestId>,
 }
 
 /// A file that came with a verb and is kept.
@@ -140,7 +142,7 @@ impl Incident {
     ) -> Result<Running<VerbTold>, Message> {
         let ask = VerbAsk {
             verb,
-            request_id: fresh_id()?,
+            request_id: asks.request_id.map_or_else(fresh_id, Ok)?,
             origin: by.origin(),
             actor: asks.actor.as_deref().and_then(Unit64::from_free_text),
             reason: asks.reason.as_deref().and_then(Unit200::from_free_text),

@@ -66,9 +66,14 @@ impl Incident {
 
     /// Where a file of this incident is, by the name that a line says.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
-        let inside = name.strip_prefix(FOLDER)?.strip_prefix('/')?;
-        is_plain(inside).then(|| self.folder.join(name)).filter(|path| path.is_file())
+        within(&self.folder, name)
     }
+}
+
+/// A file of the incident in this folder, by the name that a line says.
+pub(super) fn within(folder: &Path, name: &str) -> Option<PathBuf> {
+    let inside = name.strip_prefix(FOLDER)?.strip_prefix('/')?;
+    is_plain(inside).then(|| folder.join(name)).filter(|path| path.is_file())
 }
 
 /// A command's output as it grows.

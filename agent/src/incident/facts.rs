@@ -56,6 +56,10 @@ pub struct Facts {
     pub evidence: Option<BundleName>,
     /// Verbs without an end, oldest first.
     pub running: Vec<Pending>,
+    /// Every verb that was asked for, with the line that first says so; oldest first.
+    pub runs: Vec<(RequestId, Verb, u64)>,
+    /// Calls of the API that failed.
+    pub failures: u64,
     /// Commands without an end: number and command.
     pub commands: BTreeMap<u64, String>,
     /// Calls that wait for a person: id, and what it would do.
@@ -99,6 +103,9 @@ impl Facts {
             What::VerbAsked { request_id, verb, reason, dry_run, call, deadline_ms, .. } => {
                 self.touched |= verb.mutates() && !dry_run;
                 self.mutated |= verb.mutates() && !dry_run;
+                if !self.runs.iter().any(|(known, ..)| known == request_id) {
+                    self.runs.push((request_id.clone(), *verb, line.n));
+                }
                 // Asked again with --attach after a restart: the same verb, since when it was.
                 if !self.running.iter().any(|pending| pending.request_id == *request_id) {
                     self.running.push(Pending {
@@ -142,7 +149,10 @@ impl Facts {
                 self.spent.usd += usd;
                 self.spent.ms += ms;
             }
-            What::Failed { .. } => self.spent.turns += 1,
+            What::Failed { .. } => {
+                self.spent.turns += 1;
+                self.failures += 1;
+            }
             What::Ended { healthy, said } => self.ended = Some((*healthy, said.clone())),
             _ => {}
         }

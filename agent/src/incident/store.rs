@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use proto::{Message, Timestamp};
+use proto::{Message, RequestId, Timestamp};
 use rustix::fs::FlockOperation;
 
 use super::event::{By, Line, Task, What};
@@ -26,7 +26,12 @@ pub struct Store {
     keep_bytes: u64,
     mirror: Mirror,
     open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
+    /// What follows from the logs that this process does not write, by their lengths: they are only ever appended to.
+    read: Mutex<BTreeMap<IncidentId, Judged>>,
 }
+
+/// How long the log was, what follows from it, and what is wrong with it.
+type Judged = (u64, Facts, Option<String>);
 
 /// An incident in a list.
 #[derive(Clone, Debug)]
@@ -50,7 +55,7 @@ impl Store {
         let folder = state.join("incidents");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| unusable(&folder, &error))?;
         let mirror = if serving { Mirror::stdout() } else { Mirror::default() };
-        Ok(Arc::new(Self { folder, keep_bytes, mirror, open: Mutex::default() }))
+        Ok(Arc::new(Self { folder, keep_bytes, mirror, open: Mutex::default(), read: Mutex::default() }))
     }
 
     fn opened(&self) -> MutexGuard<'_, BTreeMap<IncidentId, Arc<Incident>>> {
@@ -124,6 +129,16 @@ impl Store {
         self.list().into_iter().filter(interrupted).map(|one| one.id).collect()
     }
 
+    /// One of them.
+    pub fn one(&self, id: &IncidentId) -> Option<Summary> {
+        self.folder(id).map(|_| self.summary(id.clone()))
+    }
+
+    /// The incident in which a verb was asked for under this id.
+    pub fn of_run(&self, run: &RequestId) -> Option<Summary> {
+        self.list().into_iter().find(|one| one.facts.runs.iter().any(|(known, ..)| known == run))
+    }
+
     fn ids(&self) -> Vec<IncidentId> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -134,9 +149,16 @@ impl Store {
             return Summary { id, facts: incident.facts(), open: true, damaged: None };
         }
         let folder = self.folder.join(id.as_str());
+        let length = fs::metadata(folder.join(log::NAME)).map_or(0, |meta| meta.len());
+        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, facts, damaged)) = known.get(&id).filter(|(then, ..)| *then == length) {
+            return Summary { open: log::is_written(&folder), id, facts: facts.clone(), damaged: damaged.clone() };
+        }
         let mut facts = Facts::default();
         let read = log::lines(&folder, 1, |line, _| facts.fold(&line));
         let damaged = read.err().map(|bad| unwritable(&folder, &bad).what);
+        known.insert(id.clone(), (length, facts.clone(), damaged.clone()));
+        known.retain(|id, _| self.folder.join(id.as_str()).is_dir());
         Summary { open: log::is_written(&folder), id, facts, damaged }
     }
 
@@ -152,6 +174,11 @@ impl Store {
     /// An incident's folder, where there is one.
     pub fn folder(&self, id: &IncidentId) -> Option<PathBuf> {
         Some(self.folder.join(id.as_str())).filter(|folder| folder.is_dir())
+    }
+
+    /// Where a file of an incident is, by the name that a line says.
+    pub fn file(&self, id: &IncidentId, name: &str) -> Option<PathBuf> {
+        artifacts::within(&self.folder(id)?, name)
     }
 
     /// Removes the oldest incidents that ended, until the rest fits. An open one stays, and so does one that has no end.

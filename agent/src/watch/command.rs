@@ -43,7 +43,7 @@ async fn worked(mind: Option<Arc<Mind>>, hands: Arc<dyn Hands>, incident: Arc<In
 }
 
 /// Takes up what a restart cut off of the watch's own incidents.
-pub(crate) fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
+pub fn unfinished(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, store: &Arc<Store>) -> Vec<Opened> {
     let mut taken = Vec::new();
     for id in store.unfinished() {
         let mut ours = false;
@@ -76,16 +76,13 @@ fn bug(error: &tokio::task::JoinError) -> (bool, Message) {
     (false, Message::new(format!("The runbook met a bug: {error}."), "Act by hand with the six verbs."))
 }
 
-/// The same where there is no page: what waits for a person would wait in vain.
-struct WithoutAPage {
-    alone: Alone,
-    store: Arc<Store>,
-}
+/// The same where there is no page: what waits for a person would wait in vain, and is denied.
+pub struct WithoutAPage(pub Alone);
 
 impl Opener for WithoutAPage {
     fn open(&self, why: &Notice) -> Result<Opened, Message> {
-        let opened = self.alone.open(why)?;
-        self.store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
+        let opened = self.0.open(why)?;
+        self.0.store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
         Ok(opened)
     }
 }
@@ -117,8 +114,7 @@ pub fn watch(config: &Config) -> Result<(), Message> {
         for opened in &taken {
             store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);
         }
-        let alone = Alone { mind, hands: Arc::clone(&hands), store: Arc::clone(&store) };
-        let opener: Arc<dyn Opener> = Arc::new(WithoutAPage { alone, store });
+        let opener: Arc<dyn Opener> = Arc::new(WithoutAPage(Alone { mind, hands: Arc::clone(&hands), store }));
         let watch = Watch::new(settings, &config.state.dir, hands, Some(opener))?;
         for opened in taken {
             watch.follow(opened);

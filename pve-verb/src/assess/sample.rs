@@ -133,6 +133,11 @@ pub(super) fn short(path: &str) -> &str {
     path.trim_end_matches("/virtio-backend").rsplit('/').next().unwrap_or(path)
 }
 
+/// Whether a guest asks for I/O by this virtio device, by its name in QEMU.
+pub(crate) fn asks_for_io(name: &str) -> bool {
+    ["virtio-blk", "virtio-scsi"].iter().any(|kind| name.starts_with(kind))
+}
+
 /// Only queues by which a guest asks for I/O. A balloon's statistics queue always holds one buffer, and so may virtio-scsi's
 /// queues 0 (control) and 1 (events).
 fn queues(artifact: &Value) -> Vec<Queue> {
@@ -141,11 +146,10 @@ fn queues(artifact: &Value) -> Vec<Queue> {
         ["virtio", "devices"].into_iter().find_map(|member| artifact.get(member)?.as_array()).map(Vec::as_slice).unwrap_or_default();
     for device in devices {
         let name = device.get("name").and_then(Value::as_str).unwrap_or_default();
-        let first = match name {
-            n if n.starts_with("virtio-blk") => 0,
-            n if n.starts_with("virtio-scsi") => 2,
-            _ => continue,
-        };
+        if !asks_for_io(name) {
+            continue;
+        }
+        let first = if name.starts_with("virtio-scsi") { 2 } else { 0 };
         let path = device.get("path").and_then(Value::as_str).unwrap_or(name);
         for queue in device.get("queues").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default() {
             let queue = queue.get("return").unwrap_or(queue);

@@ -1,6 +1,6 @@
 //! The newest intent, and what became of it: known whatever the disk does, and after a boot from what the disk has.
 
-use super::tests::Host;
+use super::tests::{Host, kinds};
 use super::*;
 use crate::disk::tests::{broken_disk, hung_disk};
 use crate::operation::{End, Operation};
@@ -66,4 +66,18 @@ fn a_lost_tally_is_counted_again_from_what_the_disk_has() {
     host.log_with(broken_disk()).append(Kind::Outcome, facts(1)).unwrap();
     std::fs::remove_file(host.run().join("audit-pending.json")).unwrap();
     assert_eq!(last(&mut host.log(), Duration::ZERO), Some((operation(1), Some(End::Outcome))));
+}
+
+#[test]
+fn an_intent_that_a_repair_record_took_in_is_still_known() {
+    let host = Host::new();
+    host.log().append(Kind::Intent, facts(1)).unwrap();
+    host.restart();
+    host.log_with(hung_disk()).append_within(Kind::Intent, facts(2), Duration::from_millis(100)).unwrap();
+    let open = |log: &mut Log| -> Vec<Operation> { log.last_intent(AMPLE).iter().flat_map(|last| last.open().cloned()).collect() };
+    host.log().append(Kind::Read, Map::new()).unwrap();
+    assert_eq!(kinds(&host.sound())[1..], ["repair", "repair", "read"]);
+    assert_eq!(open(&mut host.log()), [operation(1), operation(2)]);
+    host.restart();
+    assert_eq!(open(&mut host.log()), [operation(1), operation(2)], "after a boot as well");
 }

@@ -9,6 +9,7 @@
 use super::host::WINDOW;
 use super::sketch::Sketch;
 use super::{Planned, Set, console, guest};
+use crate::assess;
 use crate::helper::Job;
 use crate::helper::run::{Outbox, Task};
 use crate::host::qemu_server;
@@ -66,7 +67,7 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
     let names = |groups: &[&str]| -> Vec<String> {
         planned.iter().map(|p| p.name.clone()).filter(|n| groups.iter().any(|g| n.starts_with(g))).collect()
     };
-    let (vmid, screens) = (job.vmid, job.screens.as_deref().and_then(Screens::open));
+    let (vmid, set, screens) = (job.vmid, job.set, job.screens.as_deref().and_then(Screens::open));
     // The working folder is the one of QEMU's sockets, and before long there is no other.
     let door = Door::take_for(Path::new("."), vmid, &Purpose::Read(job.request.clone()), DOOR);
     let greeting = if job.set == Set::Status { GREETING_STATUS } else { GREETING };
@@ -78,7 +79,7 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
             let (door, again, port) = (Arc::new(door), port.clone(), port.clone());
             let also = door.clone();
             tasks.push(group(&qmp, move |out, wanted| {
-                Group { out, wanted, screens: &screens, first: Arc::default(), port: &port, greeting }.ask(&door)
+                Group { out, wanted, set, screens: &screens, first: Arc::default(), port: &port, greeting }.ask(&door)
             }));
             tasks.push(group(&agent, move |out, wanted| guest::ask(&also, &again, out, &wanted)));
         }
@@ -107,6 +108,7 @@ fn group(names: &[String], work: impl FnOnce(&Outbox, BTreeSet<String>) + Send +
 struct Group<'a> {
     out: &'a Outbox,
     wanted: BTreeSet<String>,
+    set: Set,
     screens: &'a Option<Screens>,
     first: Arc<OnceLock<Sketch>>,
     port: &'a OnceLock<Port>,
@@ -227,7 +229,8 @@ impl Group<'_> {
         }
     }
 
-    /// Every queue of every virtio device: `{"virtio": [{path, name, queues: [status…]}]}`.
+    /// Every queue of every virtio device: `{"virtio": [{path, name, queues: [status…]}]}`. For `status`, which keeps no artifact, only of
+    /// those that are judged: each queue is a question of its own, and a VM has dozens.
     fn virtqueues(&mut self, qmp: &mut Session<'_>, name: &str) -> Result<(), (Instant, QmpError)> {
         if !self.wanted.contains(name) {
             return Ok(());
@@ -244,6 +247,9 @@ impl Group<'_> {
         let mut all = Vec::new();
         for device in devices.as_array().into_iter().flatten().take(DEVICES) {
             let mut device = device.clone();
+            if self.set == Set::Status && !device.get("name").and_then(Value::as_str).is_some_and(assess::asks_for_io) {
+                continue;
+            }
             let Some(path) = device.get("path").and_then(Value::as_str).and_then(VirtioPath::from_qemu) else { continue };
             let mut queues = Vec::new();
             for number in 0..QUEUES {

@@ -9,6 +9,7 @@ use crate::bundle::Preserved;
 use crate::door::Arrival;
 use crate::look::Seen;
 use crate::operation::{self, Finished};
+use crate::promise::{Ended, Event, Stage};
 use crate::text::say;
 use crate::verify::Verified;
 use crate::{receipt, retention};
@@ -59,7 +60,7 @@ impl Run {
                 self.facts.state_after = verified.state;
                 self.facts.qemu_after = verified.qemu;
                 let changes = self.facts.verb.is_some_and(Verb::mutates);
-                (if changes { Closing::Outcome } else { Closing::Read }, verified.outcome, verified.held)
+                (if changes { Closing::Outcome } else { Closing::Read }, verified.outcome, verified.held.map(Box::new))
             }
             Err(stop) => {
                 self.facts.message = stop.message;
@@ -67,7 +68,7 @@ impl Run {
                     self.facts.state_before = state;
                     self.facts.state_after = state;
                 }
-                (Closing::Refused, stop.outcome, None)
+                (Closing::Refused, stop.outcome, stop.held)
             }
         };
         self.seal(how, outcome, held)
@@ -100,9 +101,10 @@ impl Run {
         }
     }
 
-    fn seal(mut self, how: Closing, outcome: Outcome, held: Option<Preserved>) -> u8 {
+    fn seal(mut self, how: Closing, outcome: Outcome, held: Option<Box<Preserved>>) -> u8 {
+        let (end, outcome) = self.close(how, outcome);
         // A refusal behind its own intent is the end of that: an id with an intent never runs again.
-        let how = if self.intent { Closing::Outcome } else { how };
+        let how = if end == Stage::Closed(Ended::Begun) { Closing::Outcome } else { how };
         let facts = json!({
             "already": self.facts.already,
             "interrupted": self.facts.interrupted,
@@ -125,9 +127,9 @@ impl Run {
             Ok(made) => made,
             Err(why) => return self.broken(&why),
         };
-        if let (Closing::Outcome, Some(binding)) = (how, self.binding.clone()) {
+        if let (Some(stored), Some(binding)) = (end.after(Event::Stored), self.binding.clone()) {
             let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone() };
-            operation::finish(&self, &finished, self.intent);
+            operation::finish(&self, &finished, stored.after(Event::Cleared).is_some());
         }
         // Not before the end is stored (the next mutation would record it as killed), and not after the receipt: whoever reads that
         // may ask for the next one at once.
@@ -147,9 +149,23 @@ impl Run {
         body.exit_code
     }
 
+    /// How it ends, by the way that it took. A verdict on something that nobody looked at is none: that is a bug, and says so.
+    fn close(&mut self, how: Closing, outcome: Outcome) -> (Stage, Outcome) {
+        let event = match how {
+            Closing::Outcome => Event::Finished,
+            Closing::Refused => Event::Refused,
+            Closing::Read => return (self.stage, outcome),
+        };
+        if let Some(closed) = self.stage.after(event) {
+            return (closed, outcome);
+        }
+        self.facts.message = self.astray(event).message;
+        (Stage::Closed(if self.stage.is_begun() { Ended::Begun } else { Ended::Refused }), Outcome::Internal)
+    }
+
     /// A receipt that can't be written as JSON: a bug. The caller gets no receipt, which every client takes as unknown.
     fn broken(&mut self, why: &str) -> u8 {
-        self.answer.aside(&say::internal(Some(self.intent), why).to_string());
+        self.answer.aside(&say::internal(Some(self.stage.is_begun()), why).to_string());
         self.answer.flush();
         Outcome::Internal.exit_code()
     }

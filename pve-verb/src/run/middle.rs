@@ -9,6 +9,7 @@ use super::Run;
 use crate::audit::Kind;
 use crate::operation::{self, LastIntent, Operation};
 use crate::policy::Authorised;
+use crate::promise::Event;
 use crate::rate::Rates;
 use crate::run::Stop;
 use crate::text::say;
@@ -26,9 +27,10 @@ impl Run {
     ///
     /// # Errors
     /// Where no rung takes it.
-    pub fn record_intent(&mut self, facts: Value) -> Result<(), String> {
-        self.append(Kind::Intent, facts)?;
-        self.intent = true;
+    pub fn record_intent(&mut self, facts: Value) -> Result<(), Stop> {
+        let Some(next) = self.stage.after(Event::Intended) else { return Err(self.astray(Event::Intended)) };
+        self.append(Kind::Intent, facts).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
+        self.stage = next;
         Ok(())
     }
 
@@ -57,8 +59,9 @@ impl Run {
     ///
     /// # Errors
     /// Where no rung takes it.
-    pub fn set_operation(&mut self, operation: &Operation) -> Result<(), String> {
-        operation::set(self, operation)
+    pub fn set_operation(&mut self, operation: &Operation) -> Result<(), Stop> {
+        operation::set(self, operation).map_err(|e| Stop::evidence(say::intent_nowhere(&e)))?;
+        self.reach(Event::Declared)
     }
 
     /// What operation.json will say, and the intent before it.

@@ -2,17 +2,21 @@
 
 use proto::{Message, Outcome, VmState};
 
+use crate::bundle::Preserved;
+
 /// A request that ends before it is done: a refusal, or a bug.
 #[derive(Debug)]
 pub struct Stop {
     pub(super) outcome: Outcome,
     pub(super) message: Message,
     pub(super) state: Option<VmState>,
+    /// The lock of a mutation that may have an intent, until the end of that is stored.
+    pub(super) held: Option<Box<Preserved>>,
 }
 
 impl Stop {
     const fn new(outcome: Outcome, message: Message) -> Self {
-        Self { outcome, message, state: None }
+        Self { outcome, message, state: None, held: None }
     }
 
     /// Not in the grammar, or an id that belongs to another request.
@@ -32,7 +36,7 @@ impl Stop {
 
     /// PVE holds a lock.
     pub const fn busy_pve(message: Message, state: VmState) -> Self {
-        Self { outcome: Outcome::RefusedBusy, message, state: Some(state) }
+        Self { outcome: Outcome::RefusedBusy, message, state: Some(state), held: None }
     }
 
     /// Evidence or intent could not be made durable.
@@ -47,7 +51,14 @@ impl Stop {
 
     /// Proved impossible or harmful.
     pub const fn precondition(message: Message, state: VmState) -> Self {
-        Self { outcome: Outcome::RefusedPrecondition, message, state: Some(state) }
+        Self { outcome: Outcome::RefusedPrecondition, message, state: Some(state), held: None }
+    }
+
+    /// The same, with the lock.
+    #[must_use]
+    pub(crate) fn holding(mut self, preserved: Preserved) -> Self {
+        self.held = Some(Box::new(preserved));
+        self
     }
 
     /// The same, with the state as the evidence has it.

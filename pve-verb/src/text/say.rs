@@ -281,6 +281,14 @@ pub fn intent_nowhere(how: &str) -> Message {
     )
 }
 
+/// An earlier mutation was killed, and what tells of it could not be made durable: `how` says where it failed.
+pub fn killed_nowhere(how: &str) -> Message {
+    Message::new(
+        format!("An earlier mutation was killed half-way, and that could not be recorded durably: {}.", show(how)),
+        "Make room in /run and /var/log/pve-verb on the host, then try again.",
+    )
+}
+
 // ---- 7, refused-host
 
 /// Not root.

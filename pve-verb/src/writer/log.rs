@@ -21,6 +21,9 @@ const MOST: u64 = 64 << 20;
 const APPENDING: Duration = Duration::from_millis(200);
 /// How far back reviews are looked for.
 const LOOK_BACK: u64 = 32 << 20;
+/// How many intents are looked at for one without an end: every mutation that the disk answers tells of those before it, so the ones
+/// that are left are the newest.
+const INTENTS: usize = 4;
 /// How much of a torn line a repair record can show.
 pub(crate) const TORN_SHOWN: usize = 512;
 
@@ -168,24 +171,19 @@ impl Root {
     /// Intents since the newest review (none where neither that nor the log's beginning is within reach), and the newest intent.
     fn look_back(&self, segments: &[(u64, u64)]) -> io::Result<(Option<u64>, Option<LastIntent>)> {
         let (mut uses, mut reviewed, mut read) = (0, false, 0);
-        let (mut ends, mut last) = (Vec::new(), None);
+        // Newest first: turned round, they come as they were written.
+        let (mut marks, mut begun) = (Vec::new(), 0);
+        let last = |marks: Vec<Mark>| marks.into_iter().rev().fold(None, |last, mark| LastIntent::after(last, Some(mark)));
         for (segment, length) in segments.iter().rev() {
             read += length;
             if read > LOOK_BACK + MOST {
-                return Ok((reviewed.then_some(uses), last));
+                return Ok((reviewed.then_some(uses), last(marks)));
             }
             let bytes = self.read_segment(*segment)?;
             for line in lines(&bytes).0.into_iter().rev() {
-                match (last.is_none() && may_mark(line)).then(|| mark(line)).flatten() {
-                    Some(Mark::Begun(operation)) => {
-                        last = Some(LastIntent { operation: *operation, end: None });
-                        // Newest first: turned round, they come as they were written.
-                        while let Some(end) = ends.pop() {
-                            last = LastIntent::after(last, Some(end));
-                        }
-                    }
-                    Some(end) => ends.push(end),
-                    None => {}
+                if let Some(mark) = (begun < INTENTS && may_mark(line)).then(|| mark(line)).flatten() {
+                    begun += usize::from(matches!(mark, Mark::Begun(_)));
+                    marks.push(mark);
                 }
                 // Parsing every line would take seconds; within a string the quotes would be escaped.
                 let may = |kind: &[u8]| line.windows(kind.len()).any(|w| w == kind);
@@ -196,17 +194,17 @@ impl Root {
                         _ => {}
                     }
                 }
-                if reviewed && last.is_some() {
-                    return Ok((Some(uses), last));
+                if reviewed && begun >= INTENTS {
+                    return Ok((Some(uses), last(marks)));
                 }
             }
             if read > LOOK_BACK {
-                return Ok((reviewed.then_some(uses), last));
+                return Ok((reviewed.then_some(uses), last(marks)));
             }
         }
         // A log whose beginning was pruned may have had more.
         let whole = segments.first().is_none_or(|(first, _)| *first == 1);
-        Ok(((reviewed || whole).then_some(uses), last))
+        Ok(((reviewed || whole).then_some(uses), last(marks)))
     }
 
     /// The number of the newest review, as far back as reviews are looked for.

@@ -6,6 +6,7 @@
 
 use proto::{BundleName, Vmid};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
@@ -74,7 +75,8 @@ impl Root {
         let mut index: Index = serde_json::from_slice(&before).unwrap_or_default();
         let older = now.since(index.seen.as_ref());
         let Reply::Bundles { names } = self.bundle_list(vmid)? else { return Err(io::Error::other("the shelf can't be listed")) };
-        index.bundles.retain(|b| names.contains(&b.name));
+        let here: HashSet<&BundleName> = names.iter().collect();
+        index.bundles.retain(|b| here.contains(&b.name));
         for bundle in &mut index.bundles {
             bundle.aged_ms = bundle.aged_ms.saturating_add(older);
             if Some(&bundle.name) == own {
@@ -82,7 +84,8 @@ impl Root {
                 bundle.seq = seq;
             }
         }
-        let mut new: Vec<_> = names.into_iter().filter(|n| index.bundles.iter().all(|b| b.name != *n)).collect();
+        let known: HashSet<BundleName> = index.bundles.iter().map(|b| b.name.clone()).collect();
+        let mut new: Vec<_> = names.into_iter().filter(|name| !known.contains(name)).collect();
         // Whatever else is new here was made before: by a call that was refused or killed, or that found no disk.
         new.sort_by_key(|name| Some(name) == own);
         for name in new {

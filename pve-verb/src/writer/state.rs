@@ -2,6 +2,7 @@
 
 use proto::RequestId;
 use rustix::fs::OFlags;
+use serde::Deserialize;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
@@ -12,14 +13,30 @@ use crate::host::path;
 const MOST: u64 = 4 << 20;
 
 impl Root {
-    pub(super) fn operation_set(&self, payload: &[u8]) -> io::Result<Reply> {
+    pub(super) fn operation_set(&self, id: &RequestId, payload: &[u8]) -> io::Result<Reply> {
+        if self.others_operation(id)? {
+            return Err(io::Error::other("another request's operation.json stands"));
+        }
         durable::replace(&self.path(path::OPERATION), payload)?;
         Ok(Reply::Done {})
     }
 
-    pub(super) fn operation_clear(&self) -> io::Result<Reply> {
-        durable::remove(&self.path(path::OPERATION))?;
+    pub(super) fn operation_clear(&self, id: &RequestId) -> io::Result<Reply> {
+        if !self.others_operation(id)? {
+            durable::remove(&self.path(path::OPERATION))?;
+        }
         Ok(Reply::Done {})
+    }
+
+    /// Whether operation.json stands and names another request. What can't be read names nobody.
+    fn others_operation(&self, id: &RequestId) -> io::Result<bool> {
+        #[derive(Deserialize)]
+        struct Named {
+            request_id: RequestId,
+        }
+        let stands = durable::read(&self.path(path::OPERATION), MOST)?;
+        let named = stands.and_then(|bytes| serde_json::from_slice::<Named>(&bytes).ok());
+        Ok(named.is_some_and(|named| named.request_id != *id))
     }
 
     pub(super) fn operation_get(&self) -> io::Result<Reply> {

@@ -196,7 +196,10 @@ fn a_busy_shelf_is_said_to_be_busy_and_is_no_hung_disk() {
     let carried = disk.call(&Op::CarryBundle { vmid: VMID, name: bundle() }, &[], crate::deadline::CARRY * 4);
     assert!(matches!(&carried, Err(crate::disk::DiskError::Failed(why)) if why.contains("busy")), "{carried:?}");
     assert!(!disk.is_late(), "somebody else's copying was taken for a dead disk");
-    assert_eq!(disk.call(&Op::OperationSet {}, b"x", std::time::Duration::from_secs(20)), Ok(Reply::Done {}));
+    assert_eq!(
+        disk.call(&Op::OperationSet { id: RequestId::from_random([1; 16]) }, b"x", std::time::Duration::from_secs(20)),
+        Ok(Reply::Done {})
+    );
 }
 
 #[test]
@@ -350,20 +353,36 @@ fn requests_and_the_operation_are_kept_replaced_and_pruned() {
     let load = |id: &RequestId| place.does(Op::RequestLoad { id: id.clone() }, &[]);
     assert_eq!((load(&ids[0]), load(&ids[2])), (Reply::Absent {}, Reply::Bytes { bytes: ids[2].as_str().into() }));
     assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Absent {});
-    place.does(Op::OperationSet {}, b"one");
-    place.does(Op::OperationSet {}, b"two");
-    assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Bytes { bytes: b"two".to_vec() });
+}
+
+#[test]
+fn what_an_unfinished_mutation_left_is_replaced_and_taken_away_by_its_own_id_only() {
+    let place = Place::new();
+    let id = |n| RequestId::from_random([n; 16]);
+    let text = |n, step: &str| serde_json::json!({"request_id": id(n), "step": step}).to_string().into_bytes();
+    let stands = || match place.does(Op::OperationGet {}, &[]) {
+        Reply::Bytes { bytes } => Some(bytes),
+        _ => None,
+    };
+    assert_eq!(place.does(Op::OperationSet { id: id(1) }, &text(1, "one")), Reply::Done {});
+    assert_eq!(place.does(Op::OperationSet { id: id(1) }, &text(1, "two")), Reply::Done {});
+    assert!(matches!(place.does(Op::OperationSet { id: id(2) }, &text(2, "one")), Reply::Failed { .. }));
+    assert_eq!(place.does(Op::OperationClear { id: id(2) }, &[]), Reply::Done {});
+    assert_eq!(stands(), Some(text(1, "two")));
     for _ in 0..2 {
-        assert_eq!(place.does(Op::OperationClear {}, &[]), Reply::Done {});
+        assert_eq!(place.does(Op::OperationClear { id: id(1) }, &[]), Reply::Done {});
+        assert_eq!(stands(), None);
     }
-    assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Absent {});
+    // What nobody can read tells of nobody.
+    place.does(Op::OperationSet { id: id(1) }, b"rubbish");
+    assert_eq!(place.does(Op::OperationSet { id: id(2) }, &text(2, "one")), Reply::Done {});
 }
 
 #[test]
 fn a_disk_that_refuses_says_so() {
     let place = Place::new();
     std::fs::write(place.folder.path().join("var"), "not a folder").unwrap();
-    assert!(matches!(place.does(Op::OperationSet {}, b"x"), Reply::Failed { .. }));
+    assert!(matches!(place.does(Op::OperationSet { id: RequestId::from_random([1; 16]) }, b"x"), Reply::Failed { .. }));
     assert!(matches!(place.append(1, 0, 0, b"x\n"), Reply::Failed { .. }));
 }
 

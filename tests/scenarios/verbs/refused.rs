@@ -9,7 +9,7 @@ use lab::host::write;
 use lab::installed::{GENEROUS, Stamp, Told, agent, ask, limits, log};
 use lab::lab::Scenario;
 use lab::process::{must, run};
-use lab::{Lab, Result, Ssh, Vm, wedge};
+use lab::{Lab, Result, Ssh, Vm, station, wedge};
 use serde_json::json;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -46,8 +46,7 @@ pub(crate) fn refused(vm: &Vm, before: &mut Stamp, ssh: &Ssh, line: &str, code: 
 fn grammar(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let before = Stamp::of(vm);
-    // Not even --json is understood in a line that is no request: the answer is text.
-    for line in ["status;reboot", "cycle --force", "STOP", "stop  --json", "qm stop 102"] {
+    for line in ["status;reboot", "cycle --force", "STOP", "qm stop 102"] {
         let answer = agent(lab)?.call(line)?;
         let lines = answer.lines();
         assert!(
@@ -56,6 +55,9 @@ fn grammar(lab: &Lab) -> Result<()> {
         );
         assert!(answer.flat().contains("status, forensics, reset, stop, start, cycle"), "{answer:?}");
     }
+    // Who has a program read the answer gets what a program reads, whatever else is wrong with the line.
+    let answer = agent(lab)?.call("stop  --json")?;
+    assert_eq!((answer.status, &station::body(&answer)?["outcome"]), (2, &json!("refused-request")), "{answer:?}");
     before.untouched(vm, "lines outside the grammar");
     Ok(())
 }

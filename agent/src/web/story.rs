@@ -1,0 +1,361 @@
+//! An incident as a page: what was said, called, run and decided, in the order in which it happened; long things folded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use maud::{Markup, html};
+use proto::Verb;
+use serde::Deserialize;
+
+use super::app::App;
+use super::auth::Who;
+use super::guard::wants_json;
+use super::incidents::{about, none};
+use super::run::{Run, word};
+use super::shell::{self, Fresh, ago, by, lines, page, plain, size, time};
+use crate::incident::{By, IncidentId, Line, Summary, What};
+
+/// Entries on a page; the earlier ones are a link away.
+const MOST: usize = 200;
+/// Of a longer text the beginning is shown.
+const MAX_TEXT: usize = 20_000;
+
+/// Something that happened.
+struct Entry {
+    n: u64,
+    at: proto::Timestamp,
+    origin: By,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Words, and whose.
+    Words { class: &'static str, who: String, text: String },
+    /// A call of Claude's, with what it got.
+    Call {
+        tool: String,
+        input: String,
+        result: Option<(bool, String, usize)>,
+        waits: Option<String>,
+        call: String,
+        decided: Option<(bool, Option<String>)>,
+    },
+    /// A verb.
+    Verb(Box<Run>),
+    /// A command on the devvm.
+    Command { command: String, reason: Option<String>, output: String, end: Option<String>, file: Option<String>, bytes: u64 },
+    /// A note of this program's.
+    Note { class: &'static str, text: String },
+}
+
+/// Where to begin.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct From {
+    before: Option<u64>,
+}
+
+/// `GET /incidents/{id}`.
+pub(super) async fn incident(
+    State(app): State<Arc<App>>,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    Query(from): Query<From>,
+    headers: HeaderMap,
+) -> Response {
+    let json = wants_json(&headers, &who);
+    let Some(one) = id.parse::<IncidentId>().ok().and_then(|id| app.store.one(&id)) else { return none(json) };
+    let mut all = Vec::new();
+    let _what_can_be_read_is_shown = app.store.lines(&one.id, 1, |line, _| all.push(line));
+    if json {
+        return axum::Json(all).into_response();
+    }
+    let busy = app.talks.is_busy(&one.id);
+    let at_work = busy || (one.open && !one.facts.running.is_empty());
+    let entries = fold(&all, &one);
+    let end = from.before.map_or(entries.len(), |before| entries.iter().position(|entry| entry.n >= before).unwrap_or(entries.len()));
+    let first = end.saturating_sub(MOST);
+    let fresh = Fresh { stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)), reload_s: at_work.then_some(4) };
+    let title = plain(&one.facts.title);
+    let body = html! {
+        div #head data-live {
+            p.eyebrow { "Incident" @if let Some(at) = one.facts.opened { ", opened " (time(at)) " (" (ago(at)) ")" } }
+            h1 { (title) }
+            (summary(&app, &one, busy))
+        }
+        @if first > 0 { p { a.button href={ "/incidents/" (one.id) "?before=" (entries[first].n) } { "Earlier (" (first) ")" } } }
+        ol #story.story data-live data-follow[from.before.is_none()] {
+            @for entry in &entries[first..end] { (drawn(&app, &who, &one, entry)) }
+        }
+        @if from.before.is_none() {
+            ol.story aria-live="polite" { li { div.said.words {} } }
+            div #end { (forms(&app, &who, &one, busy)) }
+        }
+    };
+    shell::html(StatusCode::OK, page(&title, "/incidents", Some(&who), &fresh, &body))
+}
+
+fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
+    let spent = one.facts.spent;
+    html! {
+        @if let Some(why) = &one.damaged { p.note.bad { (plain(why)) } }
+        @match &one.facts.ended {
+            _ if busy => p.note { b { "At work. " } "It goes on when you leave." },
+            Some((true, said)) => p.note.good { b { "Healthy. " } (plain(&said.what)) " " (plain(&said.next)) },
+            Some((false, said)) => p.note.warn { b { "Not healthy. " } (plain(&said.what)) " " (plain(&said.next)) },
+            None => {},
+        }
+        @if spent.turns > 0 {
+            p.quiet {
+                (spent.turns) " of " (app.budget.turns) " answers, " (spent.tokens) " tokens, $ " (format!("{:.2}", spent.usd)) " of " (app.budget.usd)
+                ", " (spent.ms / 60_000) " of " (app.budget.minutes) " minutes"
+            }
+        }
+    }
+}
+
+/// An entry that nothing later belongs to: its place is not kept.
+const fn stays(_: usize) {}
+
+/// Lines into entries: what belongs together stands together, where it began.
+fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
+    let mut runs: BTreeMap<String, usize> = BTreeMap::new();
+    let mut commands: BTreeMap<u64, usize> = BTreeMap::new();
+    for line in all {
+        let mut put = |kind| {
+            entries.push(Entry { n: line.n, at: line.at, origin: line.origin, kind });
+            entries.len() - 1
+        };
+        let whose = |actor: &Option<String>| actor.as_deref().map_or_else(|| by(line.origin).to_owned(), plain);
+        match &line.what {
+            What::Prompt { text, actor } => stays(put(Kind::Words { class: "human", who: whose(actor), text: text.clone() })),
+            What::Text { text } => stays(put(Kind::Words { class: "model", who: "Claude".to_owned(), text: text.clone() })),
+            What::Thinking { text } => stays(put(Kind::Words { class: "thought", who: "Claude thinks".to_owned(), text: text.clone() })),
+            What::Said { text } => stays(put(Kind::Words { class: "said", who: by(line.origin).to_owned(), text: text.clone() })),
+            What::Call { call, tool, input } => {
+                let input = serde_json::to_string_pretty(input).unwrap_or_default();
+                let kind = Kind::Call { tool: tool.clone(), input, result: None, waits: None, call: call.clone(), decided: None };
+                calls.insert(call.clone(), put(kind));
+            }
+            What::Awaiting { call, said, .. } => {
+                if let Some(Kind::Call { waits, .. }) = calls.get(call).map(|at| &mut entries[*at].kind) {
+                    // Only what still waits can be decided.
+                    *waits = one.facts.awaiting.contains_key(call).then(|| said.clone());
+                }
+            }
+            What::Decided { call, allowed, actor } => {
+                if let Some(Kind::Call { decided, .. }) = calls.get(call).map(|at| &mut entries[*at].kind) {
+                    *decided = Some((*allowed, actor.clone()));
+                }
+            }
+            What::Result { call, error, text, images } => {
+                if let Some(Kind::Call { result, .. }) = calls.get(call).map(|at| &mut entries[*at].kind) {
+                    *result = Some((*error, text.clone(), *images));
+                }
+            }
+            What::VerbAsked { request_id, verb, .. } if !runs.contains_key(request_id.as_str()) => {
+                if let Some(run) = Run::begun(line, request_id, *verb) {
+                    runs.insert(request_id.to_string(), put(Kind::Verb(Box::new(run))));
+                }
+            }
+            What::VerbAsked { request_id, .. }
+            | What::VerbNews { request_id, .. }
+            | What::VerbAgain { request_id, .. }
+            | What::Artifact { request_id, .. }
+            | What::VerbEnded { request_id, .. } => {
+                if let Some(Kind::Verb(run)) = runs.get(request_id.as_str()).map(|at| &mut entries[*at].kind) {
+                    run.fold(line);
+                }
+            }
+            What::ExecAsked { exec, command, reason, .. } => {
+                let kind = Kind::Command {
+                    command: command.clone(),
+                    reason: reason.clone(),
+                    output: String::new(),
+                    end: None,
+                    file: None,
+                    bytes: 0,
+                };
+                commands.insert(*exec, put(kind));
+            }
+            What::ExecOutput { exec, text, .. } => {
+                if let Some(Kind::Command { output, .. }) = commands.get(exec).map(|at| &mut entries[*at].kind)
+                    && output.len() < MAX_TEXT
+                {
+                    output.push_str(&text.replace("\\n", "\n").replace("\\t", "    "));
+                }
+            }
+            What::ExecEnded { exec, how, bytes: length, file: name, .. } => {
+                if let Some(Kind::Command { end, file, bytes, .. }) = commands.get(exec).map(|at| &mut entries[*at].kind) {
+                    (*end, *file, *bytes) = (Some(how.clone()), name.clone(), *length);
+                }
+            }
+            What::Failed { model, why, again_ms, .. } => {
+                let then = again_ms.map_or_else(String::new, |ms| format!(" It is asked again in {} s.", ms.div_ceil(1000)));
+                put(Kind::Note { class: "warn", text: format!("{model} could not be had: {why}.{then}") });
+            }
+            What::Limit { said, .. } => stays(put(Kind::Note { class: "warn", text: said.to_string() })),
+            What::Cancelled { actor, said } => {
+                stays(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) }))
+            }
+            What::Resumed => stays(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() })),
+            What::Repaired { bytes } => {
+                stays(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") }))
+            }
+            What::Ended { healthy, said } => {
+                let class = if *healthy { "good" } else { "warn" };
+                put(Kind::Note { class, text: format!("{} {said}", if *healthy { "Ended, healthy." } else { "Ended, not healthy." }) });
+            }
+            What::Opened { .. } | What::Button { .. } | What::Message { .. } | What::Turn { .. } | What::Unknown => {}
+        }
+    }
+    entries
+}
+
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or(text)
+}
+
+fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
+    let when = html! { (time(entry.at)) };
+    match &entry.kind {
+        Kind::Words { class, who, text } => html! {
+            li class=(class) { p.who { b { (who) } (when) } div.said { (lines(cut(text))) } }
+        },
+        Kind::Note { class, text } => html! { li { p class={ "note " (class) } { (plain(text)) " " span.quiet { (when) } } } },
+        Kind::Verb(run) => verb(run, &when),
+        Kind::Command { command, reason, output, end, file, bytes } => html! {
+            li {
+                details id={ "c" (entry.n) } {
+                    summary { span.pill { "devvm" } code { (plain(command.lines().next().unwrap_or_default())) } span.quiet { (end.as_deref().unwrap_or("runs …")) } }
+                    p.who { span { "by " (by(entry.origin)) } (when) }
+                    @if let Some(reason) = reason { p { (plain(reason)) } }
+                    @if command.lines().nth(1).is_some() { pre tabindex="0" { (lines(command)) } }
+                    pre tabindex="0" { @if output.is_empty() { "(nothing printed)" } @else { (lines(cut(output))) } }
+                    @if let Some(file) = file { p { a href={ "/incidents/" (one.id) "/files/" (file) } { "All of it (" (size(*bytes)) ")" } } }
+                }
+            }
+        },
+        Kind::Call { tool, input, result, waits, call, decided } => html! {
+            li {
+                @if let Some(said) = waits { (ask(app, who, one, call, said)) }
+                details id={ "k" (entry.n) } {
+                    summary {
+                        span.pill { "Claude calls" } code { (plain(tool)) }
+                        @match decided {
+                            Some((true, _)) => span.pill.good { "approved" },
+                            Some((false, _)) => span.pill.bad { "denied" },
+                            None => {},
+                        }
+                        span.quiet { @match result { None => "…", Some((true, ..)) => "an error", Some((false, ..)) => "answered" } }
+                    }
+                    p.who { (when) @if let Some((_, Some(actor))) = decided { span { "decided by " (plain(actor)) } } }
+                    pre tabindex="0" { (lines(cut(input))) }
+                    @if let Some((_, text, images)) = result {
+                        @if *images > 0 { p.quiet { (images) " pictures went with it: they are in the evidence." } }
+                        pre tabindex="0" { (lines(cut(text))) }
+                    }
+                }
+            }
+        },
+    }
+}
+
+/// A verb in the story: its end, its pictures, the way to all of it.
+fn verb(run: &Run, when: &Markup) -> Markup {
+    let class = run.end.as_ref().map_or("running", |end| end.tone().class());
+    html! {
+        li {
+            details id={ "v" (run.id.short()) } open[run.end.is_none()] {
+                summary {
+                    span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| word(end.tone(), end))) }
+                    b { (run.verb) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
+                }
+                p.who { span { "asked by " (by(run.by)) } (when) }
+                @if let Some(reason) = &run.reason { p { "Why: " (plain(reason)) } }
+                @match &run.end {
+                    None => p { b { (run.doing()) } ", at most " span data-until=(run.until.unix_ms()) { (super::home::left(run)) } " left" },
+                    Some(end) => { p { (plain(&end.said.what)) } p { (plain(&end.said.next)) } },
+                }
+                (screens(run))
+                p { a href={ "/runs/" (run.id) } { "All of this verb" } @if run.verb != Verb::Status { " · " a href={ "/evidence/" (run.id) } { "its evidence" } } }
+            }
+        }
+    }
+}
+
+/// The console's pictures side by side.
+pub(super) fn screens(run: &Run) -> Markup {
+    html! {
+        @if !run.screens().is_empty() {
+            div.pair {
+                @for (n, file) in run.screens().iter().enumerate() {
+                    figure {
+                        a href={ "/artifacts/" (run.id) "/" (file.path) } { img src={ "/artifacts/" (run.id) "/" (file.path) } alt={ "The VM's screen, sample " (n + 1) } loading="lazy"; }
+                        figcaption { "Screen " (n + 1) " of " (run.screens().len()) ", " (time(run.asked)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A call that waits for a person.
+fn ask(app: &App, who: &Who, one: &Summary, call: &str, said: &str) -> Markup {
+    let token = app.tokens.issue(about(who, "decide", Some(&one.id)));
+    html! {
+        div.ask role="alert" {
+            b { "Claude asks first: " } span { (plain(said)) }
+            form method="post" action={ "/incidents/" (one.id) "/decide" } {
+                input type="hidden" name="token" value=(token);
+                input type="hidden" name="call" value=(call);
+                div.row {
+                    button.primary.danger type="submit" name="allow" value="yes" { "Approve" }
+                    button type="submit" name="allow" value="no" { "Deny" }
+                }
+            }
+        }
+    }
+}
+
+fn forms(app: &App, who: &Who, one: &Summary, busy: bool) -> Markup {
+    let token = |purpose: &str| app.tokens.issue(about(who, purpose, Some(&one.id)));
+    html! {
+        section.card {
+            @if app.talks.has_a_model() {
+                form method="post" action={ "/incidents/" (one.id) "/say" } {
+                    input #token-say data-token type="hidden" name="token" value=(token("say"));
+                    label for="text" { "Say something" }
+                    textarea #text name="text" rows="3" maxlength="8000" required {}
+                    div.row { button.primary type="submit" { "Send" } }
+                }
+            }
+            div.row {
+                form method="post" action={ "/incidents/" (one.id) "/runbook" } {
+                    input #token-runbook data-token type="hidden" name="token" value=(token("runbook"));
+                    button.wide type="submit" { "Run the runbook" }
+                }
+                div #stop data-live {
+                    @if busy {
+                        form method="post" action={ "/incidents/" (one.id) "/cancel" } {
+                            input #token-cancel data-token type="hidden" name="token" value=(token("cancel"));
+                            button.danger.wide type="submit" { "Stop the turn" }
+                        }
+                    }
+                }
+            }
+            p.quiet { "The six verbs are on " a href="/" { "the first screen" } "; what you press there while this goes on belongs to it." }
+        }
+    }
+}
+
+/// `GET /incidents/{id}/files/{*name}`: all that a command printed.
+pub(super) async fn file(State(app): State<Arc<App>>, Path((id, name)): Path<(String, String)>) -> Response {
+    let found = id.parse::<IncidentId>().ok().and_then(|id| app.store.file(&id, &name));
+    super::evidence::sent(found, &name)
+}

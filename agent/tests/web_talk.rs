@@ -1,0 +1,119 @@
+//! The conversation on the page: calls that wait for a person, a turn that is stopped, an API that is gone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod api;
+#[path = "support/browser.rs"]
+mod browser;
+#[path = "support/page.rs"]
+mod page;
+
+use std::time::Duration;
+
+use agent::claude::{Autonomy, Settings};
+use agent::evals::world::Act;
+use api::{Api, KEY, Reply, exec, say, text, verb};
+use browser::Browser;
+use page::{How, Page};
+use proto::Verb;
+
+async fn talking(folder: &tempfile::TempDir, api: &Api, autonomy: Autonomy) -> (Page, Browser) {
+    let key = folder.path().join("key");
+    std::fs::write(&key, format!("{KEY}\n")).unwrap();
+    let claude = Settings { base_url: Some(api.url.clone()), api_key_file: Some(key), autonomy, ..Settings::default() };
+    let page = Page::serve(folder.path(), How { claude, ..How::stalled(folder.path()) }).await;
+    let anna = Browser::anna(&page.url(""));
+    anna.until("/", "Block stalled").await;
+    (page, anna)
+}
+
+async fn said(anna: &Browser, words: &str) -> String {
+    let token = anna.get("/").await.hidden("token");
+    anna.post("/incidents", &[("token", &token), ("text", words)]).await.to()
+}
+
+fn verbs(page: &Page) -> Vec<Verb> {
+    let verb = |act: Act| if let Act::Verb { verb, .. } = act { Some(verb) } else { None };
+    page.hands.world.acts().into_iter().filter_map(verb).filter(|verb| *verb != Verb::Status).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_waits_is_decided_on_the_page_once_and_by_name() {
+    let script = |_: &serde_json::Value, n: usize| match n {
+        0 => say(vec![text("I look first."), verb("pve_forensics")]),
+        1 | 2 => say(vec![verb("pve_cycle")]),
+        _ => say(vec![text("It is <b>well</b> again.")]),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (page, anna) = talking(&folder, &Api::start(script), Autonomy::Approve).await;
+    let incident = said(&anna, "The devvm hangs.").await;
+    for allow in ["no", "yes"] {
+        let asked = anna.until(&incident, "Claude asks first").await;
+        assert!(anna.get("/").await.text.contains("Claude asks first"), "the first screen says so too");
+        let (token, call) = (asked.hidden("token"), asked.hidden("call"));
+        let decide = format!("{incident}/decide");
+        assert_eq!(anna.post(&decide, &[("call", &call), ("allow", "yes")]).await.status, 409, "no token");
+        assert!(!verbs(&page).contains(&Verb::Cycle));
+        anna.post(&decide, &[("token", &token), ("call", &call), ("allow", allow)]).await.to();
+        assert_eq!(anna.post(&decide, &[("token", &token), ("call", &call), ("allow", "yes")]).await.status, 409, "once");
+        anna.until(&incident, if allow == "no" { "denied" } else { "approved" }).await;
+    }
+    let end = anna.until(&incident, "Ended, healthy").await;
+    assert!(end.text.contains("It is &lt;b&gt;well&lt;/b&gt; again.") && end.text.contains("decided by anna (password)"), "{}", end.text);
+    assert_eq!(verbs(&page), [Verb::Forensics, Verb::Cycle, Verb::Forensics], "the last one proves that it is well");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_is_stopped_by_a_person_and_says_what_goes_on() {
+    let script = |_: &serde_json::Value, n: usize| if n == 0 { Reply::Silence(Duration::from_secs(60)) } else { say(vec![text("Yes?")]) };
+    let folder = tempfile::tempdir().unwrap();
+    let (page, anna) = talking(&folder, &Api::start(script), Autonomy::Full).await;
+    let incident = said(&anna, "Wait for me.").await;
+    let busy = anna.until(&incident, "Stop the turn").await;
+    assert!(busy.text.contains("At work"));
+    let token = busy.text.split("/cancel\">").nth(1).unwrap().split("value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    // A button works meanwhile, and belongs to it.
+    let run = anna.post("/verbs/forensics", &[]).await.to();
+    let end = anna.until(&run, "card outcome good").await;
+    assert!(end.text.contains(&incident), "{}", end.text);
+    anna.post(&format!("{incident}/cancel"), &[("token", &token)]).await.to();
+    anna.until(&incident, "Stopped by anna (password)").await;
+    let idle = anna.until(&incident, "not healthy").await;
+    assert!(!idle.text.contains("Stop the turn"), "{}", idle.text);
+    let token = idle.text.split("id=\"token-say\"").nth(1).unwrap().split("value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    anna.post(&format!("{incident}/say"), &[("token", &token), ("text", "And now?")]).await.to();
+    anna.until(&incident, "Yes?").await;
+    assert_eq!(verbs(&page), [Verb::Forensics]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_claude_is_gone_the_page_says_so_and_the_runbook_recovers_the_vm() {
+    let api = Api::replies(vec![Reply::Error { status: 401, kind: "authentication_error", headers: vec![], code: None }]);
+    let folder = tempfile::tempdir().unwrap();
+    let (page, anna) = talking(&folder, &api, Autonomy::Full).await;
+    let incident = said(&anna, "The devvm hangs.").await;
+    anna.until(&incident, "The runbook goes on.").await;
+    let end = anna.until(&incident, "Ended, healthy").await;
+    assert!(end.text.contains("could not be had"), "{}", end.text);
+    assert!(verbs(&page).contains(&Verb::Cycle));
+    let metrics = anna.get("/metrics").await.text;
+    assert!(metrics.contains("breakglass_claude_errors_total") && !metrics.contains("breakglass_claude_errors_total 0"), "{metrics}");
+    assert!(metrics.contains("breakglass_verbs_total{verb=\"cycle\",outcome=\"done\"} 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_and_its_output_are_folded_and_whole() {
+    let script = |_: &serde_json::Value, n: usize| match n {
+        0 => say(vec![verb("pve_forensics")]),
+        1 => say(vec![verb("pve_cycle")]),
+        2 => say(vec![exec("free -m")]),
+        _ => say(vec![text("Enough memory.")]),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (_page, anna) = talking(&folder, &Api::start(script), Autonomy::Full).await;
+    let incident = said(&anna, "Is there memory?").await;
+    let end = anna.until(&incident, "Ended, healthy").await;
+    assert!(end.text.contains("<details") && end.text.contains("free -m") && end.text.contains("exit status 0"), "{}", end.text);
+    let file = end.text.split("/files/").nth(1).unwrap().split('"').next().unwrap();
+    let all = anna.get(&format!("{incident}/files/{file}")).await;
+    assert!(all.text.contains("Swap:") && all.headers["content-type"] == "text/plain; charset=utf-8", "{}", all.text);
+}
