@@ -12,6 +12,8 @@ mod answer;
 mod calls;
 mod client;
 pub(crate) mod evidence;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod history;
 mod player;
 mod settings;

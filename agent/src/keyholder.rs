@@ -17,6 +17,8 @@ use proto::Message;
 use serde::Deserialize;
 use tracing::{info, warn};
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod harden;
 mod keys;
 mod meant;

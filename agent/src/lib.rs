@@ -18,6 +18,8 @@ pub mod config;
 pub mod devvm;
 pub mod doctor;
 pub mod evals;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod grant;
 pub mod hands;
 pub mod host;

@@ -134,7 +134,9 @@ pub fn command(config: &Config) -> Result<bool, Message> {
         attach: false,
         grant: None,
     };
-    let (tell, _nobody_listens) = tokio::sync::mpsc::channel(1);
+    let (tell, listener) = tokio::sync::mpsc::channel(1);
+    // Gone before the first event: a listener that is there and never listens would hold the answer up for ever.
+    drop(listener);
     let end = crate::verb::runtime()?.block_on(ssh.verb(ask, tell));
     let (line, well) = match end.checked.as_ref().map(|proved| proved.body().witness.as_ref().and_then(|witness| witness.ok)) {
         Ok(Some(true)) => ("The host's log contains the newest of them.".to_owned(), true),

@@ -54,15 +54,18 @@ struct Client {
     _folder: tempfile::TempDir,
 }
 
-fn stalled() -> Arc<World> {
-    let case = case::all().unwrap().into_iter().find(|case| case.name == "2026-06-11-block-stall").unwrap();
+fn recorded(name: &str) -> Arc<World> {
+    let case = case::all().unwrap().into_iter().find(|case| case.name == name).unwrap();
     Arc::new(World::new(case).unwrap())
 }
 
 impl Client {
     async fn of(version: &'static str, capabilities: Value, takes: Duration, per_hour: u32) -> Self {
+        Self::at(recorded("2026-06-11-block-stall"), version, capabilities, takes, per_hour).await
+    }
+
+    async fn at(world: Arc<World>, version: &'static str, capabilities: Value, takes: Duration, per_hour: u32) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let world = stalled();
         let hands = Arc::new(Slow { world: Arc::clone(&world), takes, asked: std::sync::Mutex::default() });
         let store = Store::open(folder.path(), 1 << 30, false).unwrap();
         let (ours, theirs) = tokio::io::duplex(1 << 20);
@@ -180,11 +183,12 @@ async fn a_mutation_takes_a_plan_and_its_token_counts_once() {
 
 #[tokio::test]
 async fn a_plan_for_a_vm_that_has_changed_is_not_done() {
-    let mut client = Client::new().await;
-    let token = client.plan("cycle").await;
-    // Somebody stops it meanwhile.
-    let stop = VerbAsk {
-        verb: Verb::Stop,
+    let world = recorded("cycle-fails-to-start");
+    let mut client = Client::at(world, "2025-11-25", json!({}), Duration::ZERO, 6).await;
+    let token = client.plan("stop").await;
+    // Somebody is quicker, and leaves it off.
+    let cycle = VerbAsk {
+        verb: Verb::Cycle,
         request_id: proto::RequestId::from_random([9; 16]),
         origin: Origin::Human,
         actor: None,
@@ -193,14 +197,22 @@ async fn a_plan_for_a_vm_that_has_changed_is_not_done() {
         attach: false,
         grant: None,
     };
-    let before = client.world.state();
-    let ended = client.world.verb(stop, tokio::sync::mpsc::channel(64).0).await;
-    assert_ne!(client.world.state(), before, "{ended:?}");
+    client.world.verb(cycle, tokio::sync::mpsc::channel(64).0).await;
+    assert_eq!(client.world.state(), "off");
     let refused = client.tool("pve_apply", json!({"token": token})).await;
-    assert!(refused["isError"] == true && text(&refused).contains("not as it was"), "{refused}");
-    assert_eq!(client.mutations(), [(Verb::Cycle, true)]);
+    assert!(refused["isError"] == true && text(&refused).contains("it was running, it is stopped"), "{refused}");
+    assert_eq!(client.mutations(), [(Verb::Stop, true)]);
     let again = client.tool("pve_apply", json!({"token": token})).await;
     assert!(text(&again).contains("not open"), "the try spent it: {again}");
+}
+
+#[tokio::test]
+async fn what_the_host_would_refuse_gives_no_token() {
+    let world = recorded("cycle-fails-to-start");
+    let mut client = Client::at(world, "2025-11-25", json!({}), Duration::ZERO, 6).await;
+    let refused = client.tool("pve_plan", json!({"verb": "reset", "reason": "try it"})).await;
+    assert!(refused["isError"] == true && text(&refused).starts_with("There is no plan: the host would refuse reset now."), "{refused}");
+    assert!(refused["structuredContent"].get("token").is_none(), "{refused}");
 }
 
 #[tokio::test]

@@ -66,11 +66,16 @@ async fn a_call_that_waits_is_decided_on_the_page_once_and_by_name() {
 async fn a_turn_is_stopped_by_a_person_and_says_what_goes_on() {
     let script = |_: &serde_json::Value, n: usize| if n == 0 { Reply::Silence(Duration::from_secs(60)) } else { say(vec![text("Yes?")]) };
     let folder = tempfile::tempdir().unwrap();
-    let (page, anna) = talking(&folder, &Api::start(script), Autonomy::Full).await;
+    let api = Api::start(script);
+    let (page, anna) = talking(&folder, &api, Autonomy::Full).await;
     let incident = said(&anna, "Wait for me.").await;
     let busy = anna.until(&incident, "Stop the turn").await;
     assert!(busy.text.contains("At work"));
     let token = busy.text.split("/cancel\">").nth(1).unwrap().split("value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    // Claude has been asked by then, and is thinking.
+    while api.requests().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // A button works meanwhile, and belongs to it.
     let run = anna.post("/verbs/forensics", &[]).await.to();
     let end = anna.until(&run, "card outcome good").await;
@@ -81,7 +86,9 @@ async fn a_turn_is_stopped_by_a_person_and_says_what_goes_on() {
     assert!(!idle.text.contains("Stop the turn"), "{}", idle.text);
     let token = idle.text.split("id=\"token-say\"").nth(1).unwrap().split("value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     anna.post(&format!("{incident}/say"), &[("token", &token), ("text", "And now?")]).await.to();
+    anna.until(&incident, "And now?").await;
     anna.until(&incident, "Yes?").await;
+    assert_eq!(api.faults(), Vec::<String>::new());
     assert_eq!(verbs(&page), [Verb::Forensics]);
 }
 

@@ -57,6 +57,14 @@ pub fn verify(asked: &Asked, out: &mut dyn Write) -> u8 {
     report.exit_code()
 }
 
+/// The same, of a log below this folder.
+#[cfg(fuzzing)]
+pub(crate) fn verify_below(root: &Path, out: &mut dyn Write) -> u8 {
+    let report = verify_at(&Files(root.to_owned()), &Asked::default());
+    let _ = print(&report, out);
+    report.exit_code()
+}
+
 fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for finding in report.findings.told() {
         writeln!(out, "{finding}")?;

@@ -39,3 +39,12 @@ pub fn audit_line(bytes: &[u8]) {
         let _ = raw.signature();
     }
 }
+
+/// `log verify` of the log below this folder; gives the exit status. Panics where it says nothing, or not what its status says.
+pub fn verify_log(root: &Path) -> u8 {
+    let mut said = Vec::new();
+    let status = crate::auditor::verify_below(root, &mut said);
+    let said = String::from_utf8(said).expect("the report is text");
+    assert!(!said.is_empty() && said.lines().all(|line| !line.chars().any(char::is_control)), "{said:?}");
+    status
+}

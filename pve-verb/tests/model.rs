@@ -5,14 +5,17 @@
 
 #[path = "model/promise.rs"]
 mod promise;
+#[path = "model/rules.rs"]
+mod rules;
 #[path = "model/world.rs"]
 mod world;
 
 use std::io::Write;
 use std::time::Instant;
 
-use promise::{Promise, Rules};
+use promise::Promise;
 use pve_verb::promise::{Due, Ended, Event, Rest, Sight, Stage, Turn, turn};
+use rules::Rules;
 use stateright::{Checker, Model};
 use world::Left;
 

@@ -40,8 +40,20 @@ fn with_a_page(lab: &Lab) -> Result<Desk> {
     Ok(desk)
 }
 
-fn serve(desk: &Desk) -> Result<Running> {
-    let server = start(&mut desk.command(&["serve"]), &[])?;
+/// A running server; killed with its owner, so that a scenario that fails leaves none to the next one.
+struct Server(Option<Running>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(running) = self.0.take() {
+            let _ended = running.kill();
+        }
+    }
+}
+
+fn serve(desk: &Desk) -> Result<Server> {
+    assert!(page("/healthz").is_none(), "nobody else listens there");
+    let server = Server(Some(start(&mut desk.command(&["serve"]), &[])?));
     until("the page", Duration::from_secs(20), || page("/readyz").filter(|got| got.status == 200))?;
     Ok(server)
 }
@@ -64,9 +76,9 @@ fn stall(lab: &Lab) -> Result<()> {
     let run = post("/verbs/cycle", &format!("token={}&reason=block-stalled", question.hidden("token")));
     shows(&run, "pieces captured", 30);
     shows(&run, "Safe on", 30);
-    server.kill()?;
+    drop(server);
     assert!(page("/").is_none());
-    let server = serve(&desk)?;
+    let _server = serve(&desk)?;
     let live = shows(&run, "Cycle of VM 102", 5);
     assert!(live.contains("asked after") || live.contains("card outcome"), "{live}");
     let end = shows(&run, "card outcome", 260);
@@ -84,6 +96,8 @@ fn stall(lab: &Lab) -> Result<()> {
     let asked: Vec<_> = lines.iter().filter(|line| line["event"] == "verb_asked" && line["verb"] == "cycle").collect();
     assert!(asked.iter().all(|line| line["request_id"] == id.as_str() && line["origin"] == "human"), "{asked:?}");
     assert_eq!(asked[0]["actor"], "anna (password)");
+    let booted = || vm.guest_within("true", Duration::from_secs(20)).ok().filter(|end| end.status == 0);
+    until("the guest's sshd", Duration::from_secs(240), booted)?;
     assert_eq!(vm.guest("dd if=/dev/zero of=/data/proof bs=4k count=4 conv=fsync")?.status, 0, "its disk works");
 
     // The evidence of before, and its way out.
@@ -95,7 +109,6 @@ fn stall(lab: &Lab) -> Result<()> {
     assert!(page(&format!("/evidence/{id}/tar")).unwrap().body.len() > 10_000);
     let receipts = page("/receipts").unwrap().text();
     assert!(receipts.contains("fit") && receipts.contains(&id), "{receipts}");
-    server.kill()?;
     Ok(())
 }
 
@@ -103,7 +116,7 @@ fn no_claude(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let before = vm.pid();
     let desk = with_a_page(lab)?;
-    let server = serve(&desk)?;
+    let _server = serve(&desk)?;
     let home = shows("/", "Looks healthy", 40);
     assert!(home.contains("Ask Claude"), "{home}");
     let token = page("/").unwrap().hidden("token");
@@ -123,6 +136,5 @@ fn no_claude(lab: &Lab) -> Result<()> {
             && !metrics.contains("breakglass_claude_errors_total 0"),
         "{metrics}"
     );
-    server.kill()?;
     Ok(())
 }

@@ -68,6 +68,8 @@ fn glob(pattern: &str, text: &str) -> bool {
 #[derive(Clone, Default)]
 struct Process {
     ours: bool,
+    /// It was another program before.
+    became: bool,
     room: Option<String>,
 }
 
@@ -92,7 +94,10 @@ fn touched(text: &str) -> BTreeSet<String> {
         if matches!(name, "clone" | "clone3" | "fork" | "vfork") {
             if let Some(child) = result.split(['<', ' ']).next().and_then(|pid| pid.parse().ok()) {
                 let own = processes.entry(pid).or_default().clone();
-                processes.insert(child, own);
+                // A quick child's lines may stand before its parent's: what it has become since is not undone.
+                if !processes.get(&child).is_some_and(|child| child.became) {
+                    processes.insert(child, Process { became: false, ..own });
+                }
             }
             continue;
         }
@@ -103,6 +108,7 @@ fn touched(text: &str) -> BTreeSet<String> {
                 all.insert(quoted.clone());
             }
             if !result.starts_with('-') {
+                process.became = true;
                 process.ours = quoted == "/usr/sbin/pve-verb" || quoted == "/proc/self/exe" && process.ours;
             }
             continue;

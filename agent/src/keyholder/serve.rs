@@ -159,3 +159,15 @@ const fn request(kind: u8) -> &'static str {
         _ => "an unknown request",
     }
 }
+
+/// For `agent/fuzz`: the answer to a frame, and the data of its signature where it is one.
+#[cfg(fuzzing)]
+pub(super) fn answered(frame: &[u8], ring: &Ring) -> (bool, Option<Vec<u8>>) {
+    let (response, _) = answer(frame, Peer { pid: 1, uid: 0, gid: 0 }, ring);
+    let signed = matches!(response, Response::SignResponse(_));
+    let data = match Request::decode(&mut &frame[..]) {
+        Ok(Request::SignRequest(SignRequest { data, .. })) if signed => Some(data.into()),
+        _ => None,
+    };
+    (signed, data)
+}
