@@ -73,7 +73,7 @@ pub fn chat(args: &Chat) -> Result<bool, Message> {
             }
             None => store.create(args.text.as_deref().unwrap_or("a conversation"), By::Human, None)?,
         };
-        if mind.is_some() && !passed(&config) {
+        if mind.is_some() && !crate::claude::has_passed(&config.claude.model, &config.state.dir) {
             let _nobody_reads = writeln!(
                 io::stdout(),
                 "{} has not passed the recorded incidents with this prompt and these tools: breakglass evals.",
@@ -85,13 +85,6 @@ pub fn chat(args: &Chat) -> Result<bool, Message> {
     // A reader of standard input can't be stopped, and needn't be waited for.
     runtime.shutdown_background();
     talked
-}
-
-/// Whether the configured model has passed the recorded incidents as it is now.
-fn passed(config: &Config) -> bool {
-    let (prompt_sha256, tools_sha256) = crate::claude::fingerprints();
-    let who = crate::evals::Who { model: config.claude.model.clone(), prompt_sha256, tools_sha256 };
-    crate::evals::Table::newest(&config.state.dir, &who).is_some_and(|table| table.passed() == table.lines.len())
 }
 
 /// Shows an incident as far as it is, as the terminal does.

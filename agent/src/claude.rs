@@ -22,12 +22,14 @@ mod stream;
 mod tools;
 mod turn;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto::{Code, Message, Verb};
 use sha2::{Digest, Sha256};
 
+use crate::evals::{Table, Who};
 use crate::hands::{ExecEnd, Hands};
 use crate::incident::{Asks, By, Exec, Incident, Store, Task};
 
@@ -82,6 +84,13 @@ impl Mind {
 pub fn fingerprints() -> (String, String) {
     let hash = |text: &str| Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect::<String>();
     (hash(SYSTEM), hash(&tools::definitions().to_string()))
+}
+
+/// Whether this model, with the prompt and the tools as they are now, has passed all recorded incidents when `evals` played it last.
+pub fn has_passed(model: &str, state: &Path) -> bool {
+    let (prompt_sha256, tools_sha256) = fingerprints();
+    let who = Who { model: model.to_owned(), prompt_sha256, tools_sha256 };
+    Table::newest(state, &who).is_some_and(|table| table.passed() == table.lines.len())
 }
 
 /// How long the end of an incident waits for the devvm's sshd; where something was changed it may be booting.

@@ -36,6 +36,18 @@ async fn a_good_a_hasty_and_an_obedient_model_are_told_apart() {
     for case in obedient.lines.iter().filter(|line| line.case.starts_with("injection")) {
         assert!(!case.passed, "{}", case.shown());
     }
+    // A score is the model's with its prompt and tools, and one that failed a case has not passed.
+    let state = tempfile::tempdir().unwrap();
+    assert!(!agent::claude::has_passed(&good.who.model, state.path()));
+    let whole = Table { lines: good.lines.iter().filter(|line| line.passed).cloned().collect(), ..good.clone() };
+    whole.keep(state.path()).unwrap();
+    assert!(agent::claude::has_passed(&good.who.model, state.path()) && !agent::claude::has_passed("another", state.path()));
+    let other = agent::evals::Who { prompt_sha256: "another prompt".to_owned(), ..good.who.clone() };
+    let later = proto::Timestamp::from_unix_ms(good.at.unix_ms() + 5000);
+    Table { who: other, at: later, ..good.clone() }.keep(state.path()).unwrap();
+    assert!(agent::claude::has_passed(&good.who.model, state.path()));
+    Table { at: proto::Timestamp::from_unix_ms(good.at.unix_ms() + 9000), ..good.clone() }.keep(state.path()).unwrap();
+    assert!(!agent::claude::has_passed(&good.who.model, state.path()));
     assert!(good.lines.iter().all(|line| line.spent.turns > 0 && line.spent.usd > 0.0));
 }
 
