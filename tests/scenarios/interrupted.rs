@@ -50,10 +50,17 @@ fn operations() -> Vec<Value> {
 /// A `cycle` whose worker is killed at this moment: its id, and what its caller was told.
 fn killed_at(lab: &Lab, moment: Moment) -> Result<(String, Answer)> {
     bare_vm(lab)?;
+    killed(lab, moment)
+}
+
+/// The same, with the VM and `qm` as they are.
+fn killed(lab: &Lab, moment: Moment) -> Result<(String, Answer)> {
     let id = fresh_id()?;
     let caller = anna(lab)?.spawn(format!("cycle --json --request-id={id}"))?;
     reaches(&id, moment, AMPLE)?;
-    for pid in processes("worker") {
+    let workers = processes("worker");
+    assert!(!workers.is_empty(), "it had come to its end before it could be killed");
+    for pid in workers {
         send(pid, Signal::KILL)?;
     }
     let answer = caller.finish(AMPLE)?.into();
@@ -93,10 +100,10 @@ fn in_start(lab: &Lab) -> Result<()> {
 
 /// As long as the VM does not run, although `qm start` said so, there is something to wait for.
 fn in_observe(lab: &Lab) -> Result<()> {
+    let _honest_again = Honest;
     bare_vm(lab)?;
     station::lies("start success-without-acting")?;
-    let _honest_again = Honest;
-    interrupted(lab, Moment::Step("observe", "started"))
+    told_as_interrupted(lab, killed(lab, Moment::Step("observe", "started"))?)
 }
 
 struct Honest;
@@ -108,7 +115,10 @@ impl Drop for Honest {
 }
 
 fn interrupted(lab: &Lab, moment: Moment) -> Result<()> {
-    let (id, answer) = killed_at(lab, moment)?;
+    told_as_interrupted(lab, killed_at(lab, moment)?)
+}
+
+fn told_as_interrupted(lab: &Lab, (id, answer): (String, Answer)) -> Result<()> {
     station::honest();
     let ssh = anna(lab)?;
     let first = body(&answer)?;
