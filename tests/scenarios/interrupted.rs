@@ -58,11 +58,7 @@ fn killed(lab: &Lab, moment: Moment) -> Result<(String, Answer)> {
     let id = fresh_id()?;
     let caller = anna(lab)?.spawn(format!("cycle --json --request-id={id}"))?;
     reaches(&id, moment, AMPLE)?;
-    let workers = processes("worker");
-    assert!(!workers.is_empty(), "it had come to its end before it could be killed");
-    for pid in workers {
-        send(pid, Signal::KILL)?;
-    }
+    worker::kill()?;
     let answer = caller.finish(AMPLE)?.into();
     station::quiet(AMPLE)?;
     Ok((id, answer))

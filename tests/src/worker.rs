@@ -7,12 +7,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::client::Answer;
 use crate::error::{Context, Error, Result};
 use crate::process::{Running, run, start, until};
 use crate::station::{console, fresh_id, processes};
+use crate::vm::send;
 
 /// The event spool of a request.
 pub fn spool(id: &str) -> String {
@@ -46,6 +48,15 @@ impl Moment {
 /// Waits for that moment of a request that runs.
 pub fn reaches(id: &str, moment: Moment, deadline: Duration) -> Result<()> {
     until(&format!("{moment:?}"), deadline, || events(id).iter().any(|event| moment.is(event)).then_some(()))
+}
+
+/// Kills the worker that runs, at once. Beside it there may be a child that has not become its own program yet, and dies with it.
+pub fn kill() -> Result<()> {
+    let killed = processes("worker").into_iter().filter(|pid| send(*pid, Signal::KILL).is_ok()).count();
+    if killed > 0 {
+        return Ok(());
+    }
+    Err(Error::new("There is no worker to be killed", "Kill it at an earlier moment: it had come to its end"))
 }
 
 /// What a front hands to the worker of a request, its length first: taken from the console's own front, with another line and id.

@@ -8,11 +8,9 @@ use lab::fuse::Hang;
 use lab::installed::{agent, ask};
 use lab::lab::Scenario;
 use lab::process::until;
-use lab::station::{fresh_id, processes, quiet};
-use lab::vm::send;
+use lab::station::{fresh_id, quiet};
 use lab::worker::{Moment, reaches};
 use lab::{Lab, Observed, Result, wedge};
-use rustix::process::Signal;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_a_live_task_holds_the_lock_then_the_task_is_named", locked_by_a_task),
@@ -74,9 +72,7 @@ fn interrupted(lab: &Lab) -> Result<()> {
     let id = fresh_id()?;
     let caller = agent(lab)?.spawn(format!("cycle --json --request-id={id}"))?;
     reaches(&id, Moment::Step("qm-stop", "done"), Duration::from_secs(60))?;
-    for worker in processes("worker") {
-        send(worker, Signal::KILL)?;
-    }
+    lab::worker::kill()?;
     let _its_answer = caller.finish(Duration::from_secs(60))?;
     quiet(Duration::from_secs(60))?;
     let running = vm.pid().is_some();
