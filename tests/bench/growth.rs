@@ -12,10 +12,10 @@ use lab::installed::{EVIDENCE, GENEROUS, limits};
 use lab::{Result, vm::BOOT};
 
 use crate::Bench;
-use crate::desk::STATE;
 use crate::evidence::preserved;
 use crate::measure::{Table, Times, ms, verb, whole};
 use crate::warm::Warm;
+use lab::agent::STATE;
 
 const REQUESTS: &str = "/var/lib/pve-verb/requests";
 

@@ -210,7 +210,7 @@ fn unattended(lab: &Lab) -> Result<()> {
     once_and_fetched(&lines)?;
     let text = std::fs::read_to_string(folder.join("events.jsonl")).unwrap();
     assert!(text.contains("a cycle cured it"), "it explains: {text}");
-    assert_eq!(std::fs::read_dir(format!("{}/incidents", desk::STATE)).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 1);
+    assert_eq!(std::fs::read_dir(format!("{}/incidents", lab::agent::STATE)).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 1);
     again.kill()?;
     Ok(())
 }

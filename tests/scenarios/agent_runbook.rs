@@ -155,7 +155,7 @@ fn killed(lab: &Lab) -> Result<()> {
     assert_eq!(ids.len(), 1, "under the same id");
     let log = lab::chain::Chain::read()?;
     assert_eq!((log.count(&ids[0], "intent"), log.count(&ids[0], "outcome")), (1, 1));
-    assert_eq!(std::fs::read_dir(format!("{}/incidents", desk::STATE)).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 1);
+    assert_eq!(std::fs::read_dir(format!("{}/incidents", lab::agent::STATE)).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 1);
     again.kill()?;
     Ok(())
 }

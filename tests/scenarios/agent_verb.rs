@@ -12,7 +12,8 @@ mod keyholder;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use desk::{CONFIG, Desk, STATE, desk};
+use desk::{Desk, desk};
+use lab::agent::{CONFIG, STATE};
 use lab::installed::{Stamp, log, prepare};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{Finished, Running, must, run, start, until};

@@ -7,6 +7,7 @@
 mod evidence;
 mod incident;
 mod install;
+pub mod page;
 mod screen;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::Host;
 use crate::lab::Lab;
 use crate::namespace::Inside;
+use crate::process::Running;
 use crate::vm::Vm;
 
 /// The acts, in order. Whoever adds a way to direct the recovery (the runbook, a model, the web page) adds it here: an act finds
@@ -47,10 +49,22 @@ struct Demo {
     boot_id: String,
     /// The evidence of the cure, on the host.
     bundle: PathBuf,
+    /// The page's process, where there is one.
+    page: Option<Running>,
 }
 
 /// Runs all acts inside a lab whose host has nothing of ours yet.
 pub fn run(inside: Inside) -> Result<()> {
+    play(inside, &ACTS)?.farewell();
+    Ok(())
+}
+
+/// The same up to the stall, which is then the person's to cure, in a browser. Ends when it is interrupted.
+pub fn page(inside: Inside) -> Result<()> {
+    play(inside, &page::ACTS).map(drop)
+}
+
+fn play(inside: Inside, acts: &[(&str, Act)]) -> Result<Demo> {
     let kept = crate::guest::lab_folder().canonicalize().context("find the lab's folder")?.join("demo");
     std::fs::create_dir_all(&kept).context("create the folder for the evidence")?;
     let vm = Vm::new(&inside.image);
@@ -64,16 +78,16 @@ pub fn run(inside: Inside) -> Result<()> {
         pid: 0,
         boot_id: String::new(),
         bundle: PathBuf::new(),
+        page: None,
     };
     std::fs::create_dir_all(&demo.desk).context("give the admin a desk")?;
-    let played = ACTS.iter().zip(1..).try_for_each(|((title, act), number)| {
+    let played = acts.iter().zip(1..).try_for_each(|((title, act), number)| {
         demo.screen.section(number, title);
         act(&mut demo)
     });
     let ended = demo.lab.vm.kill();
     played.and(ended)?;
-    demo.farewell();
-    Ok(())
+    Ok(demo)
 }
 
 impl Demo {

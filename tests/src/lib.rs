@@ -11,8 +11,10 @@
 //! Bundle           what a verb left of evidence, read by a stranger     bundle.rs
 //! Lab::fresh()     all of it, shared by the scenarios of a file       lab.rs
 //! demo::run()      all of it, as a person sees it                      demo.rs readme.rs
+//! demo::page()     the same, left for the person to cure by the page   demo/page.rs agent.rs
 //! ```
 
+pub mod agent;
 pub mod bundle;
 pub mod chain;
 pub mod client;

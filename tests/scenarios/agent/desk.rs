@@ -3,56 +3,27 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use lab::agent::{STATE, configure};
 use lab::{Lab, Result};
 use serde_json::Value;
 
 use crate::keyholder::{BREAKGLASS, Keyholder, SOCKET, keyholder};
-
-/// Where the agent keeps its state.
-pub(crate) const STATE: &str = "/var/lib/breakglass";
-/// Its configuration.
-pub(crate) const CONFIG: &str = "/etc/breakglass/config.toml";
 
 /// A desk: the keys, and everything that a command needs.
 pub(crate) struct Desk {
     pub(crate) keys: Keyholder,
 }
 
-/// The first two words of a public key's line.
-fn public(line: &str) -> String {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let at = words.iter().position(|word| word.starts_with("ssh-")).unwrap();
-    format!("{} {}", words[at], words[at + 1])
-}
-
 /// Writes the configuration, with `more` at its end, and starts the keyholder.
 pub(crate) fn desk(lab: &Lab, more: &str) -> Result<Desk> {
     let keys = keyholder(lab)?;
-    configure(lab, SOCKET, more);
+    configure(&lab.host, SOCKET, more)?;
     Ok(Desk { keys })
-}
-
-/// Writes the configuration, its keys behind this socket, and empties the state folder.
-pub(crate) fn configure(lab: &Lab, socket: &str, more: &str) {
-    let read = |path: &Path| fs::read_to_string(path).unwrap();
-    let host_key = public(&read(Path::new("/etc/ssh/ssh_host_ed25519_key.pub")));
-    let signing_key = public(&read(Path::new("/etc/pve-verb/signing_key.pub")));
-    let guest = read(&lab.host.inside.image.known_hosts());
-    let guest_key = public(guest.lines().find(|line| line.contains("ssh-ed25519")).unwrap());
-    fs::create_dir_all("/etc/breakglass").unwrap();
-    let _from_before = fs::remove_dir_all(STATE);
-    fs::create_dir_all(STATE).unwrap();
-    let text = format!(
-        "[host]\naddress = \"127.0.0.1:22\"\nuser = \"breakglass\"\nhost_key = \"{host_key}\"\nsigning_key = \"{signing_key}\"\n\
-         [devvm]\naddress = \"127.0.0.1:2222\"\nuser = \"breakglass\"\nhost_key = \"{guest_key}\"\nsudo = true\n\
-         [ssh]\nauth_sock = \"{socket}\"\n[state]\ndir = \"{STATE}\"\n{more}"
-    );
-    fs::write(CONFIG, text).unwrap();
 }
 
 impl Desk {

@@ -55,13 +55,13 @@ pub(crate) fn lay_out(lab: &Lab) -> Result<()> {
     let keyholder = "[keyholder]\nsocket = \"/run/keyholder/agent.sock\"\ngroup = 8100\n\
         key_files = [\"/run/secrets/vault/verbs\", \"/run/secrets/vault/devvm\"]\n";
     write("/etc/breakglass/keyholder.toml", keyholder, 0o644)?;
-    crate::desk::configure(
-        lab,
+    lab::agent::configure(
+        &lab.host,
         "/run/keyholder/agent.sock",
         "[web]\nlisten = \"127.0.0.1:8102\"\ntokens_file = \"/run/secrets/web/tokens\"\n\
          [watch]\ninterval_s = 10\non = \"notify\"\nnotify_url = \"http://hook.example:8199/hook\"\n",
-    );
-    fs::rename(crate::desk::CONFIG, "/etc/breakglass/server.toml").unwrap();
+    )?;
+    fs::rename(lab::agent::CONFIG, "/etc/breakglass/server.toml").unwrap();
     let hash = run(Command::new("sha256sum").current_dir("/").arg(token()?), Duration::from_secs(10))?.success("sha256sum")?.text();
     let line = format!("machine:{}\n", hash.split(' ').next().unwrap());
     write("/etc/breakglass/web/tokens", &line, 0o440)?;

@@ -11,7 +11,9 @@ use lab::host::write;
 use lab::process::{run, start, until};
 use lab::{Lab, Result, station, wedge};
 
-use crate::desk::{CONFIG, Hook, STATE, configure};
+use lab::agent::{CONFIG, STATE, configure};
+
+use crate::desk::Hook;
 use crate::keyholder::{BREAKGLASS, SOCKET, keyholder_under};
 use crate::trace::{CALLS, map, outside, touched};
 
@@ -71,7 +73,7 @@ pub(crate) fn full_run(lab: &Lab) -> Result<()> {
         "[vault]\naddress = \"https://127.0.0.1:8200\"\nrole = \"r\"\npath = \"secret/data/r\"\njwt_file = \"{TOKEN}\"\nca_file = \"{CA}\"\n"
     );
     let keys = keyholder_under(lab, &strace(KEYS), &vault)?;
-    configure(lab, SOCKET, &named);
+    configure(&lab.host, SOCKET, &named)?;
 
     let mut all = BTreeSet::new();
     let mut traced = |words: &[&str], statuses: &[i32]| -> Result<()> {

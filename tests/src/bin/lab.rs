@@ -3,7 +3,7 @@
 
 use std::process::{Command, ExitCode};
 
-use lab::{Lab, Result, enter, lab::built};
+use lab::{Lab, Result, enter, lab::built, namespace::is_outside};
 
 const USAGE: &str = "lab: a laboratory for Breakglass. It is not a Proxmox VE host, and its `qm` is a stand-in.
 
@@ -12,6 +12,7 @@ const USAGE: &str = "lab: a laboratory for Breakglass. It is not a Proxmox VE ho
   lab exec -- CMD [ARG...]  boot VM 102, run one command on the host, take everything down
   lab host -- CMD [ARG...]  the same with VM 102 stopped
   lab demo                  what install/demo shows
+  lab page [PORT]           what install/demo page leaves running
 
 Inside: `ssh root@devvm` logs into VM 102; `ssh breakglass@pve VERB` asks the forced command over the host's sshd.";
 
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
             println!("{}", image.folder.display());
             ExitCode::SUCCESS
         }),
+        ["page"] => page("8102"),
+        ["page", port] => page(port),
         ["demo"] => enter().and_then(lab::demo::run).map(|()| ExitCode::SUCCESS),
         ["up"] => inside(&["/bin/bash"], true),
         ["exec", "--", ref command @ ..] if !command.is_empty() => inside(command, true),
@@ -37,6 +40,12 @@ fn main() -> ExitCode {
         eprintln!("lab: {error}");
         ExitCode::from(70)
     })
+}
+
+/// The port is the machine's own, which the laboratory has no way to otherwise: it is taken before and handed in.
+fn page(port: &str) -> Result<ExitCode> {
+    let door = if is_outside() { lab::demo::page::take(port) } else { Ok(()) };
+    door.and_then(|()| enter()).and_then(lab::demo::page).map(|()| ExitCode::SUCCESS)
 }
 
 fn inside(command: &[&str], boot: bool) -> Result<ExitCode> {
