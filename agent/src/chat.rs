@@ -20,7 +20,7 @@ use crate::hands::Hands;
 use crate::incident::{By, Decision, Incident, IncidentId, Store};
 pub use alone::alone;
 use alone::without_a_model;
-use screen::{Screen, plain};
+use screen::Screen;
 
 /// `chat`.
 #[derive(Debug, Args)]
@@ -207,7 +207,7 @@ impl Talk {
                     screen.line("Run the runbook now? It may reset or cycle the VM. [y/N]");
                     return false;
                 }
-                screen.line(&plain(&said.next));
+                screen.line(&crate::shown::lines(&said.next));
                 true
             }
             Heard::Turned(Turned::Cancelled(_)) => {
@@ -273,7 +273,7 @@ impl Talk {
             self.incident.end(task, healthy, &said);
         }
         let word = if healthy { "healthy" } else { "NOT healthy" };
-        screen.line(&format!("{}\n{word}\n{}", plain(&said.to_string()), self.incident.folder().display()));
+        screen.line(&format!("{}\n{word}\n{}", crate::shown::lines(&said.to_string()), self.incident.folder().display()));
         let _nobody_reads = io::stdout().flush();
         Ok(healthy)
     }

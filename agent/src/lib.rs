@@ -32,6 +32,7 @@ pub mod receipts;
 pub mod redact;
 pub mod runbook;
 pub mod say;
+mod shown;
 pub mod signers;
 pub mod ssh;
 pub mod untrusted;

@@ -4,6 +4,7 @@
 use crate::text::say;
 use proto::{Message, RequestId, Timestamp, Vmid};
 use rustix::time::{ClockId, clock_gettime};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -47,6 +48,34 @@ pub mod path {
 /// A path of PVE's for this VM.
 pub fn qemu_server(vmid: Vmid, ending: &str) -> PathBuf {
     PathBuf::from(format!("{}/{vmid}.{ending}", path::QEMU_SERVER))
+}
+
+/// The name of the log's segment that begins with this record.
+pub fn segment(first_seq: u64) -> String {
+    format!("audit-{first_seq:020}.jsonl")
+}
+
+/// Every segment in the log's folder by its first record, with its length in bytes, oldest first. None where there is no folder.
+///
+/// # Errors
+/// Where the folder or a segment can't be looked at.
+pub fn segments(folder: &Path) -> io::Result<Vec<(u64, u64)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("audit-")?.strip_suffix(".jsonl")).filter(|n| n.len() == 20);
+        if let Some(first_seq) = number.and_then(|n| n.parse().ok()) {
+            all.push((first_seq, entry.metadata()?.len()));
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 /// UTC now.
@@ -132,7 +161,7 @@ pub fn ready() -> Result<(), Message> {
 fn root_only(path: &Path, owner: u32) -> Result<(), Option<String>> {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(None),
         Err(e) => return Err(Some(format!("could not be looked at: {e}"))),
     };
     if !found.is_dir() {

@@ -4,9 +4,8 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use proto::{Body, Event, StepOutcome};
-
 use crate::incident::{Line, Live, Seen, What};
+use crate::shown::{self, lines};
 
 /// A command's output, a piece of it.
 const MAX_OUTPUT: usize = 300;
@@ -22,12 +21,6 @@ pub(super) struct Screen<W> {
     waiting: bool,
     /// The verb that runs, and when its time is over.
     running: Option<(String, Instant)>,
-}
-
-/// Text of others, escaped; its own line breaks and backslashes stay.
-pub(crate) fn plain(text: &str) -> String {
-    let line = |line: &str| line.split('\\').map(|part| proto::escape(part.as_bytes())).collect::<Vec<_>>().join("\\");
-    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
 impl<W: Write> Screen<W> {
@@ -72,7 +65,7 @@ impl<W: Write> Screen<W> {
             let _nobody_reads = write!(self.out, "\r\u{1b}[K");
         }
         self.said.push_str(&live.text);
-        let _nobody_reads = write!(self.out, "{}", plain(&live.text)).and_then(|()| self.out.flush());
+        let _nobody_reads = write!(self.out, "{}", lines(&live.text)).and_then(|()| self.out.flush());
     }
 
     /// Shows a line.
@@ -84,7 +77,7 @@ impl<W: Write> Screen<W> {
                 if self.said == *text {
                     self.fresh();
                 } else {
-                    self.line(&plain(text));
+                    self.line(&lines(text));
                 }
             }
             What::VerbAsked { verb, request_id, deadline_ms, attach, .. } => {
@@ -94,12 +87,12 @@ impl<W: Write> Screen<W> {
                 self.running = Some((verb.to_string(), Instant::now() + within));
             }
             What::VerbNews { news, .. } => {
-                if let Some(text) = shown(news) {
+                if let Some(text) = shown::event(news) {
                     self.line(&text);
                 }
             }
             What::VerbAgain { why, after_ms, .. } => {
-                self.line(&format!("  {} The same request is asked again in {} s.", plain(why), after_ms / 1000));
+                self.line(&format!("  {} The same request is asked again in {} s.", lines(why), after_ms / 1000));
             }
             What::VerbEnded { verb, status, said, receipt, .. } => {
                 self.running = None;
@@ -107,32 +100,32 @@ impl<W: Write> Screen<W> {
                     Some(body) if *status == 0 => {
                         self.line(&format!("  {verb}: {}, VM {} is {}", body.outcome, body.vmid, body.state_after))
                     }
-                    _ => self.line(&format!("  {} {}", plain(&said.what), plain(&said.next))),
+                    _ => self.line(&format!("  {} {}", lines(&said.what), lines(&said.next))),
                 }
             }
             What::ExecAsked { command, timeout_s, .. } => {
                 self.line(&format!("devvm # {}", proto::escape_cut(command.as_bytes(), 500)));
                 self.running = Some(("the command".to_owned(), Instant::now() + Duration::from_secs(*timeout_s)));
             }
-            What::ExecOutput { text, .. } => self.line(&format!("  {}", cut(&plain(text)))),
+            What::ExecOutput { text, .. } => self.line(&format!("  {}", cut(&lines(text)))),
             What::ExecEnded { how, exit, .. } => {
                 self.running = None;
                 if *exit != Some(0) {
-                    self.line(&format!("  {}", plain(how)));
+                    self.line(&format!("  {}", lines(how)));
                 }
             }
             What::Awaiting { said, .. } => {
-                self.line(&format!("Claude wants to run: {}\nAllow it? [y/N]", plain(said)));
+                self.line(&format!("Claude wants to run: {}\nAllow it? [y/N]", lines(said)));
             }
             What::Decided { allowed, .. } => self.line(if *allowed { "Allowed." } else { "Denied: nothing was sent." }),
             What::Failed { model, why, again_ms, .. } => {
                 let then = again_ms
                     .map_or_else(String::new, |ms| format!(" It is asked again in {:.1} s.", Duration::from_millis(ms).as_secs_f32()));
-                self.line(&format!("{}: {}.{then}", plain(model), plain(why)));
+                self.line(&format!("{}: {}.{then}", lines(model), lines(why)));
             }
-            What::Limit { said, .. } => self.line(&plain(&said.to_string())),
-            What::Cancelled { said, .. } => self.line(&plain(said)),
-            What::Said { text } => self.line(&plain(text)),
+            What::Limit { said, .. } => self.line(&lines(&said.to_string())),
+            What::Cancelled { said, .. } => self.line(&lines(said)),
+            What::Said { text } => self.line(&lines(text)),
             _ => {}
         }
     }
@@ -140,7 +133,7 @@ impl<W: Write> Screen<W> {
     /// A person's words: they were typed here, unless this is shown later.
     fn prompt(&mut self, text: &str) {
         if !self.live {
-            self.line(&format!("> {}", plain(text)));
+            self.line(&format!("> {}", lines(text)));
         }
     }
 
@@ -159,25 +152,6 @@ impl<W: Write> Screen<W> {
 fn cut(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_OUTPUT);
     if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
-}
-
-/// What of a host's event is worth a line at night.
-fn shown(event: &Event) -> Option<String> {
-    match &event.body {
-        Body::Assessment(own) => Some(format!("  {}: {}", own.code, plain(&own.sentence))),
-        Body::Preserved(kept) => Some(format!("  evidence: {}", kept.bundle)),
-        Body::Step(step) => {
-            let name = serde_json::to_value(step.name).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default();
-            let detail = step.detail.as_deref().map(|detail| format!(": {}", plain(detail))).unwrap_or_default();
-            match step.outcome {
-                StepOutcome::Started => Some(format!("  {name} …")),
-                StepOutcome::Done => None,
-                StepOutcome::Failed => Some(format!("  {name} failed{detail}")),
-                StepOutcome::TimedOut => Some(format!("  {name} took too long{detail}")),
-            }
-        }
-        _ => None,
-    }
 }
 
 #[cfg(test)]

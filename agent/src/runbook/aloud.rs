@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::time::Duration;
 
-use proto::{Body, Event, StepOutcome, Verb};
+use proto::Verb;
 
 use super::Journal;
 use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
+use crate::shown::{self, plain};
 
 /// Tells it, and hands it on to the incident's own journal.
 pub(super) struct Aloud<J, W> {
@@ -27,30 +28,6 @@ impl<J: Journal, W: Write + Send> Aloud<J, W> {
     }
 }
 
-/// Text of the host's or the devvm's, escaped once by the host: its backslashes stay as they are.
-fn plain(text: &str) -> String {
-    text.split('\\').map(|part| proto::escape(part.as_bytes())).collect::<Vec<_>>().join("\\")
-}
-
-/// What of an event is worth a line at night.
-fn shown(event: &Event) -> Option<String> {
-    match &event.body {
-        Body::Assessment(own) => Some(format!("  {}: {}", own.code, plain(&own.sentence))),
-        Body::Preserved(kept) => Some(format!("  evidence: {}", kept.bundle)),
-        Body::Step(step) => {
-            let name = serde_json::to_value(step.name).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default();
-            let detail = step.detail.as_deref().map(|detail| format!(": {}", plain(detail))).unwrap_or_default();
-            match step.outcome {
-                StepOutcome::Started => Some(format!("  {name} …")),
-                StepOutcome::Done => None,
-                StepOutcome::Failed => Some(format!("  {name} failed{detail}")),
-                StepOutcome::TimedOut => Some(format!("  {name} took too long{detail}")),
-            }
-        }
-        _ => None,
-    }
-}
-
 impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
     fn asks(&mut self, ask: &VerbAsk) {
         self.inner.asks(ask);
@@ -63,7 +40,7 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
         self.inner.news(ask, news);
         match news {
             VerbNews::Event(event) => {
-                if let Some(text) = shown(event) {
+                if let Some(text) = shown::event(event) {
                     self.line(&text);
                 }
             }

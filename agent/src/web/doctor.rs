@@ -15,10 +15,11 @@ use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
 use super::press::person;
-use super::shell::{self, Fresh, ago, page, plain, see_other};
+use super::shell::{self, Fresh, ago, page, see_other};
 use super::site::Keys;
 use super::tokens::About;
 use crate::doctor::{Finding, Level};
+use crate::shown::plain;
 
 /// Between two examinations that nobody asked for.
 const EVERY: Duration = Duration::from_secs(3600);

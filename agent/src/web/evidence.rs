@@ -17,8 +17,9 @@ use super::auth::Who;
 use super::home::capital;
 use super::run::{File, Run};
 use super::send::{self, Piece};
-use super::shell::{self, Fresh, ago, lines, page, plain, size, time};
+use super::shell::{self, Fresh, ago, page, size, time};
 use super::{story, tar};
+use crate::shown::{lines, plain};
 
 /// In the list.
 const MOST: usize = 60;

@@ -14,9 +14,10 @@ use super::app::App;
 use super::auth::Who;
 use super::look::{Known, Look};
 use super::run::{Run, newest_screen};
-use super::shell::{self, Fresh, Held, aged, page, plain, time};
+use super::shell::{self, Fresh, Held, aged, page, time};
 use super::tokens::About;
 use crate::incident::Summary;
+use crate::shown::plain;
 
 /// Somebody who comes back to a page wants to see what is so now, and not to wait for it.
 const RECENT: Duration = Duration::from_secs(20);

@@ -14,9 +14,10 @@ use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
 use super::press::person;
-use super::shell::{self, Fresh, aged, page, plain, see_other};
+use super::shell::{self, Fresh, aged, page, see_other};
 use super::tokens::About;
 use crate::incident::{By, Decision, Incident, IncidentId, Summary, What};
+use crate::shown::plain;
 
 /// How many stand in the list.
 const MOST: usize = 60;
@@ -105,7 +106,7 @@ fn spend(app: &App, who: &Who, about: &About, said: &Said, to: &str, json: bool)
             form method="post" action=(to) {
                 input type="hidden" name="token" value=(token);
                 @if let Some(call) = &said.call { input type="hidden" name="call" value=(call); }
-                @if let Some(text) = &said.text { label for="text" { "What you typed" } textarea #text name="text" rows="4" { (shell::lines(text)) } }
+                @if let Some(text) = &said.text { label for="text" { "What you typed" } textarea #text name="text" rows="4" { (crate::shown::lines(text)) } }
                 div.row {
                     @match (&said.call, &said.runbook) {
                         (Some(_), _) => { button.primary type="submit" name="allow" value="yes" { "Approve" } button type="submit" name="allow" value="no" { "Deny" } },

@@ -95,7 +95,7 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
                 @if let Some(incident) = &press.incident { input type="hidden" name="incident" value=(incident); }
                 label for="reason" { "Why (for the record)" }
                 // Not a field of one line: the "go" of a phone's keyboard would send the form.
-                textarea #reason name="reason" rows="1" maxlength="200" autocomplete="off" { (shell::plain(&reason)) }
+                textarea #reason name="reason" rows="1" maxlength="200" autocomplete="off" { (crate::shown::plain(&reason)) }
                 // Against the advice it is there, and is not what a thumb falls on.
                 button.wide.primary[other.is_none()].danger[other.is_none()].risky[other.is_some()] type="submit" { (capital(verb)) " now" }
                 div.row {

@@ -12,8 +12,9 @@ use proto::RequestId;
 
 use super::app::App;
 use super::auth::Who;
-use super::shell::{self, Fresh, ago, page, plain, time};
+use super::shell::{self, Fresh, ago, page, time};
 use crate::receipts::{read, verify};
+use crate::shown::plain;
 
 /// On the page; all of them are held against each other.
 const MOST: usize = 60;

@@ -15,8 +15,9 @@ use super::auth::Who;
 use super::guard::wants_json;
 use super::home::{capital, left, state};
 use super::run::{End, Run, Tone, word};
-use super::shell::{self, Fresh, aged, by, page, plain, time};
+use super::shell::{self, Fresh, aged, by, page, time};
 use crate::incident::now;
+use crate::shown::plain;
 
 /// `GET /runs/{request id}`.
 pub(super) async fn run(

@@ -1,5 +1,5 @@
 //! What all pages have around them, and the small pieces that many of them are made of. maud escapes whatever is put into a page;
-//! text of the host, the guest or the model goes through [`plain`] besides, which shows what would move or hide text.
+//! text of the host, the guest or the model goes through [`crate::shown`] besides, which shows what would move or hide text.
 
 use std::time::Duration;
 
@@ -110,16 +110,6 @@ fn title(status: StatusCode) -> &'static str {
     }
 }
 
-/// Text that the host has escaped once, or nobody has: its backslashes stay, everything that is not printable is shown.
-pub(super) fn plain(text: &str) -> String {
-    text.split('\\').map(|part| proto::escape(part.as_bytes())).collect::<Vec<_>>().join("\\")
-}
-
-/// The same for text of several lines.
-pub(super) fn lines(text: &str) -> String {
-    text.lines().map(|line| plain(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
-}
-
 /// How long a character is in a page.
 const fn drawn(c: char) -> usize {
     match c {
@@ -153,7 +143,7 @@ pub(super) fn fit_end(text: &str, most: usize) -> &str {
 /// A model's words: what it marks as bold or as code, on one line and without space inside the marks, is drawn so; whatever else it marks
 /// stays as it is.
 pub(super) fn marked(text: &str) -> Markup {
-    let text = lines(text);
+    let text = crate::shown::lines(text);
     let (mut rest, mut pieces) = (text.as_str(), Vec::new());
     while let Some((at, mark)) = ["**", "`"].into_iter().filter_map(|mark| Some((rest.find(mark)?, mark))).min() {
         let inner = &rest[at + mark.len()..];

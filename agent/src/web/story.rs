@@ -17,8 +17,9 @@ use super::guard::wants_json;
 use super::home::capital;
 use super::incidents::{about, none};
 use super::run::{Run, word};
-use super::shell::{self, Fresh, Held, aged, by, lines, marked, page, plain, size, time};
+use super::shell::{self, Fresh, Held, aged, by, marked, page, size, time};
 use crate::incident::{By, IncidentId, Line, Summary, What};
+use crate::shown::{lines, plain};
 
 /// Entries on a page; the earlier ones are a link away.
 const MOST: usize = 200;

@@ -66,6 +66,8 @@ impl Sshd {
             config.push_str(&format!("ForceCommand {dir}/forced\n"));
         }
         write("config", &config, 0o600);
+        // sshd insists on it, and only its service makes it: not there where that was never started.
+        fs::create_dir_all("/run/sshd").unwrap();
         let mut command = Command::new("/usr/sbin/sshd");
         command.args(["-D", "-f"]).arg(folder.path().join("config")).arg("-E").arg(folder.path().join("log"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

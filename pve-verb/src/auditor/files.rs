@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::finding::Place;
 use super::raw::unhex;
-use crate::host::path;
+use crate::host::{self, path};
 
 /// A longer line is not the host's: its writer takes no more at once.
 const MOST_LINE: u64 = 64 << 20;
@@ -43,24 +43,8 @@ impl Files {
 
     /// The numbers in the names of the segments that hold anything.
     pub(super) fn segments(&self) -> io::Result<Vec<u64>> {
-        let entries = match std::fs::read_dir(self.path(path::LOG)) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e),
-        };
-        let mut all = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|n| n.strip_prefix("audit-")?.strip_suffix(".jsonl")).filter(|n| n.len() == 20);
-            if let Some(first) = number.and_then(|n| n.parse().ok())
-                && entry.metadata()?.len() > 0
-            {
-                all.push(first);
-            }
-        }
-        all.sort_unstable();
-        Ok(all)
+        let all = host::segments(&self.path(path::LOG))?;
+        Ok(all.into_iter().filter(|(_, length)| *length > 0).map(|(first, _)| first).collect())
     }
 
     pub(super) fn segment(&self, first: u64) -> io::Result<Lines> {

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::host;
+
 /// How many findings are told one by one.
 const TOLD: usize = 20;
 
@@ -77,7 +79,7 @@ pub(super) enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Segment(first) => write!(f, "audit-{first:020}.jsonl"),
+            Self::Segment(first) => f.write_str(&host::segment(*first)),
             Self::Overflow => f.write_str("audit-overflow.jsonl"),
         }
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Reply, Root, durable};
-use crate::host::path;
+use crate::host::{self, path};
 use crate::operation::{LastIntent, Mark, mark, may_mark};
 
 /// The longest file that is read as one: a segment and one batch beyond its limit.
@@ -110,27 +110,11 @@ fn last(first_seq: u64, lines: &[&[u8]]) -> Option<(u64, Sha256Hex, Option<Strin
 
 impl Root {
     fn segment(&self, first_seq: u64) -> PathBuf {
-        self.path(path::LOG).join(format!("audit-{first_seq:020}.jsonl"))
+        self.path(path::LOG).join(host::segment(first_seq))
     }
 
-    /// Every segment with its length, oldest first.
     fn segments(&self) -> io::Result<Vec<(u64, u64)>> {
-        let entries = match std::fs::read_dir(self.path(path::LOG)) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e),
-        };
-        let mut all = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|n| n.strip_prefix("audit-")?.strip_suffix(".jsonl")).filter(|n| n.len() == 20);
-            if let Some(first_seq) = number.and_then(|n| n.parse().ok()) {
-                all.push((first_seq, entry.metadata()?.len()));
-            }
-        }
-        all.sort_unstable();
-        Ok(all)
+        host::segments(&self.path(path::LOG))
     }
 
     fn read_segment(&self, first_seq: u64) -> io::Result<Vec<u8>> {
