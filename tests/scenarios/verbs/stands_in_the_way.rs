@@ -232,7 +232,7 @@ fn config_flock(lab: &Lab) -> Result<()> {
     let result = refused(vm, &mut Stamp::of(vm), &agent(lab)?, "reset", 4, "holds its file lock");
     let _gone = holder.kill();
     let _reaped = holder.wait();
-    lab.host.console(&["/usr/bin/fuser", "-k", "/run/lock/qemu-server/lock-102.conf"], Duration::from_secs(5))?;
+    lab.host.console(&["/bin/busybox", "fuser", "-k", "/run/lock/qemu-server/lock-102.conf"], Duration::from_secs(5))?;
     result?;
     // A lock that can't be opened is in nobody's hands.
     fs::rename("/run/lock/qemu-server", "/run/lock/qemu-server.away").unwrap();
