@@ -4,6 +4,8 @@
 //! What a row's code does to the verbs is in `verbs/`; here only the bundle and what can be read from it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
+#[path = "assessment/autopsy.rs"]
+mod autopsy;
 #[path = "assessment/guest.rs"]
 mod guest;
 #[path = "assessment/healthy.rs"]
@@ -17,6 +19,6 @@ use lab::lab::run_scenarios;
 
 fn main() {
     // In this order most of them find the VM as they need it.
-    let all = [healthy::SCENARIOS, host::SCENARIOS, stalled::SCENARIOS, guest::SCENARIOS].concat();
+    let all = [healthy::SCENARIOS, host::SCENARIOS, stalled::SCENARIOS, autopsy::SCENARIOS, guest::SCENARIOS].concat();
     run_scenarios(&all, lab::installed::prepare)
 }
