@@ -157,6 +157,24 @@ async fn a_call_that_was_cut_or_is_no_json_is_told_and_never_run() {
     }
 }
 
+/// A result goes back by the call's id, and so does a person's yes: it has to mean one call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_without_an_id_of_its_own_is_never_run() {
+    let under = |name: &str, id: &str| {
+        let mut block = call(name, json!({ "reason": "stalled" }));
+        block["id"] = json!(id);
+        Reply::Answer(bare(vec![block], "tool_use"))
+    };
+    for id in ["toolu_same", "", "a b"] {
+        let desk = desk(Api::replies(vec![under("pve_status", "toolu_same"), under("pve_cycle", id), done()]), recorded(STALL));
+        let (incident, mut session) = desk.session();
+        assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+        desk.faultless();
+        assert_eq!((models(&desk.api), desk.verbs()), (vec![FIRST.to_owned(), FIRST.to_owned(), SECOND.to_owned()], vec![Verb::Status]));
+        assert_eq!(desk.lines(&incident).iter().filter(|what| matches!(what, What::Call { .. })).count(), 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_cut_at_its_longest_or_pauses_is_gone_on_with() {
     for stop in ["max_tokens", "pause_turn"] {

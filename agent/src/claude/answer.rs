@@ -5,6 +5,8 @@ use serde_json::{Map, Value};
 
 /// No answer is longer.
 const MAX: usize = 16 << 20;
+/// No call's id is longer; the API's have 30 characters.
+const MAX_ID: usize = 128;
 
 /// What the API counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -193,7 +195,7 @@ impl Gathering {
     /// The stream's end.
     ///
     /// # Errors
-    /// The answer had not ended.
+    /// The answer had not ended, or calls something that can't be answered: a result goes back, and a person says yes, by the call's id.
     pub(super) fn end(mut self) -> Result<Answer, Broken> {
         let (true, Some(stop)) = (self.ended, self.stop) else { return Err(Broken::CutOff) };
         self.blocks.sort_by_key(|block| block.index);
@@ -203,6 +205,9 @@ impl Gathering {
                 Some("tool_use") => {
                     let text = |member: &str| block.value.get(member).and_then(Value::as_str).unwrap_or_default().to_owned();
                     let (id, tool) = (text("id"), text("name"));
+                    if !is_id(&id) || tool.is_empty() || answer.calls.iter().any(|call| call.id == id) {
+                        return Err(Broken::Unreadable);
+                    }
                     let input = block.whole.then(|| input(&block.input)).flatten();
                     // A call that was cut off is answered like any other, and needs an input for that.
                     block.value.insert("input".to_owned(), Value::Object(input.clone().unwrap_or_default()));
@@ -218,6 +223,11 @@ impl Gathering {
     }
 }
 
+/// Whether this names a call, as the API has it: nothing else may go back to it.
+fn is_id(text: &str) -> bool {
+    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+}
+
 /// A call's input: nothing came for one without members.
 fn input(text: &str) -> Option<Map<String, Value>> {
     if text.trim().is_empty() {
@@ -226,5 +236,41 @@ fn input(text: &str) -> Option<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(input)) => Some(input),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// An answer that makes calls under these ids and names.
+    fn calling(calls: &[(&str, &str)]) -> Result<Answer, Broken> {
+        let mut gathering = Gathering::default();
+        let mut tell = |event: Value| drop(gathering.event(event.to_string().as_bytes()).unwrap());
+        for (index, (id, name)) in calls.iter().enumerate() {
+            let block = json!({ "type": "tool_use", "id": id, "name": name, "input": {} });
+            tell(json!({ "type": "content_block_start", "index": index, "content_block": block }));
+            tell(json!({ "type": "content_block_stop", "index": index }));
+        }
+        tell(json!({ "type": "message_delta", "delta": { "stop_reason": "tool_use" } }));
+        tell(json!({ "type": "message_stop" }));
+        gathering.end()
+    }
+
+    #[test]
+    fn a_call_that_can_t_be_answered_by_its_id_is_no_answer() {
+        assert_eq!(calling(&[("toolu_01-a", "pve_status"), ("toolu_02", "pve_status")]).unwrap().calls.len(), 2);
+        let long = "x".repeat(MAX_ID + 1);
+        for calls in [
+            &[("", "pve_cycle")][..],
+            &[("a\u{202e}b", "pve_cycle")],
+            &[("../x", "pve_cycle")],
+            &[(long.as_str(), "pve_cycle")],
+            &[("toolu_01", "")],
+            &[("toolu_01", "pve_status"), ("toolu_01", "pve_cycle")],
+        ] {
+            assert_eq!(calling(calls).unwrap_err(), Broken::Unreadable, "{calls:?}");
+        }
     }
 }

@@ -294,11 +294,17 @@ impl Session {
             let failed = match self.ask(&name, cancelled).await? {
                 Ok((answer, request)) => {
                     self.count(&name, &answer.stop, request.clone(), answer.usage);
-                    if answer.stop != "refusal" {
-                        self.show(&answer);
-                        return Ok(answer);
-                    }
-                    Failed { why: "the model refused to go on".to_owned(), request, means: Means::AnotherModel, usage: Usage::default() }
+                    let why = match answer.stop.as_str() {
+                        "refusal" => "the model refused to go on",
+                        _ if answer.calls.iter().any(|call| self.incident.facts().calls.contains(&call.id)) => {
+                            "the model called under an id that it had used before"
+                        }
+                        _ => {
+                            self.show(&answer);
+                            return Ok(answer);
+                        }
+                    };
+                    Failed { why: why.to_owned(), request, means: Means::AnotherModel, usage: Usage::default() }
                 }
                 Err(failed) => failed,
             };

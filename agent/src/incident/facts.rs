@@ -1,7 +1,7 @@
 //! What follows from an incident's lines: its title, what runs, what was spent, how it ended. Pure; after a restart the same lines
 //! give the same facts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{BundleName, Code, Message, Outcome, RequestId, Timestamp, Verb, VmState};
 
@@ -62,6 +62,8 @@ pub struct Facts {
     pub failures: u64,
     /// Commands without an end: number and command.
     pub commands: BTreeMap<u64, String>,
+    /// The ids of all calls so far: none comes twice, as a person's yes to one must not be one to another.
+    pub calls: BTreeSet<String>,
     /// Calls that wait for a person: id, and what it would do.
     pub awaiting: BTreeMap<String, String>,
     /// What was spent.
@@ -98,6 +100,7 @@ impl Facts {
                 self.opened = Some(line.at);
             }
             What::Prompt { .. } | What::Button { .. } => self.ended = None,
+            What::Call { call, .. } => drop(self.calls.insert(call.clone())),
             What::Awaiting { call, said, .. } => drop(self.awaiting.insert(call.clone(), said.clone())),
             What::Decided { call, .. } => drop(self.awaiting.remove(call)),
             What::VerbAsked { request_id, verb, reason, dry_run, call, deadline_ms, .. } => {
