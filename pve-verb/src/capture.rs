@@ -156,10 +156,7 @@ fn judge(
         if let Some(mut now) = Sample::take(&artifact, 1) {
             now.qemu = facts.qemu;
             now.at_ms = Some(host::awake_ms());
-            // A sample that is too near to compare with stays: polls that come too often would else never compare at all.
-            if facts.previous.is_some() || !sample::is_fresh(vmid, &now) {
-                sample::leave(vmid, &now);
-            }
+            sample::leave(vmid, &now);
         }
     }
     assess::assess(&assess::Evidence { artifact: &artifact, outcome: &outcome, facts })

@@ -18,6 +18,8 @@ const SILENT: Duration = Duration::from_secs(8);
 /// Between two looks while somebody looks at a page, and while nobody does.
 const WATCHED: Duration = Duration::from_secs(10);
 const UNWATCHED: Duration = Duration::from_secs(60);
+/// After a look that saw something new: the first look at a QEMU process has nothing to compare its disks with, so it can't tell a stall.
+const AGAIN: Duration = Duration::from_millis(1_500);
 /// Somebody who asked for a page within this time looks at it.
 const INTEREST_MS: u64 = 45_000;
 
@@ -56,6 +58,11 @@ impl Look {
     /// Whether nothing needs doing, as far as one can see.
     pub fn is_healthy(&self) -> bool {
         matches!(&self.seen, Ok(known) if known.code() == Some(Code::Healthy))
+    }
+
+    /// Whether nothing needs doing, and a second look said so too.
+    pub fn is_healthy_still(&self) -> bool {
+        self.is_healthy() && self.at > self.since
     }
 
     /// How old it is.
@@ -173,15 +180,19 @@ impl Looks {
     }
 
     /// Waits until it is time for the next one; who comes to look at a page meanwhile makes it sooner.
-    async fn due(&self) {
+    async fn due(&self, new: bool) {
         let began = Instant::now();
         loop {
             let watched = self.interest.load(Ordering::Relaxed) + INTEREST_MS > now().unix_ms();
-            let most = if watched { WATCHED } else { UNWATCHED };
+            let most = match (watched, new) {
+                (_, true) => AGAIN,
+                (true, false) => WATCHED,
+                (false, false) => UNWATCHED,
+            };
             if began.elapsed() >= most {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 
@@ -202,9 +213,11 @@ impl Looks {
                 }
             };
             self.tell(at, seen, &mut before, &mut silent);
+            let latest = self.latest();
+            let new = latest.seen.is_ok() && latest.since == latest.at;
             tokio::select! {
                 () = self.wanted.notified() => {}
-                () = self.due() => {}
+                () = self.due(new) => {}
             }
         }
     }

@@ -194,7 +194,7 @@ async fn settle(app: Arc<App>, incident: Arc<Incident>, running: Running<VerbTol
     for _ in 0..if mutated { LOOKS } else { 0 } {
         let _in_time = tokio::time::timeout(APART, hear.changed()).await;
         // A look that began before the end says nothing of what came of it.
-        if (app.looks.latest().at >= over && app.looks.latest().is_healthy())
+        if (app.looks.latest().at >= over && app.looks.latest().is_healthy_still())
             || incident.facts().running.iter().any(|pending| pending.verb.mutates())
         {
             break;
@@ -213,7 +213,7 @@ async fn settle(app: Arc<App>, incident: Arc<Incident>, running: Running<VerbTol
             Ok(proved) if mutated => {
                 let look = app.looks.latest();
                 let what = look.seen.as_ref().map_or_else(|said| said.what.clone(), |known| known.body.message.what.clone());
-                (look.is_healthy() && proved.is_success(), Message::new(what, "Look into the guest when you are awake."))
+                (look.is_healthy_still() && proved.is_success(), Message::new(what, "Look into the guest when you are awake."))
             }
             Ok(proved) => (proved.body().assessment == Some(proto::Code::Healthy), proved.body().message.clone()),
         },

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::bundle::{Bundle, judged};
+use lab::installed::{agent, ask};
 use lab::lab::Scenario;
 use lab::process::{must, run, until};
 use lab::vm::send;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_the_disk_is_throttled_to_nothing_then_the_bundle_alone_says_what_hung", throttled),
+    ("when_looks_follow_each_other_at_once_then_none_calls_a_stalled_vm_healthy", looked_at_often),
     ("when_qemu_is_stopped_then_the_bundle_says_which_thread_and_how", stopped_by_a_signal),
     ("when_an_nbd_backend_stops_then_the_bundle_tells_it_from_a_throttle", nbd_stopped),
     ("when_the_file_system_under_the_image_freezes_then_the_survivor_and_its_wait_are_in_the_bundle", frozen),
@@ -92,6 +94,19 @@ fn throttled(lab: &Lab) -> Result<()> {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(bundle.advice().contains("A reset keeps this process"), "{}", bundle.advice());
+    Ok(())
+}
+
+/// As a page and a person do who ask at the same time: a sample that is too near to compare with must not hide the one before it.
+fn looked_at_often(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let stall = wedge::block_stall(vm)?;
+    let ssh = agent(lab)?;
+    let _from_before_the_stall = ask(&ssh, "status")?;
+    std::thread::sleep(Duration::from_millis(2_500));
+    let codes: Result<Vec<String>> = (0..8).map(|_| Ok(ask(&ssh, "status")?.code())).collect();
+    stall.now();
+    assert!(codes.as_ref().is_ok_and(|codes| codes.iter().all(|code| code == "block-stalled")), "{codes:?}");
     Ok(())
 }
 
