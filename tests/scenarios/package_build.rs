@@ -64,6 +64,11 @@ fn twice() {
     let (one, two) = (fs::read(&first).unwrap(), fs::read(&second).unwrap());
     assert!(one == two, "{} and {} bytes, not the same ones", one.len(), two.len());
 
+    // What a person copies from the manual page has to be what the program takes.
+    let manual = "dpkg-deb --fsys-tarfile \"$0\" | tar -xO ./usr/share/man/man8/pve-verb.8.gz | gzip -dc";
+    let manual = output(Command::new("sh").args(["-c", manual]).arg(&first));
+    assert!(manual.contains("--vmid") && manual.contains("--key-name") && !manual.contains("(en"), "its dashes are printer's dashes");
+
     let names = output(Command::new("dpkg-deb").arg("-c").arg(&first));
     for file in [
         "usr/sbin/pve-verb",

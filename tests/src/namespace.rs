@@ -123,6 +123,10 @@ impl Cgroups {
         let membership = fs::read_to_string("/proc/self/cgroup").context("read its own cgroup")?;
         let home = membership.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
         let own = hierarchy.join(format!("{CGROUP}{}", std::process::id()));
+        // Of a killed lab with the same process id: in a container many have the same.
+        if own.exists() {
+            remove_subtree(&own);
+        }
         fs::create_dir(&own).context(format!("create the cgroup {}", own.display()))?;
         Ok(Self { own: Some(own), home: hierarchy.join(home) })
     }

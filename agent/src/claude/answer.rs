@@ -1,5 +1,7 @@
 //! Puts an answer of the API together out of its events, block by block. An answer is one only when its last event came.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -53,6 +55,16 @@ pub(super) struct Answer {
     pub(super) stop: String,
     /// What it cost.
     pub(super) usage: Usage,
+}
+
+impl Answer {
+    /// Why nothing of it can be used, after calls of these ids.
+    pub(super) fn is_of_no_use(&self, used: &BTreeSet<String>) -> Option<&'static str> {
+        if self.stop == "refusal" {
+            return Some("the model refused to go on");
+        }
+        self.calls.iter().any(|call| used.contains(&call.id)).then_some("the model called under an id that it had used before")
+    }
 }
 
 /// What can be shown before the answer is whole.

@@ -294,15 +294,9 @@ impl Session {
             let failed = match self.ask(&name, cancelled).await? {
                 Ok((answer, request)) => {
                     self.count(&name, &answer.stop, request.clone(), answer.usage);
-                    let why = match answer.stop.as_str() {
-                        "refusal" => "the model refused to go on",
-                        _ if answer.calls.iter().any(|call| self.incident.facts().calls.contains(&call.id)) => {
-                            "the model called under an id that it had used before"
-                        }
-                        _ => {
-                            self.show(&answer);
-                            return Ok(answer);
-                        }
+                    let Some(why) = answer.is_of_no_use(&self.incident.facts().calls) else {
+                        self.show(&answer);
+                        return Ok(answer);
                     };
                     Failed { why: why.to_owned(), request, means: Means::AnotherModel, usage: Usage::default() }
                 }

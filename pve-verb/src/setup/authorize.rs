@@ -35,6 +35,10 @@ pub fn authorize(key: &Path, policy: &Policy, out: &mut dyn Write, hints: &mut d
             hints,
             "Append this line to /etc/pve-verb/authorized_keys (root, mode 0600); sshd reads that file for the account breakglass."
         )?;
+        match policy.vmid {
+            None => writeln!(hints, "This key is for VM {}; --vmid VMID makes it one for another.", Vmid::DEVVM)?,
+            Some(vmid) => writeln!(hints, "This key is for VM {vmid}.")?,
+        }
         match &policy.from {
             None => writeln!(hints, "Without --from the key works from every address.")?,
             Some(from) if from.split(',').any(is_a_name) => {
