@@ -3,7 +3,7 @@
 //! Constructors only: nothing here decides which message is due. `tests/say.txt` shows all of them, for a person to review. Words
 //! that came from elsewhere are escaped here. Each is one sentence, so causes are given without their own full stop.
 
-use proto::{Message, Rejected, RequestId, Timestamp, Verb, VerbSet, Vmid};
+use proto::{Message, Rejected, RequestId, Timestamp, Verb, VerbSet, Vmid, Why};
 
 mod after;
 mod precondition;
@@ -22,9 +22,11 @@ fn show(text: &str) -> String {
 
 /// Not in the grammar.
 pub fn rejected(why: &Rejected) -> Message {
+    // Where a reason was typed as people type: over ssh no quotes arrive.
+    let space = if matches!(why.why, Why::Word | Why::Space) { "; a space within a value is %20" } else { "" };
     Message::new(
         format!("The request was refused at byte {}: {why}.", why.position),
-        format!("Say exactly one of {SIX}, then options with one space before each."),
+        format!("Say exactly one of {SIX}, then options with one space before each{space}."),
     )
 }
 
