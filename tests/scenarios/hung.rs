@@ -11,9 +11,10 @@ use lab::installed::{Stamp, Told, agent, ask, processes};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, until};
 use lab::qmp::Qmp;
+use lab::station::{OPERATIONS, fresh_id};
 use lab::vm::BOOT;
-use lab::{Lab, Observed, Result, Vm, wedge};
-use serde_json::json;
+use lab::{Lab, Observed, Result, Vm, wedge, worker};
+use serde_json::{Value, json};
 
 const SCENARIOS: &[Scenario] = &[
     ("when_qemu_hangs_then_reads_answer_in_time_and_name_what_did_not", reads_of_a_hung_qemu),
@@ -39,7 +40,7 @@ fn reads_of_a_hung_qemu(lab: &Lab) -> Result<()> {
     let told = ask(&agent(lab)?, "forensics")?.done();
     assert!(told.answer.wall < Duration::from_secs(15), "{:?}", told.answer.wall);
     stopped.now();
-    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(format!("{}/manifest.json", told.bundle())).unwrap()).unwrap();
+    let manifest: Value = serde_json::from_slice(&fs::read(format!("{}/manifest.json", told.bundle())).unwrap()).unwrap();
     let missing = manifest["predicate"]["not_captured"].as_array().unwrap();
     for name in ["qmp/greeting", "qmp/query-status", "qmp/query-block", "console/screen-1"] {
         let entry = missing.iter().find(|entry| entry["name"] == name).unwrap_or_else(|| panic!("{name} is not named: {missing:#?}"));
@@ -182,24 +183,25 @@ fn goes_on(lab: &Lab) -> Result<()> {
 fn goes_on_after_the_proof(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stopped = wedge::qemu_stopped(vm)?;
-    let stop = agent(lab)?.spawn("stop --json")?;
-    let says = |word: &str| String::from_utf8_lossy(&stop.output_so_far()).contains(word).then_some(());
-    until("the first probe", Duration::from_secs(30), || says("\"event\":\"probe\""))?;
-    // The evidence takes its time to a disk that hangs, and is the first to find out: seconds between the proof, which is told with the
-    // judgement, and the kill.
-    let disk = wedge::disk_hung("/var/lib/pve-verb")?;
-    until("the proof", Duration::from_secs(30), || says("\"qemu-unresponsive\""))?;
+    let id = fresh_id()?;
+    // The worker sleeps after it has put its operation.json in place: behind the proof, which is told with the judgement, and before the kill.
+    let options = ["-o", "/run/lab/rename.strace", "-P", OPERATIONS[1], "-e", "trace=rename,renameat,renameat2"];
+    let delay = ["-e", "inject=rename,renameat,renameat2:delay_exit=5000000:when=1"];
+    let worker = worker::traced(
+        &[&options[..], &delay].concat().iter().map(|word| (*word).to_owned()).collect::<Vec<_>>(),
+        &worker::arrival("stop --json", &id)?,
+    )?;
+    let told = |event: &Value| event["event"] == "assessment" && event["code"] == "qemu-unresponsive";
+    until("the proof", Duration::from_secs(30), || worker::events(&id).iter().any(told).then_some(()))?;
+    assert!(!worker::events(&id).iter().any(|event| event["event"] == "step"), "there was no time between the proof and the kill");
     stopped.now();
-    let told = Told::read(stop.finish(Duration::from_secs(60))?.into());
-    drop(disk);
-    let told = told?.done();
-    assert_eq!(told.steps(), ["kill", "qm-stop", "observe"], "{:#}", told.body);
-    let kill = told.answer.events_of("step").into_iter().find(|step| step["name"] == "kill" && step["outcome"] == "failed");
-    assert!(
-        kill.is_some_and(|step| step["detail"].as_str().unwrap().contains("nothing was killed")),
-        "{:#?}",
-        told.answer.events_of("step")
-    );
+    let _its_end = worker.finish(Duration::from_secs(60))?;
+    let events = worker::events(&id);
+    let steps: Vec<_> = events.iter().filter(|event| event["event"] == "step").collect();
+    let began: Vec<_> = steps.iter().filter(|step| step["outcome"] == "started").map(|step| step["name"].clone()).collect();
+    assert_eq!(began, ["kill", "qm-stop", "observe"], "{steps:#?}");
+    let kill = steps.iter().find(|step| step["name"] == "kill" && step["outcome"] == "failed");
+    assert!(kill.is_some_and(|step| step["detail"].as_str().unwrap().contains("nothing was killed")), "{steps:#?}");
     assert_eq!(vm.observe(), Observed::Stopped);
     Ok(())
 }
