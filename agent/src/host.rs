@@ -91,6 +91,9 @@ impl Ssh {
 
     async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>) -> VerbEnd {
         let until = Instant::now() + Duration::from_millis(ask.verb.deadline_ms()) + OFFER + GRACE;
+        // What began under this id before may be asked after for as long as an answer would take.
+        let first = if ask.attach { until } else { until.min(Instant::now() + ATTACH_AFTER) };
+        let after_it = ask.attach;
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
@@ -106,12 +109,12 @@ impl Ssh {
             sent |= matches!(again, Lost::By(Failure::Lost(_) | Failure::TimedOut));
             pause = pauses.next().unwrap_or(pause);
             let after = Duration::from_secs(pause);
-            if Instant::now() + after >= until || again.is_final() {
+            if Instant::now() + after >= if sent { until } else { first } || again.is_final(sent) {
                 return VerbEnd {
                     request_id: ask.request_id.clone(),
                     checked: checked.map(Box::new),
                     status: UNKNOWN,
-                    said: lost(&again, &ask, sent),
+                    said: if sent { lost(&again, &ask) } else { unsent(&again, &ask, after_it) },
                 };
             }
             let _nobody_listens = news.send(VerbNews::Again { why: again.to_string(), after }).await;
@@ -183,16 +186,22 @@ enum Lost {
 }
 
 impl Lost {
-    /// Whether asking again would be the same again.
-    const fn is_final(&self) -> bool {
-        matches!(self, Self::Never(_) | Self::By(Failure::HostKey { .. } | Failure::TimedOut))
+    /// Whether asking again would be the same again. A login that is refused after the request went out may be one of a host that boots.
+    const fn is_final(&self, sent: bool) -> bool {
+        match self {
+            Self::Never(_) | Self::By(Failure::HostKey { .. } | Failure::TimedOut) => true,
+            Self::By(Failure::Refused(_) | Failure::NoKey(_)) => !sent,
+            Self::By(Failure::Unreachable(_) | Failure::Lost(_)) => false,
+        }
     }
 }
 
 impl std::fmt::Display for Lost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Never(why) | Self::By(Failure::Unreachable(why) | Failure::Lost(why)) => f.write_str(&proto::escape(why.as_bytes())),
+            Self::Never(why) | Self::By(Failure::Unreachable(why) | Failure::Refused(why) | Failure::NoKey(why) | Failure::Lost(why)) => {
+                f.write_str(&proto::escape(why.as_bytes()))
+            }
             Self::By(Failure::TimedOut) => f.write_str("its time was over"),
             Self::By(Failure::HostKey { pinned, shown }) => {
                 write!(f, "the host showed the key {shown}, and {pinned} is pinned")
@@ -201,15 +210,11 @@ impl std::fmt::Display for Lost {
     }
 }
 
-/// `sent`: it may have reached the host before the connection was lost.
-fn lost(why: &Lost, ask: &VerbAsk, sent: bool) -> Message {
+/// It may have reached the host.
+fn lost(why: &Lost, ask: &VerbAsk) -> Message {
     let id = &ask.request_id;
     match why {
-        Lost::By(Failure::HostKey { .. }) if !sent => Message::new(
-            format!("Nothing was sent: {why}."),
-            "Find out why before anything else; if the host was really set up anew, put its new key into [host] host_key.",
-        ),
-        Lost::By(Failure::Unreachable(_)) => Message::new(
+        Lost::By(Failure::Unreachable(_) | Failure::Refused(_) | Failure::NoKey(_)) => Message::new(
             format!("The host gave no answer to the last try: {why}."),
             format!(
                 "Whether {} began is not known. Look with status, or ask after it: breakglass verb {} --attach --request-id={id}.",
@@ -221,6 +226,21 @@ fn lost(why: &Lost, ask: &VerbAsk, sent: bool) -> Message {
             format!("It may still run there. Ask after it: breakglass verb {} --attach --request-id={id}; or look with status.", ask.verb),
         ),
     }
+}
+
+/// It never left this machine. `after_it`: an earlier one under this id may have, and was only asked after.
+fn unsent(why: &Lost, ask: &VerbAsk, after_it: bool) -> Message {
+    let next = match why {
+        Lost::By(Failure::HostKey { .. }) => {
+            "Find out why before anything else; if the host was really set up anew, put its new key into [host] host_key."
+        }
+        Lost::By(Failure::Refused(_)) => "Load the key with ssh-add, or authorize it on the host with pve-verb authorize.",
+        Lost::By(Failure::NoKey(_)) => "Load the key with ssh-add, or start breakglass keyholder.",
+        Lost::By(_) => "Look whether the host runs and [host] address is right, then ask again.",
+        Lost::Never(_) => "Ask without it.",
+    };
+    let unknown = if after_it { format!(" Until then what became of request {} is not known.", ask.request_id) } else { String::new() };
+    Message::new(format!("Nothing was sent: {why}."), format!("{next}{unknown}"))
 }
 
 fn request(ask: &VerbAsk, witness: Option<proto::Witness>) -> Result<String, String> {
