@@ -26,6 +26,8 @@ const GRACE: Duration = Duration::from_secs(45);
 const OFFER: Duration = Duration::from_secs(30);
 /// After a gap this long nothing is started any more: the host may have booted meanwhile (PROTOCOL.md, section 7).
 const ATTACH_AFTER: Duration = Duration::from_secs(60);
+/// Who only looks gets this long, and the last try's own few seconds: a minute in all.
+const LOOK: Duration = Duration::from_secs(55);
 /// Pauses before asking again; the last one is kept.
 const PAUSES: [u64; 5] = [1, 2, 4, 8, 10];
 
@@ -89,10 +91,14 @@ impl Ssh {
         self.keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>) -> VerbEnd {
-        let until = Instant::now() + Duration::from_millis(ask.verb.deadline_ms()) + OFFER + GRACE;
-        // What began under this id before may be asked after for as long as an answer would take.
-        let first = if ask.attach { until } else { until.min(Instant::now() + ATTACH_AFTER) };
+    /// The host's status over a session of its own, for at most a minute. What does not let us in is not tried again: for who looks
+    /// whether the way is open, a closed one is the answer.
+    pub async fn look(&self, ask: VerbAsk, news: Sender<VerbNews>) -> VerbEnd {
+        let now = Instant::now();
+        self.to_its_end(ask, news, Waits { unsent: now, until: now + LOOK, spare: false }).await
+    }
+
+    async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>, waits: Waits) -> VerbEnd {
         let after_it = ask.attach;
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
@@ -101,7 +107,7 @@ impl Ssh {
         loop {
             // Whoever has not heard for a minute must not start anything: it only asks what became of it.
             ask.attach |= ask.verb.mutates() && heard.elapsed() > ATTACH_AFTER;
-            let (checked, why) = self.once(&ask, &news, until, &mut heard).await;
+            let (checked, why) = self.once(&ask, &news, waits, &mut heard).await;
             let again = match (&checked, &why) {
                 (Err(Unproved::Answer(Broken::Empty | Broken::CutOff | Broken::NoReceipt)), Some(why)) => why.clone(),
                 _ => return self.ended(ask, checked),
@@ -109,7 +115,7 @@ impl Ssh {
             sent |= matches!(again, Lost::By(Failure::Lost(_) | Failure::TimedOut));
             pause = pauses.next().unwrap_or(pause);
             let after = Duration::from_secs(pause);
-            if Instant::now() + after >= if sent { until } else { first } || again.is_final(sent) {
+            if Instant::now() + after >= if sent { waits.until } else { waits.unsent } || again.is_final(sent) {
                 return VerbEnd {
                     request_id: ask.request_id.clone(),
                     checked: checked.map(Box::new),
@@ -136,7 +142,7 @@ impl Ssh {
         &self,
         ask: &VerbAsk,
         news: &Sender<VerbNews>,
-        until: Instant,
+        waits: Waits,
         heard: &mut Instant,
     ) -> (Result<Proved, Unproved>, Option<Lost>) {
         let witness = self.keep().witness();
@@ -144,7 +150,7 @@ impl Ssh {
             Ok(line) => line,
             Err(why) => return (Err(Unproved::Answer(Broken::Empty)), Some(Lost::Never(why))),
         };
-        let mut call = self.wire.call(&self.host, line, until, true);
+        let mut call = self.wire.call(&self.host, line, waits.until, waits.spare);
         let mut reader = Reader::new();
         let mut evidence = Evidence::new(self.keep().folder(&ask.request_id));
         let mut raw = Vec::new();
@@ -173,6 +179,28 @@ impl Ssh {
             self.keep().store(proved, &raw);
         }
         (checked, lost.or(Some(Lost::By(Failure::Lost("the answer ended before its receipt".to_owned())))))
+    }
+}
+
+/// How long somebody waits.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// While nothing has left.
+    unsent: Instant,
+    /// From then on.
+    until: Instant,
+    /// Whether a session that is kept ready will do.
+    spare: bool,
+}
+
+impl Waits {
+    /// As long as the verb may take.
+    fn of(ask: &VerbAsk) -> Self {
+        let now = Instant::now();
+        let until = now + Duration::from_millis(ask.verb.deadline_ms()) + OFFER + GRACE;
+        // What began under this id before may be asked after for as long as an answer would take.
+        let unsent = if ask.attach { until } else { until.min(now + ATTACH_AFTER) };
+        Self { unsent, until, spare: true }
     }
 }
 
@@ -302,7 +330,8 @@ fn auth_sock(config: &Config) -> Result<PathBuf, Message> {
 
 impl Hands for Ssh {
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
-        Box::pin(self.to_its_end(ask, news))
+        let waits = Waits::of(&ask);
+        Box::pin(self.to_its_end(ask, news, waits))
     }
 
     fn exec(&self, ask: ExecAsk, news: Sender<ExecNews>) -> Doing<'_, ExecEnd> {
