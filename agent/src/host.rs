@@ -323,7 +323,7 @@ fn auth_sock(config: &Config) -> Result<PathBuf, Message> {
     config.ssh.auth_sock.clone().or_else(|| std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from)).ok_or_else(|| {
         Message::new(
             "There is no ssh-agent: neither ssh.auth_sock nor SSH_AUTH_SOCK is set.",
-            "Start breakglass keyholder, and name its socket in [ssh] auth_sock.",
+            "Start one: eval \"$(ssh-agent)\"; ssh-add KEY. Or start breakglass keyholder, and name its socket in [ssh] auth_sock.",
         )
     })
 }
