@@ -268,7 +268,8 @@ impl Talk {
             self.incident.end(task, healthy, &said);
         }
         let word = if healthy { "healthy" } else { "NOT healthy" };
-        screen.line(&format!("{}\n{word}\n{}", crate::shown::lines(&said.to_string()), self.incident.folder().display()));
+        screen.verdict(&said);
+        screen.line(&format!("{word}\n{}", self.incident.folder().display()));
         let _nobody_reads = io::stdout().flush();
         Ok(healthy)
     }
