@@ -1,6 +1,7 @@
 //! Writes the manual pages and shell completions of `breakglass` from its own command line's definitions: `pages FOLDER`, which is made
 //! where it is not there.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,14 +10,17 @@ use clap_complete::{Shell, generate_to};
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("No folder was named. Give one: pages FOLDER.");
-        return ExitCode::FAILURE;
+        return failed("No folder was named. Give one: pages FOLDER.");
     };
-    if let Err(error) = write(&folder) {
-        eprintln!("The pages can't be written to {}: {error}. Name a folder that is writable.", folder.display());
-        return ExitCode::FAILURE;
+    match write(&folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&format!("The pages can't be written to {}: {error}. Name a folder that is writable.", folder.display())),
     }
-    ExitCode::SUCCESS
+}
+
+fn failed(said: &str) -> ExitCode {
+    let _nobody_reads = writeln!(std::io::stderr(), "{said}");
+    ExitCode::FAILURE
 }
 
 fn write(folder: &Path) -> std::io::Result<()> {
