@@ -99,7 +99,7 @@ impl<W: Write> Screen<W> {
                 }
             }
             What::VerbAgain { why, after_ms, .. } => {
-                self.line(&format!("  {} The same request is asked again in {} s.", lines(why), after_ms / 1000));
+                self.line(&format!("  {}. The same request is asked again in {} s.", lines(why).trim_end_matches('.'), after_ms / 1000));
             }
             What::VerbEnded { verb, status, said, receipt, .. } => {
                 self.running = None;

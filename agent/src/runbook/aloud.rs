@@ -47,7 +47,7 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
                 }
             }
             VerbNews::Again { why, after } => {
-                self.line(&format!("  {} The same request is asked again in {} s.", plain(why), after.as_secs()));
+                self.line(&format!("  {}. The same request is asked again in {} s.", plain(why).trim_end_matches('.'), after.as_secs()));
             }
             VerbNews::Artifact { .. } => {}
         }
