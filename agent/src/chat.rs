@@ -3,7 +3,6 @@
 //! Ctrl-C stops the turn and says what goes on running; a second one leaves. Where no model can be had the runbook does it.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ mod alone;
 mod screen;
 
 use crate::claude::{Autonomy, Mind, Session, Turned, verdict};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::hands::Hands;
 use crate::incident::{By, Decision, Incident, IncidentId, Store};
 pub use alone::alone;
@@ -25,9 +24,6 @@ use screen::Screen;
 /// `chat`.
 #[derive(Debug, Args)]
 pub struct Chat {
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
-    pub config: PathBuf,
     /// Take up this incident instead of opening one
     #[arg(long, value_name = "UUID")]
     pub incident: Option<IncidentId>,
@@ -57,12 +53,11 @@ enum Ask {
 ///
 /// # Errors
 /// It could not begin: nothing was asked.
-pub fn chat(args: &Chat) -> Result<bool, Message> {
-    let config = Config::load(&args.config)?;
+pub fn chat(args: &Chat, config: &Config) -> Result<bool, Message> {
     let fault = |error: io::Error| Message::new(format!("The conversation could not begin: {error}."), "Try again.");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(fault)?;
     let talked = runtime.block_on(async {
-        let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(&config)?);
+        let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?);
         let store = Store::open(&config.state.dir, config.state.keep_bytes, false)?;
         let mind = Mind::new(&config.claude, config.budget, &store, &hands)?;
         let incident = match &args.incident {
@@ -273,7 +268,8 @@ impl Talk {
             self.incident.end(task, healthy, &said);
         }
         let word = if healthy { "healthy" } else { "NOT healthy" };
-        screen.line(&format!("{}\n{word}\n{}", crate::shown::lines(&said.to_string()), self.incident.folder().display()));
+        screen.verdict(&said);
+        screen.line(&format!("{word}\n{}", self.incident.folder().display()));
         let _nobody_reads = io::stdout().flush();
         Ok(healthy)
     }

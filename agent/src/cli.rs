@@ -24,6 +24,9 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+    /// The configuration
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT)]
+    pub config: PathBuf,
 }
 
 const LATER: &str = "\
@@ -36,7 +39,7 @@ pub enum Command {
     /// One verb on the host, its evidence and receipt kept
     Verb(crate::verb::Verb),
     /// Try the whole way and say what is broken
-    Doctor(At),
+    Doctor,
     /// The kept receipts
     #[command(subcommand)]
     Receipts(Receipts),
@@ -46,17 +49,17 @@ pub enum Command {
     /// Read an answer that was asked for with --json, and say what it proves
     Receipt(Receipt),
     /// Hold the SSH keys and sign logins with them, for whoever may use its socket
-    Keyholder(At),
+    Keyholder,
     /// A conversation with Claude about one incident; ends with 0 where the VM is well
     Chat(crate::chat::Chat),
     /// The page and its API, for a browser: the state, the six verbs, the evidence, Claude
-    Serve(At),
+    Serve,
     /// An incident without a model: evidence, what the assessment recommends, is the guest back
     Runbook(crate::runbook::command::Runbook),
     /// Notice a wedge and tell it, or open an incident
-    Watch(At),
+    Watch,
     /// The verbs and their evidence for an MCP client, over standard input and output
-    Mcp(At),
+    Mcp,
     /// Replay recorded incidents for who is to act in them, and score what was done
     Evals(crate::evals::command::Evals),
     /// A second key's permission for one mutation
@@ -68,7 +71,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum Receipts {
     /// Hold them against each other and against the host's log: roll-back and forks show
-    Verify(At),
+    Verify,
 }
 
 /// `devvm`.
@@ -79,9 +82,6 @@ pub enum Devvm {
         /// The fingerprint that the console shows
         #[arg(value_name = "SHA256:…")]
         fingerprint: String,
-        /// Where the configuration is
-        #[command(flatten)]
-        at: At,
     },
 }
 
@@ -90,14 +90,6 @@ pub enum Devvm {
 pub enum Grant {
     /// Write a grant to be signed with ssh-keygen -Y sign; with --signed, pack it into what --grant takes
     New(crate::grant::New),
-}
-
-/// Where the configuration is.
-#[derive(Debug, Args)]
-pub struct At {
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
-    pub config: PathBuf,
 }
 
 /// `receipt`.
@@ -133,37 +125,41 @@ pub fn run() -> u8 {
             return if error.use_stderr() { 64 } else { 0 };
         }
     };
+    let config = || Config::load(&cli.config);
     let ended = match &cli.command {
         Command::Receipt(args) => receipt(args),
         Command::Verb(args) => {
-            return crate::verb::verb(args).unwrap_or_else(|message| {
+            return config().and_then(|config| crate::verb::verb(args, &config)).unwrap_or_else(|message| {
                 let _nobody_reads = writeln!(io::stderr(), "{message}");
                 UNKNOWN
             });
         }
-        Command::Doctor(at) => return passed(Config::load(&at.config).and_then(|config| crate::doctor::doctor(&config))),
-        Command::Receipts(Receipts::Verify(at)) => {
-            return passed(Config::load(&at.config).and_then(|config| crate::receipts::command(&config)));
+        Command::Doctor => return passed(config().and_then(|config| crate::doctor::doctor(&config))),
+        Command::Receipts(Receipts::Verify) => {
+            return passed(config().and_then(|config| crate::receipts::command(&config)));
         }
-        Command::Devvm(Devvm::Accept { fingerprint, at }) => {
-            return quiet(Config::load(&at.config).and_then(|config| {
+        Command::Devvm(Devvm::Accept { fingerprint }) => {
+            return quiet(config().and_then(|config| {
                 let ssh = crate::host::Ssh::open(&config)?;
                 crate::verb::runtime()?.block_on(ssh.accept(fingerprint))
             }));
         }
-        Command::Keyholder(at) => return quiet(keyholder(at)),
-        Command::Chat(args) => return passed(crate::chat::chat(args)),
-        Command::Serve(at) => {
+        Command::Keyholder => {
             log();
-            return quiet(Config::load(&at.config).and_then(|config| crate::web::serve::serve(&config)));
+            return quiet(config().and_then(|config| crate::keyholder::run(Config::need(config.keyholder.as_ref(), "keyholder")?)));
         }
-        Command::Runbook(args) => return passed(crate::runbook::command::runbook(args)),
-        Command::Watch(at) => {
+        Command::Chat(args) => return passed(config().and_then(|config| crate::chat::chat(args, &config))),
+        Command::Serve => {
             log();
-            return quiet(Config::load(&at.config).and_then(|config| crate::watch::command::watch(&config)));
+            return quiet(config().and_then(|config| crate::web::serve::serve(&config)));
         }
-        Command::Mcp(at) => return quiet(Config::load(&at.config).and_then(|config| crate::mcp::command(&config))),
-        Command::Evals(args) => return passed(crate::evals::command::evals(args, model)),
+        Command::Runbook(args) => return passed(config().and_then(|config| crate::runbook::command::runbook(args, &config))),
+        Command::Watch => {
+            log();
+            return quiet(config().and_then(|config| crate::watch::command::watch(&config)));
+        }
+        Command::Mcp => return quiet(config().and_then(|config| crate::mcp::command(&config))),
+        Command::Evals(args) => return passed(crate::evals::command::evals(args, &cli.config, model)),
         Command::Grant(Grant::New(args)) => {
             return quiet(crate::grant::new(args).map(|said| writeln!(io::stdout(), "{said}").unwrap_or(())));
         }
@@ -202,12 +198,6 @@ fn passed(ended: Result<bool, proto::Message>) -> u8 {
 /// Who plays the recorded incidents, unless the runbook does.
 fn model(config: &Config) -> Result<Box<dyn crate::evals::Player>, proto::Message> {
     Ok(Box::new(crate::claude::Model::new(&config.claude, config.budget, &config.state.dir)?))
-}
-
-fn keyholder(at: &At) -> Result<(), proto::Message> {
-    log();
-    let config = Config::load(&at.config)?;
-    crate::keyholder::run(Config::need(config.keyholder.as_ref(), "keyholder")?)
 }
 
 /// Each event is one JSON line on standard output, for the cluster's log shipper.
@@ -264,10 +254,21 @@ fn pinned(key_or_file: &str) -> Result<Pinned, proto::Message> {
 #[cfg(test)]
 mod tests {
     use super::Cli;
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_definitions_hold_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_configuration_may_be_named_before_the_command_and_after_it() {
+        for line in
+            ["--config x doctor", "doctor --config x", "verb --config x status", "receipts --config x verify", "receipts verify --config x"]
+        {
+            let cli = Cli::try_parse_from(std::iter::once("breakglass").chain(line.split(' '))).unwrap();
+            assert_eq!(cli.config, std::path::Path::new("x"), "{line}");
+        }
+        assert_eq!(Cli::try_parse_from(["breakglass", "doctor"]).unwrap().config, std::path::Path::new(crate::config::DEFAULT));
     }
 }

@@ -53,6 +53,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Host {
     /// Its sshd. An address, no name: no DNS is needed to reach it.
+    #[serde(deserialize_with = "address")]
     pub address: SocketAddr,
     /// The account with the forced command.
     #[serde(default = "root")]
@@ -70,6 +71,7 @@ pub struct Host {
 #[serde(deny_unknown_fields)]
 pub struct Devvm {
     /// Its sshd.
+    #[serde(deserialize_with = "address")]
     pub address: SocketAddr,
     /// The account.
     #[serde(default = "breakglass")]
@@ -147,6 +149,14 @@ const fn yes() -> bool {
 
 const fn minute() -> u64 {
     60
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map_err(|_| {
+        let text = proto::escape_cut(text.as_bytes(), 80);
+        D::Error::custom(format!("\"{text}\" is no address: write IP:PORT, such as 192.0.2.10:22"))
+    })
 }
 
 fn public_key<'de, D: Deserializer<'de>>(from: D) -> Result<ssh_key::PublicKey, D::Error> {

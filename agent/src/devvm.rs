@@ -96,7 +96,7 @@ pub(crate) async fn exec(ssh: &Ssh, ask: ExecAsk, news: Sender<ExecNews>) -> Exe
             Said::Output { stderr, bytes } => _ = news.send(ExecNews { stderr, bytes }).await,
             Said::Exited(status) => return ExecEnd::Exited(u32::try_from(status).unwrap_or(255)),
             Said::Signalled(signal) => return ExecEnd::Signalled(signal),
-            Said::Failed(Failure::Unreachable(why)) => return ExecEnd::Unreachable(why),
+            Said::Failed(Failure::Unreachable(why) | Failure::Refused(why) | Failure::NoKey(why)) => return ExecEnd::Unreachable(why),
             Said::Failed(Failure::HostKey { pinned, shown }) => return ExecEnd::HostKeyChanged { pinned, shown },
             Said::Failed(Failure::Lost(why)) => return ExecEnd::Lost(why),
             Said::Failed(Failure::TimedOut) => return ExecEnd::TimedOut,

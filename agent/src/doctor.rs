@@ -39,15 +39,16 @@ const CLOCKS: Duration = Duration::from_secs(5);
 /// Below this the next evidence may not fit.
 const FREE: u64 = 256 << 20;
 
-/// Tries all of it: what answers late or never is tried beside the rest, for a minute at most.
-pub async fn examine(ssh: &Ssh, config: &Config) -> Vec<Finding> {
-    let (host, devvm, claude) = tokio::join!(host(ssh), devvm(ssh), claude(&config.claude));
-    let mut all = vec![space(config)];
-    all.extend(host);
-    all.push(kept(config));
-    all.push(devvm);
-    all.extend(claude);
-    all
+/// Tries all of it: what answers late or never is tried beside the rest, for a minute at most. Each part is told as soon as it is known.
+pub async fn examine(ssh: &Ssh, config: &Config, tell: impl Fn(&[Finding])) -> Vec<Finding> {
+    let told = |found: Vec<Finding>| {
+        tell(&found);
+        found
+    };
+    let here = told(vec![space(config), kept(config)]);
+    let (host, devvm, claude) =
+        tokio::join!(async { told(host(ssh).await) }, async { told(vec![devvm(ssh).await]) }, async { told(claude(&config.claude).await) });
+    [here, host, devvm, claude].concat()
 }
 
 fn ok(name: &'static str, what: impl Into<String>) -> Finding {
@@ -76,7 +77,7 @@ async fn host(ssh: &Ssh) -> Vec<Finding> {
     };
     let (tell, mut news) = mpsc::channel(256);
     let asked = SystemTime::now();
-    let (end, (apart, version)) = tokio::join!(ssh.verb(ask, tell), async {
+    let (end, (apart, version)) = tokio::join!(ssh.look(ask, tell), async {
         let (mut apart, mut version) = (None, None);
         while let Some(said) = news.recv().await {
             if let VerbNews::Event(event) = said
@@ -260,23 +261,24 @@ fn space(config: &Config) -> Finding {
     }
 }
 
-/// Prints all of it; true where nothing is bad.
+/// Prints all of it as it comes; true where nothing is bad.
 ///
 /// # Errors
 /// The configuration can't be used.
 pub fn doctor(config: &Config) -> Result<bool, Message> {
     let ssh = Ssh::open(config)?;
     let _nobody_reads = writeln!(io::stderr(), "Trying the whole way. What does not answer takes up to a minute.");
-    let all = verb::runtime()?.block_on(examine(&ssh, config));
-    let mut out = io::stdout();
-    for one in &all {
-        let level = match one.level {
-            Level::Ok => "ok  ",
-            Level::Warn => "warn",
-            Level::Bad => "BAD ",
-        };
-        let next = if one.said.next.is_empty() { String::new() } else { format!(" {}", one.said.next) };
-        let _nobody_reads = writeln!(out, "{level}  {}: {}{next}", one.name, one.said.what);
-    }
+    let all = verb::runtime()?.block_on(examine(&ssh, config, |found| found.iter().for_each(print)));
     Ok(all.iter().all(|one| one.level != Level::Bad))
+}
+
+fn print(one: &Finding) {
+    let level = match one.level {
+        Level::Ok => "ok  ",
+        Level::Warn => "warn",
+        Level::Bad => "BAD ",
+    };
+    let next = if one.said.next.is_empty() { String::new() } else { format!(" {}", one.said.next) };
+    // Flushed by itself at each line's end.
+    let _nobody_reads = writeln!(io::stdout(), "{level}  {}: {}{next}", one.name, one.said.what);
 }

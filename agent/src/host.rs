@@ -26,6 +26,8 @@ const GRACE: Duration = Duration::from_secs(45);
 const OFFER: Duration = Duration::from_secs(30);
 /// After a gap this long nothing is started any more: the host may have booted meanwhile (PROTOCOL.md, section 7).
 const ATTACH_AFTER: Duration = Duration::from_secs(60);
+/// Who only looks gets this long, and the last try's own few seconds: a minute in all.
+const LOOK: Duration = Duration::from_secs(55);
 /// Pauses before asking again; the last one is kept.
 const PAUSES: [u64; 5] = [1, 2, 4, 8, 10];
 
@@ -89,8 +91,15 @@ impl Ssh {
         self.keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>) -> VerbEnd {
-        let until = Instant::now() + Duration::from_millis(ask.verb.deadline_ms()) + OFFER + GRACE;
+    /// The host's status over a session of its own, for at most a minute. What does not let us in is not tried again: for who looks
+    /// whether the way is open, a closed one is the answer.
+    pub async fn look(&self, ask: VerbAsk, news: Sender<VerbNews>) -> VerbEnd {
+        let now = Instant::now();
+        self.to_its_end(ask, news, Waits { unsent: now, until: now + LOOK, spare: false }).await
+    }
+
+    async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>, waits: Waits) -> VerbEnd {
+        let after_it = ask.attach;
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
@@ -98,7 +107,7 @@ impl Ssh {
         loop {
             // Whoever has not heard for a minute must not start anything: it only asks what became of it.
             ask.attach |= ask.verb.mutates() && heard.elapsed() > ATTACH_AFTER;
-            let (checked, why) = self.once(&ask, &news, until, &mut heard).await;
+            let (checked, why) = self.once(&ask, &news, waits, &mut heard).await;
             let again = match (&checked, &why) {
                 (Err(Unproved::Answer(Broken::Empty | Broken::CutOff | Broken::NoReceipt)), Some(why)) => why.clone(),
                 _ => return self.ended(ask, checked),
@@ -106,12 +115,12 @@ impl Ssh {
             sent |= matches!(again, Lost::By(Failure::Lost(_) | Failure::TimedOut));
             pause = pauses.next().unwrap_or(pause);
             let after = Duration::from_secs(pause);
-            if Instant::now() + after >= until || again.is_final() {
+            if Instant::now() + after >= if sent { waits.until } else { waits.unsent } || again.is_final(sent) {
                 return VerbEnd {
                     request_id: ask.request_id.clone(),
                     checked: checked.map(Box::new),
                     status: UNKNOWN,
-                    said: lost(&again, &ask, sent),
+                    said: if sent { lost(&again, &ask) } else { unsent(&again, &ask, after_it) },
                 };
             }
             let _nobody_listens = news.send(VerbNews::Again { why: again.to_string(), after }).await;
@@ -133,7 +142,7 @@ impl Ssh {
         &self,
         ask: &VerbAsk,
         news: &Sender<VerbNews>,
-        until: Instant,
+        waits: Waits,
         heard: &mut Instant,
     ) -> (Result<Proved, Unproved>, Option<Lost>) {
         let witness = self.keep().witness();
@@ -141,7 +150,7 @@ impl Ssh {
             Ok(line) => line,
             Err(why) => return (Err(Unproved::Answer(Broken::Empty)), Some(Lost::Never(why))),
         };
-        let mut call = self.wire.call(&self.host, line, until, true);
+        let mut call = self.wire.call(&self.host, line, waits.until, waits.spare);
         let mut reader = Reader::new();
         let mut evidence = Evidence::new(self.keep().folder(&ask.request_id));
         let mut raw = Vec::new();
@@ -173,6 +182,28 @@ impl Ssh {
     }
 }
 
+/// How long somebody waits.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// While nothing has left.
+    unsent: Instant,
+    /// From then on.
+    until: Instant,
+    /// Whether a session that is kept ready will do.
+    spare: bool,
+}
+
+impl Waits {
+    /// As long as the verb may take.
+    fn of(ask: &VerbAsk) -> Self {
+        let now = Instant::now();
+        let until = now + Duration::from_millis(ask.verb.deadline_ms()) + OFFER + GRACE;
+        // What began under this id before may be asked after for as long as an answer would take.
+        let unsent = if ask.attach { until } else { until.min(now + ATTACH_AFTER) };
+        Self { unsent, until, spare: true }
+    }
+}
+
 /// Why an answer did not come to its end.
 #[derive(Clone, Debug)]
 enum Lost {
@@ -183,16 +214,22 @@ enum Lost {
 }
 
 impl Lost {
-    /// Whether asking again would be the same again.
-    const fn is_final(&self) -> bool {
-        matches!(self, Self::Never(_) | Self::By(Failure::HostKey { .. } | Failure::TimedOut))
+    /// Whether asking again would be the same again. A login that is refused after the request went out may be one of a host that boots.
+    const fn is_final(&self, sent: bool) -> bool {
+        match self {
+            Self::Never(_) | Self::By(Failure::HostKey { .. } | Failure::TimedOut) => true,
+            Self::By(Failure::Refused(_) | Failure::NoKey(_)) => !sent,
+            Self::By(Failure::Unreachable(_) | Failure::Lost(_)) => false,
+        }
     }
 }
 
 impl std::fmt::Display for Lost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Never(why) | Self::By(Failure::Unreachable(why) | Failure::Lost(why)) => f.write_str(&proto::escape(why.as_bytes())),
+            Self::Never(why) | Self::By(Failure::Unreachable(why) | Failure::Refused(why) | Failure::NoKey(why) | Failure::Lost(why)) => {
+                f.write_str(&proto::escape(why.as_bytes()))
+            }
             Self::By(Failure::TimedOut) => f.write_str("its time was over"),
             Self::By(Failure::HostKey { pinned, shown }) => {
                 write!(f, "the host showed the key {shown}, and {pinned} is pinned")
@@ -201,15 +238,11 @@ impl std::fmt::Display for Lost {
     }
 }
 
-/// `sent`: it may have reached the host before the connection was lost.
-fn lost(why: &Lost, ask: &VerbAsk, sent: bool) -> Message {
+/// It may have reached the host.
+fn lost(why: &Lost, ask: &VerbAsk) -> Message {
     let id = &ask.request_id;
     match why {
-        Lost::By(Failure::HostKey { .. }) if !sent => Message::new(
-            format!("Nothing was sent: {why}."),
-            "Find out why before anything else; if the host was really set up anew, put its new key into [host] host_key.",
-        ),
-        Lost::By(Failure::Unreachable(_)) => Message::new(
+        Lost::By(Failure::Unreachable(_) | Failure::Refused(_) | Failure::NoKey(_)) => Message::new(
             format!("The host gave no answer to the last try: {why}."),
             format!(
                 "Whether {} began is not known. Look with status, or ask after it: breakglass verb {} --attach --request-id={id}.",
@@ -221,6 +254,21 @@ fn lost(why: &Lost, ask: &VerbAsk, sent: bool) -> Message {
             format!("It may still run there. Ask after it: breakglass verb {} --attach --request-id={id}; or look with status.", ask.verb),
         ),
     }
+}
+
+/// It never left this machine. `after_it`: an earlier one under this id may have, and was only asked after.
+fn unsent(why: &Lost, ask: &VerbAsk, after_it: bool) -> Message {
+    let next = match why {
+        Lost::By(Failure::HostKey { .. }) => {
+            "Find out why before anything else; if the host was really set up anew, put its new key into [host] host_key."
+        }
+        Lost::By(Failure::Refused(_)) => "Load the key with ssh-add, or authorize it on the host with pve-verb authorize.",
+        Lost::By(Failure::NoKey(_)) => "Load the key with ssh-add, or start breakglass keyholder.",
+        Lost::By(_) => "Look whether the host runs and [host] address is right, then ask again.",
+        Lost::Never(_) => "Ask without it.",
+    };
+    let unknown = if after_it { format!(" Until then what became of request {} is not known.", ask.request_id) } else { String::new() };
+    Message::new(format!("Nothing was sent: {why}."), format!("{next}{unknown}"))
 }
 
 fn request(ask: &VerbAsk, witness: Option<proto::Witness>) -> Result<String, String> {
@@ -275,14 +323,15 @@ fn auth_sock(config: &Config) -> Result<PathBuf, Message> {
     config.ssh.auth_sock.clone().or_else(|| std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from)).ok_or_else(|| {
         Message::new(
             "There is no ssh-agent: neither ssh.auth_sock nor SSH_AUTH_SOCK is set.",
-            "Start breakglass keyholder, and name its socket in [ssh] auth_sock.",
+            "Start one: eval \"$(ssh-agent)\"; ssh-add KEY. Or start breakglass keyholder, and name its socket in [ssh] auth_sock.",
         )
     })
 }
 
 impl Hands for Ssh {
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
-        Box::pin(self.to_its_end(ask, news))
+        let waits = Waits::of(&ask);
+        Box::pin(self.to_its_end(ask, news, waits))
     }
 
     fn exec(&self, ask: ExecAsk, news: Sender<ExecNews>) -> Doing<'_, ExecEnd> {

@@ -32,7 +32,7 @@ use keys::Ring;
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// `[keyholder]`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Where the socket is made. Its folder has to be there.
@@ -44,6 +44,12 @@ pub struct Settings {
     /// `[vault]`, a section of its own in the file.
     #[serde(skip)]
     pub vault: Option<Vault>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { socket: "/run/keyholder/agent.sock".into(), group: None, key_files: Vec::new(), vault: None }
+    }
 }
 
 /// `[vault]`.

@@ -64,7 +64,7 @@ impl Ended {
 /// Runs it to its end; everything it does is in the journal. `unattended`: nobody asked, so a VM that somebody stopped or paused
 /// stays as it is.
 pub async fn run(hands: &dyn Hands, journal: &mut dyn Journal, patience: Patience, unattended: bool) -> Ended {
-    let mut acting = Acting { hands, journal, patience, mutations: 0 };
+    let mut acting = Acting { hands, journal, patience, mutations: 0, said: String::new() };
     let ended = match tokio::time::timeout(patience.all, steps(&mut acting, unattended)).await {
         Ok(ended) => ended,
         Err(_) => Ended::badly(
@@ -72,7 +72,7 @@ pub async fn run(hands: &dyn Hands, journal: &mut dyn Journal, patience: Patienc
             "Ask with status; with the request id in the log, --attach shows that verb.",
         ),
     };
-    acting.journal.said(&ended.said.to_string());
+    acting.say(&ended.said.to_string());
     ended
 }
 
@@ -96,7 +96,7 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
             return Ended::badly(format!("{} {guest}", said.what), said.next);
         }
     };
-    a.journal.said(&format!("{} {}", looked.sentence, looked.why));
+    a.say(&format!("{} {}", looked.sentence, looked.why));
     let Some(code) = looked.code else {
         return Ended::badly("The host signed no assessment.", "Read the bundle, or act by hand with the six verbs.");
     };

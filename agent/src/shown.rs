@@ -1,6 +1,6 @@
 //! Text of others as a person sees it, in the terminal and on the page: nothing in it moves, hides or colours anything.
 
-use proto::{Body, Event, StepOutcome};
+use proto::{Body, Event, Message, StepOutcome};
 
 /// Text that the host has escaped once, or nobody has: its backslashes stay, everything that is not printable is shown, on one line.
 pub(crate) fn plain(text: &str) -> String {
@@ -10,6 +10,12 @@ pub(crate) fn plain(text: &str) -> String {
 /// The same for text of several lines.
 pub(crate) fn lines(text: &str) -> String {
     text.replace("\r\n", "\n").split('\n').map(|line| plain(&line.replace('\t', "    "))).collect::<Vec<_>>().join("\n")
+}
+
+/// What a text says beyond the message that was shown before it: a report repeats how its last verb ended.
+pub(crate) fn beyond<'a>(text: &'a str, shown: Option<&Message>) -> &'a str {
+    let rest = shown.and_then(|shown| Some((text.strip_prefix(shown.what.as_str())?, shown.next.as_str())));
+    rest.map_or(text, |(rest, next)| rest.strip_suffix(next).unwrap_or(rest).trim())
 }
 
 /// What of a host's event is worth a line at night.
@@ -28,5 +34,23 @@ pub(crate) fn event(event: &Event) -> Option<String> {
             }
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_shown_is_not_said_again() {
+        let shown = Message::new("Nothing was sent.", "Look at it.");
+        for (text, rest) in [
+            ("Nothing was sent. The devvm is away. Look at it.", "The devvm is away."),
+            ("Nothing was sent. Look at it.", ""),
+            ("Nothing was sent. Look elsewhere.", "Look elsewhere."),
+            ("All is well. Look at it.", "All is well. Look at it."),
+        ] {
+            assert_eq!((beyond(text, Some(&shown)), beyond(text, None)), (rest, text));
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,10 @@ pub struct Target {
 pub enum Failure {
     /// Nothing ran: no connection, no login, no channel.
     Unreachable(String),
+    /// Nothing ran: sshd takes none of the keys. To ask it again is no use, and feeds its penalties.
+    Refused(String),
+    /// Nothing ran: the ssh-agent gives no key.
+    NoKey(String),
     /// Nothing ran: another host key than the pinned one; both fingerprints.
     HostKey {
         /// The pinned one's.
@@ -80,6 +84,8 @@ struct Job {
     until: Instant,
     said: news::Sender<Said>,
     input: mpsc::Receiver<Vec<u8>>,
+    /// Set before the command goes out.
+    sent: Arc<AtomicBool>,
 }
 
 /// The stream of a session, to be shut down from outside: also one that is only made after that.
@@ -105,6 +111,7 @@ pub struct Call {
     said: news::Receiver<Said>,
     input: mpsc::Sender<Vec<u8>>,
     plug: Plug,
+    sent: Arc<AtomicBool>,
     /// When its thread has to have said something else: that it started, then that it ended.
     limit: Instant,
     until: Instant,
@@ -112,9 +119,9 @@ pub struct Call {
 }
 
 impl Call {
-    fn new(said: news::Receiver<Said>, input: mpsc::Sender<Vec<u8>>, plug: Plug, until: Instant) -> Self {
+    fn new(said: news::Receiver<Said>, input: mpsc::Sender<Vec<u8>>, sent: Arc<AtomicBool>, plug: Plug, until: Instant) -> Self {
         let limit = until.min(Instant::now() + LOGIN) + LATE;
-        Self { said, input, plug, limit, until, over: false }
+        Self { said, input, plug, sent, limit, until, over: false }
     }
 
     /// What it says next; none after its last word, which comes at its deadline at the latest, whatever its thread does.
@@ -125,9 +132,15 @@ impl Call {
         let said = match tokio::time::timeout_at(self.limit.into(), self.said.recv()).await {
             Ok(said) => said.unwrap_or_else(|| Said::Failed(Failure::Lost("its session ended without a word".to_owned()))),
             Err(_) => {
+                // First: what was not on its way by now can't get out any more.
                 pull(&self.plug);
-                // Whether the command was sent is not known of a thread that says nothing.
-                Said::Failed(if Instant::now() >= self.until { Failure::TimedOut } else { Failure::Lost("its session hangs".to_owned()) })
+                Said::Failed(if !self.sent.load(Ordering::SeqCst) {
+                    Failure::Unreachable("there was no login in time".to_owned())
+                } else if Instant::now() >= self.until {
+                    Failure::TimedOut
+                } else {
+                    Failure::Lost("its session hangs".to_owned())
+                })
             }
         };
         match said {
@@ -201,12 +214,13 @@ impl Wire {
     pub fn call(&self, target: &Target, command: String, until: Instant, warm: bool) -> Call {
         let (tell, said) = news::channel(WAITING);
         let (input, inputs) = mpsc::channel();
-        let mut job = Job { command, until, said: tell, input: inputs };
+        let sent = Arc::<AtomicBool>::default();
+        let mut job = Job { command, until, said: tell, input: inputs, sent: Arc::clone(&sent) };
         if warm {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(Spare { jobs, plug }) = spare {
                 match jobs.send(job) {
-                    Ok(()) => return Call::new(said, input, plug, until),
+                    Ok(()) => return Call::new(said, input, sent, plug, until),
                     // It has died since; its job comes back.
                     Err(back) => job = back.0,
                 }
@@ -215,11 +229,11 @@ impl Wire {
         match self.session(target) {
             Ok(Spare { jobs, plug }) => {
                 let _a_thread_that_ended_says_so_itself = jobs.send(job);
-                Call::new(said, input, plug, until)
+                Call::new(said, input, sent, plug, until)
             }
             Err(why) => {
                 let _there_is_room = job.said.try_send(Said::Failed(Failure::Unreachable(why)));
-                Call::new(said, input, Plug::default(), until)
+                Call::new(said, input, sent, Plug::default(), until)
             }
         }
     }

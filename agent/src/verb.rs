@@ -9,7 +9,7 @@ use proto::{Body, Event, Grant, Message, Origin, ProbeOutcome, RequestId, StepOu
 use tokio::sync::mpsc;
 
 use crate::UNKNOWN;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::hands::{Hands, VerbAsk, VerbEnd, VerbNews};
 use crate::host::Ssh;
 
@@ -40,9 +40,6 @@ pub struct Verb {
     /// The file with a packed grant (grant new --signed)
     #[arg(long, value_name = "FILE")]
     pub grant_file: Option<PathBuf>,
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
-    pub config: PathBuf,
 }
 
 fn reason(text: &str) -> Result<Unit200, String> {
@@ -68,8 +65,7 @@ pub fn fresh_id() -> Result<RequestId, Message> {
 ///
 /// # Errors
 /// What kept it from being sent at all.
-pub fn verb(args: &Verb) -> Result<u8, Message> {
-    let config = Config::load(&args.config)?;
+pub fn verb(args: &Verb, config: &Config) -> Result<u8, Message> {
     let grant = args.grant_file.as_deref().map(grant).transpose()?;
     let request_id = args.request_id.clone().map_or_else(fresh_id, Ok)?;
     let ask = VerbAsk {
@@ -82,7 +78,7 @@ pub fn verb(args: &Verb) -> Result<u8, Message> {
         attach: args.attach,
         grant,
     };
-    let ssh = Ssh::open(&config)?;
+    let ssh = Ssh::open(config)?;
     let end = runtime()?.block_on(async {
         let (tell, mut news) = mpsc::channel(256);
         let mut show = Show::new(args.json, &ask);
@@ -106,7 +102,7 @@ pub fn verb(args: &Verb) -> Result<u8, Message> {
     });
     match end {
         Ok(end) => {
-            tell_end(&end, args, &config);
+            tell_end(&end, args, config);
             Ok(end.status)
         }
         Err(message) => {

@@ -1,9 +1,11 @@
-//! What `doctor` says about Claude's API: a socket that answers as it is told stands in for it.
+//! What `doctor` says about Claude's API, where a socket that answers as it is told stands in for it; and when it says what.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use agent::claude::Settings;
 use agent::doctor::{Level, claude};
@@ -74,4 +76,32 @@ async fn an_api_that_is_gone_is_a_warning_and_one_without_a_key_is_none() {
     std::fs::write(&empty, "").unwrap();
     let found = claude(&Settings { api_key_file: Some(empty), ..Settings::default() }).await;
     assert!(found.len() == 1 && found[0].level == Level::Bad && found[0].said.what.contains("holds no key"), "{found:?}");
+}
+
+#[test]
+fn each_finding_is_printed_when_it_is_known_and_a_closed_port_is_not_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // It takes connections and never says a word: its part takes the longest.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let key = include_str!("answers/signing_key.pub").trim();
+    let devvm = silent.local_addr().unwrap();
+    let text = format!(
+        "[host]\naddress = \"{closed}\"\nhost_key = \"{key}\"\nsigning_key = \"{key}\"\n[devvm]\naddress = \"{devvm}\"\nhost_key = \"{key}\"\n\
+         [ssh]\nauth_sock = \"/nonexistent/agent.sock\"\n[state]\ndir = \"{}\"\n",
+        folder.path().join("state").display()
+    );
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_breakglass"));
+    command.args(["doctor", "--config"]).arg(&config).env_clear().stdout(Stdio::piped()).stderr(Stdio::null());
+    let begun = Instant::now();
+    let mut child = command.spawn().unwrap();
+    let lines: Vec<(String, Duration)> =
+        BufReader::new(child.stdout.take().unwrap()).lines().map(|line| (line.unwrap(), begun.elapsed())).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{lines:?}");
+    let when = |start: &str| lines.iter().find(|(line, _)| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {lines:?}")).1;
+    let host = when(&format!("BAD   host: Nothing was sent: {closed} can't be reached: "));
+    assert!(host < Duration::from_secs(5) && when("ok    receipts") < Duration::from_secs(5), "{lines:?}");
+    assert!(host < when("BAD   devvm") && begun.elapsed() < Duration::from_secs(30), "{lines:?}");
 }

@@ -14,16 +14,18 @@ fn pages() -> PathBuf {
 
 #[test]
 fn every_command_has_its_page_and_its_completion() {
-    let folder = tempfile::tempdir().unwrap();
-    let end = Command::new(pages()).arg(folder.path()).output().unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("not there/yet");
+    let end = Command::new(pages()).arg(&folder).output().unwrap();
     assert!(end.status.success(), "{end:?}");
-    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let top = read("breakglass.1");
     for command in agent::cli::Cli::command().get_subcommands() {
         let name = command.get_name();
         assert!(top.contains(&name.replace('-', "\\-")), "{name} is not in breakglass.1");
         let page = read(&format!("breakglass-{name}.1"));
         assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}: {page}");
+        assert!(page.contains("\\-\\-config"), "{name}: {page}");
         for completion in ["breakglass.bash", "_breakglass", "breakglass.fish"] {
             assert!(read(completion).contains(name), "{name} is not in {completion}");
         }
@@ -34,4 +36,7 @@ fn every_command_has_its_page_and_its_completion() {
 fn without_a_folder_it_says_what_it_wants() {
     let end = Command::new(pages()).output().unwrap();
     assert!(!end.status.success() && String::from_utf8_lossy(&end.stderr).contains("pages FOLDER"), "{end:?}");
+    let end = Command::new(pages()).arg("/proc/none/of/that").output().unwrap();
+    let said = String::from_utf8_lossy(&end.stderr);
+    assert!(!end.status.success() && said.contains("/proc/none/of/that: ") && said.contains("Name a folder"), "{said}");
 }

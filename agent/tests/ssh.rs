@@ -168,6 +168,35 @@ fn another_host_key_after_the_request_went_out_is_no_word_that_nothing_was_sent(
 }
 
 #[test]
+fn a_key_that_is_not_taken_or_not_there_ends_it_at_the_first_try_and_nothing_was_sent() {
+    let (sshd, state, _) = playing(&[("play", "cat ANSWERS/cycle.ndjson")]);
+    let folder = tempfile::tempdir().unwrap();
+    let (gone, empty) = (folder.path().join("gone"), folder.path().join("empty"));
+    let mut agent =
+        std::process::Command::new("ssh-agent").arg("-D").arg("-a").arg(&empty).stdout(std::process::Stdio::null()).spawn().unwrap();
+    while !empty.exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::write(sshd.folder.path().join("authorized"), "").unwrap();
+    for (socket, why, next) in [
+        (sshd.socket(), format!("sshd on 127.0.0.1:{} accepts no key of the ssh-agent for {}", sshd.port, me()), "pve-verb authorize"),
+        (empty, "has no key".to_owned(), "ssh-add"),
+        (gone, "does not answer".to_owned(), "ssh-add"),
+    ] {
+        let mut config = config(&sshd, state.path(), HOST_KEY);
+        config.ssh.auth_sock = Some(socket);
+        let (end, again) = cycle(&Ssh::open(&config).unwrap(), CYCLE);
+        let said = end.said.to_string();
+        assert!(end.status == agent::UNKNOWN && again == 0, "{again} {said}");
+        assert!(said.starts_with("Nothing was sent: ") && said.contains(&why) && said.contains(next), "{said}");
+        assert!(!said.contains("known") && !said.contains("--attach"), "{said}");
+    }
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert!(sshd.asked().is_empty(), "{:?}", sshd.asked());
+}
+
+#[test]
 fn a_spare_session_that_has_died_costs_one_more_try() {
     let (sshd, _state, ssh) = playing(&[("play", "cat ANSWERS/cycle.ndjson")]);
     assert_eq!(cycle(&ssh, CYCLE).0.status, 0);
@@ -329,7 +358,8 @@ fn an_ssh_agent_that_never_answers_holds_no_call_and_no_more_than_so_many_thread
     let wire = Wire::new(socket);
     let there = target(SocketAddr::from(([127, 0, 0, 1], sshd.port)));
     let (word, took) = last(&wire, &there, Duration::from_secs(2));
-    assert!(matches!(word, Some(Said::Failed(Failure::TimedOut))) && took < Duration::from_secs(8), "{word:?} after {took:?}");
+    // What never logged in has sent nothing.
+    assert!(matches!(word, Some(Said::Failed(Failure::Unreachable(_)))) && took < Duration::from_secs(8), "{word:?} after {took:?}");
     let calls: Vec<_> = (0..100).map(|_| wire.call(&there, "status".to_owned(), Instant::now() + Duration::from_secs(60), false)).collect();
     assert!(wire.sessions() <= 64, "{}", wire.sessions());
     let last = calls.into_iter().last().map(|mut call| runtime().block_on(async move { call.next().await }));

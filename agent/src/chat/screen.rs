@@ -4,6 +4,8 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use proto::Message;
+
 use crate::incident::{Line, Live, Seen, What};
 use crate::shown::{self, lines};
 
@@ -21,11 +23,15 @@ pub(super) struct Screen<W> {
     waiting: bool,
     /// The verb that runs, and when its time is over.
     running: Option<(String, Instant)>,
+    /// How the last verb ended, where it did not end well.
+    bad: Option<Message>,
+    /// What the runbook reported last.
+    report: String,
 }
 
 impl<W: Write> Screen<W> {
     pub(super) const fn new(out: W, live: bool) -> Self {
-        Self { out, live, said: String::new(), waiting: false, running: None }
+        Self { out, live, said: String::new(), waiting: false, running: None, bad: None, report: String::new() }
     }
 
     /// Shows a line of our own words, escaped where others' are in it.
@@ -85,6 +91,7 @@ impl<W: Write> Screen<W> {
                 let again = if *attach { ", asked after again" } else { "" };
                 self.line(&format!("{verb} (at most {} s, request {request_id}{again})", within.as_secs()));
                 self.running = Some((verb.to_string(), Instant::now() + within));
+                self.report.clear();
             }
             What::VerbNews { news, .. } => {
                 if let Some(text) = shown::event(news) {
@@ -92,16 +99,19 @@ impl<W: Write> Screen<W> {
                 }
             }
             What::VerbAgain { why, after_ms, .. } => {
-                self.line(&format!("  {} The same request is asked again in {} s.", lines(why), after_ms / 1000));
+                self.line(&format!("  {}. The same request is asked again in {} s.", lines(why).trim_end_matches('.'), after_ms / 1000));
             }
             What::VerbEnded { verb, status, said, receipt, .. } => {
                 self.running = None;
+                let bad = (*status != 0).then(|| said.clone());
                 match receipt {
                     Some(body) if *status == 0 => {
                         self.line(&format!("  {verb}: {}, VM {} is {}", body.outcome, body.vmid, body.state_after))
                     }
+                    _ if bad.is_some() && self.bad == bad => self.line("  The same."),
                     _ => self.line(&format!("  {} {}", lines(&said.what), lines(&said.next))),
                 }
+                self.bad = bad;
             }
             What::ExecAsked { command, timeout_s, .. } => {
                 self.line(&format!("devvm # {}", proto::escape_cut(command.as_bytes(), 500)));
@@ -125,8 +135,22 @@ impl<W: Write> Screen<W> {
             }
             What::Limit { said, .. } => self.line(&lines(&said.to_string())),
             What::Cancelled { said, .. } => self.line(&lines(said)),
-            What::Said { text } => self.line(&lines(text)),
+            What::Said { text } => {
+                let new = lines(shown::beyond(text, self.bad.as_ref()));
+                if !new.is_empty() {
+                    self.line(&new);
+                }
+                self.report = lines(text);
+            }
             _ => {}
+        }
+    }
+
+    /// The verdict's sentences, unless the runbook's report was just that.
+    pub(super) fn verdict(&mut self, said: &Message) {
+        let text = lines(&said.to_string());
+        if self.report != text {
+            self.line(&text);
         }
     }
 
@@ -165,7 +189,7 @@ mod tests {
     fn no_text_of_others_steers_the_terminal() {
         let mut screen = Screen::new(Vec::new(), true);
         let h = HOSTILE.to_owned();
-        let message = proto::Message::new(HOSTILE, HOSTILE);
+        let message = Message::new(HOSTILE, HOSTILE);
         screen.seen(&Seen::Live(Live { task: Task(1), thinking: false, text: h.clone() }));
         for what in [
             What::Text { text: h.clone() },
@@ -184,6 +208,21 @@ mod tests {
         let text = String::from_utf8(screen.out).unwrap();
         assert!(text.contains("owned"));
         assert!(!text.chars().any(|c| c.is_control() && c != '\n') && !text.contains('\u{202e}'), "{text:?}");
+    }
+
+    #[test]
+    fn a_report_says_what_is_new_and_the_verdict_does_not_repeat_it() {
+        let mut screen = Screen::new(Vec::new(), false);
+        let said = Message::new("Nothing was sent.", "Look at it.");
+        let request_id = proto::RequestId::from_random([0; 16]);
+        for verb in [proto::Verb::Status, proto::Verb::Forensics] {
+            let (request_id, said) = (request_id.clone(), said.clone());
+            screen.what(&What::VerbEnded { request_id, verb, status: 20, said, receipt: None, assessment: None, bundle: None });
+        }
+        let report = Message::new("Nothing was sent. The devvm is away.", "Look at it.");
+        screen.what(&What::Said { text: report.to_string() });
+        screen.verdict(&report);
+        assert_eq!(String::from_utf8(screen.out).unwrap(), "  Nothing was sent. Look at it.\n  The same.\nThe devvm is away.\n");
     }
 
     #[test]

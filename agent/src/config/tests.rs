@@ -44,7 +44,9 @@ fn sample(all: bool) -> String {
 #[test]
 fn the_sample_is_read_as_it_is_and_says_each_default() {
     let (bare, all) = (Config::parse(&sample(false)).unwrap(), Config::parse(&sample(true)).unwrap());
-    assert!(bare.host.is_some() && bare.watch.is_none() && bare.keyholder.is_none());
+    assert!(bare.host.is_some() && bare.devvm.is_none() && bare.watch.is_none() && bare.keyholder.is_none());
+    let devvm = all.devvm.as_ref().unwrap();
+    assert_eq!((devvm.user.as_str(), devvm.sudo), (breakglass().as_str(), yes()));
     let none = Config::parse("").unwrap();
     for config in [&bare, &all] {
         assert_eq!(config.budget, none.budget);
@@ -53,7 +55,8 @@ fn the_sample_is_read_as_it_is_and_says_each_default() {
         assert_eq!((&config.state.dir, config.state.keep_bytes), (&none.state.dir, none.state.keep_bytes));
     }
     assert_eq!(all.watch.unwrap().interval_s, 60);
-    assert!(all.keyholder.unwrap().vault.is_some());
+    let (said, unsaid) = (all.keyholder.unwrap(), Config::parse("[keyholder]\n").unwrap().keyholder.unwrap());
+    assert!(said.vault.is_some() && said.socket == unsaid.socket, "{unsaid:?}");
 }
 
 #[test]
@@ -97,7 +100,9 @@ fn what_is_out_of_range_is_refused_by_its_name() {
         ("[web]\nproxies = [\"10.0.0.0/33\"]\n", "10.0.0.0/33"),
         ("[web]\nproxies = [\"proxy.example\"]\n", "proxy.example"),
         ("[web]\nidentity_header = \"X Name\"\n", "X Name"),
-        ("[web]\nlisten = \"localhost:8102\"\n", "line 2"),
+        ("[web]\nlisten = \"localhost:8102\"\n", "line 2: \"localhost:8102\" is no address: write IP:PORT"),
+        ("[host]\naddress = \"192.0.2.1\"\n", "line 2: \"192.0.2.1\" is no address: write IP:PORT"),
+        ("[devvm]\naddress = \"devvm:22\"\n", "line 2: \"devvm:22\" is no address: write IP:PORT"),
         ("[vault]\naddress = \"https://192.0.2.1:8200\"\nrole = \"r\"\npath = \"p\"\n", "[keyholder]"),
         ("[state]\ndir = 1\n", "line 2"),
         ("[claude]\napi_key = \"sk-ant-secret\"\n", "api_key"),

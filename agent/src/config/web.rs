@@ -13,6 +13,7 @@ use serde::de::{Deserializer, Error as _};
 #[serde(deny_unknown_fields, default)]
 pub struct Web {
     /// The address of the page. Without any way to know who asks, only loopback is served.
+    #[serde(deserialize_with = "super::address")]
     pub listen: SocketAddr,
     /// The networks from which the identity header is believed; a lone address is a network of one.
     #[serde(deserialize_with = "networks")]

@@ -1,22 +1,19 @@
 //! The command: plays, prints the table line by line, keeps it.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use proto::Message;
 
 use super::{HEAD, Player, Runbook, case, run};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::runbook::Patience;
 
 /// `evals`.
 #[derive(Debug, Args)]
 pub struct Evals {
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
-    pub config: PathBuf,
     /// Let the runbook play instead of the model
     #[arg(long)]
     pub runbook: bool,
@@ -32,7 +29,7 @@ pub struct Evals {
 ///
 /// # Errors
 /// Nobody to play, no such case, or a table that can't be kept.
-pub fn evals(args: &Evals, player: impl FnOnce(&Config) -> Result<Box<dyn Player>, Message>) -> Result<bool, Message> {
+pub fn evals(args: &Evals, config: &Path, player: impl FnOnce(&Config) -> Result<Box<dyn Player>, Message>) -> Result<bool, Message> {
     let cases =
         case::all().map_err(|why| Message::new(format!("A recorded incident can't be read: {why}."), "Report it: this is a bug."))?;
     if let Some(absent) = args.case.iter().find(|name| !cases.iter().any(|case| case.name == **name)) {
@@ -47,7 +44,7 @@ pub fn evals(args: &Evals, player: impl FnOnce(&Config) -> Result<Box<dyn Player
         return Ok(true);
     }
     // The runbook needs no configuration: whoever has just installed the program can see a table.
-    let config = if args.runbook && !args.config.exists() { None } else { Some(Config::load(&args.config)?) };
+    let config = if args.runbook && !config.exists() { None } else { Some(Config::load(config)?) };
     let player: Box<dyn Player> = match &config {
         Some(config) if !args.runbook => player(config)?,
         _ => Box::new(Runbook { patience: quick() }),

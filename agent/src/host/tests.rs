@@ -66,3 +66,25 @@ fn the_last_line_is_kept_however_the_bytes_come() {
         assert_eq!(kept, b"{\"event\":\"receipt\"}\n", "in pieces of {size}");
     }
 }
+
+#[test]
+fn nothing_was_sent_is_said_of_what_never_left_and_of_nothing_else() {
+    let all = [
+        Failure::Unreachable("192.0.2.1:22 can't be reached".to_owned()),
+        Failure::Refused("sshd accepts no key".to_owned()),
+        Failure::NoKey("the ssh-agent has no key".to_owned()),
+        Failure::HostKey { pinned: "SHA256:a".to_owned(), shown: "SHA256:b".to_owned() },
+    ];
+    let id = ask(Verb::Cycle).request_id;
+    for failure in all {
+        let refused = matches!(failure, Failure::Refused(_) | Failure::NoKey(_));
+        let why = Lost::By(failure);
+        // A host that boots may refuse for a while what it took before.
+        assert!(!refused || why.is_final(false) && !why.is_final(true), "{why}");
+        let (never, began) = (unsent(&why, &ask(Verb::Cycle), false).to_string(), lost(&why, &ask(Verb::Cycle)).to_string());
+        assert!(never.starts_with(&format!("Nothing was sent: {why}. ")) && !never.contains("known"), "{never}");
+        assert!(!began.contains("Nothing was sent") && began.contains(&format!("--attach --request-id={id}")), "{began}");
+        let after_it = unsent(&why, &ask(Verb::Cycle), true).to_string();
+        assert!(after_it.contains(&format!("request {id} is not known")), "{after_it}");
+    }
+}

@@ -101,7 +101,7 @@ impl Store {
         if let Some(incident) = open.get(id) {
             return Ok(Arc::clone(incident));
         }
-        let folder = self.folder.join(id.as_str());
+        let folder = self.folder(id).ok_or_else(|| self.none())?;
         let mut facts = Facts::default();
         let (log, torn) = Log::open(&folder, |line| facts.fold(&line)).map_err(|bad| unwritable(&folder, &bad))?;
         let room = artifacts::ROOM.saturating_sub(size(&folder.join("artifacts")));
@@ -170,13 +170,17 @@ impl Store {
     /// # Errors
     /// There is no such incident, or a line can't be read.
     pub fn lines(&self, id: &IncidentId, from: u64, tell: impl FnMut(Line, &str)) -> Result<(), Message> {
-        let folder = self.folder.join(id.as_str());
+        let folder = self.folder(id).ok_or_else(|| self.none())?;
         log::lines(&folder, from, tell).map_err(|bad| unwritable(&folder, &bad))
     }
 
     /// An incident's folder, where there is one.
     pub fn folder(&self, id: &IncidentId) -> Option<PathBuf> {
         Some(self.folder.join(id.as_str())).filter(|folder| folder.is_dir())
+    }
+
+    fn none(&self) -> Message {
+        Message::new("There is no incident of this id.", format!("The ids are the folders of {}.", self.folder.display()))
     }
 
     /// Where a file of an incident is, by the name that a line says.

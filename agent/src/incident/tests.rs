@@ -88,6 +88,10 @@ fn one_process_writes_an_incident() {
     let (one, two) = (store(folder.path()), store(folder.path()));
     let incident = one.create("it hangs", By::Human, None).unwrap();
     assert!(two.resume(incident.id()).unwrap_err().what.contains("another breakglass"));
+    let none = "1f0c9a2e-7c1e-4b57-9a52-0d6b2f3c1a02".parse().unwrap();
+    for said in [two.resume(&none).unwrap_err(), two.lines(&none, 1, |_, _| ()).unwrap_err()] {
+        assert!(said.what == "There is no incident of this id." && said.next.ends_with("incidents."), "{said}");
+    }
     assert!(two.list()[0].open && two.unfinished().is_empty());
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use proto::Verb;
+use proto::{Message, Verb};
 
 use super::Journal;
 use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
@@ -15,12 +15,14 @@ pub(super) struct Aloud<J, W> {
     out: W,
     /// What was said of the devvm last: a guest that boots is asked many times.
     devvm: String,
+    /// How the last verb ended, where it did not end well.
+    bad: Option<Message>,
 }
 
 impl<J: Journal, W: Write + Send> Aloud<J, W> {
     /// A journal that tells to `out`.
     pub(super) const fn new(inner: J, out: W) -> Self {
-        Self { inner, out, devvm: String::new() }
+        Self { inner, out, devvm: String::new(), bad: None }
     }
 
     fn line(&mut self, text: &str) {
@@ -45,7 +47,7 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
                 }
             }
             VerbNews::Again { why, after } => {
-                self.line(&format!("  {} The same request is asked again in {} s.", plain(why), after.as_secs()));
+                self.line(&format!("  {}. The same request is asked again in {} s.", plain(why).trim_end_matches('.'), after.as_secs()));
             }
             VerbNews::Artifact { .. } => {}
         }
@@ -53,9 +55,13 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
 
     fn ended(&mut self, ask: &VerbAsk, end: &VerbEnd) {
         self.inner.ended(ask, end);
-        if end.status != 0 {
-            self.line(&format!("  {} {}", plain(&end.said.what), plain(&end.said.next)));
+        let bad = (end.status != 0).then(|| end.said.clone());
+        match &bad {
+            Some(_) if self.bad == bad => self.line("  The same."),
+            Some(said) => self.line(&format!("  {} {}", plain(&said.what), plain(&said.next))),
+            None => {}
         }
+        self.bad = bad;
     }
 
     fn runs(&mut self, command: &str) {
@@ -77,6 +83,9 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
 
     fn said(&mut self, text: &str) {
         self.inner.said(text);
-        self.line(&plain(text));
+        let text = plain(shown::beyond(text, self.bad.as_ref()));
+        if !text.is_empty() {
+            self.line(&text);
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! The command: opens an incident, runs in it, tells aloud, prints the folder last.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -9,16 +8,13 @@ use proto::Message;
 
 use super::aloud::Aloud;
 use super::{Ended, Patience, run};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::hands::Hands;
 use crate::incident::{By, Notes, Store};
 
 /// `runbook`.
 #[derive(Debug, Args)]
 pub struct Runbook {
-    /// The configuration
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT)]
-    pub config: PathBuf,
     /// What is wrong, for the record
     pub text: Option<String>,
 }
@@ -27,12 +23,11 @@ pub struct Runbook {
 ///
 /// # Errors
 /// It could not begin: nothing was asked.
-pub fn runbook(args: &Runbook) -> Result<bool, Message> {
-    let config = Config::load(&args.config)?;
+pub fn runbook(args: &Runbook, config: &Config) -> Result<bool, Message> {
     let fault = |error: io::Error| Message::new(format!("The runbook could not begin: {error}."), "Try again.");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(fault)?;
     runtime.block_on(async {
-        let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(&config)?);
+        let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?);
         let store = Store::open(&config.state.dir, config.state.keep_bytes, false)?;
         let incident = store.create(args.text.as_deref().unwrap_or("the runbook, by hand"), By::Human, None)?;
         let task = incident.task();

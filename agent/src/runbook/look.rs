@@ -88,9 +88,19 @@ pub(super) struct Acting<'a> {
     pub(super) journal: &'a mut dyn Journal,
     pub(super) patience: Patience,
     pub(super) mutations: u8,
+    /// What it said last.
+    pub(super) said: String,
 }
 
 impl Acting<'_> {
+    /// Says it; not twice in a row, as where the assessment is all that there is to report.
+    pub(super) fn say(&mut self, text: &str) {
+        if self.said != text {
+            text.clone_into(&mut self.said);
+            self.journal.said(text);
+        }
+    }
+
     /// Runs a verb to its end.
     pub(super) async fn verb(&mut self, verb: Verb, reason: &str) -> Verdict {
         let Some(request_id) = fresh_id() else {

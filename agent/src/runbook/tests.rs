@@ -154,7 +154,10 @@ fn a_refusal_and_advice_without_a_verb_end_it() {
     assert_eq!(verbs(&refused), [Verb::Status, Verb::Forensics, Verb::Cycle]);
     for code in ["survivor", "locked", "pve-unresponsive", "elsewhere", "guest-disk-full", "qmp-unavailable"] {
         let world = world("bad", &state("bad", code, "", "reachable = false"));
-        assert!(!run_in(&world, false).0.healthy, "{code}");
+        let (ended, kept) = run_in(&world, false);
+        assert!(!ended.healthy, "{code}");
+        let report = format!("say {}", ended.said);
+        assert_eq!(kept.iter().filter(|line| **line == report).count(), 1, "{code}: {kept:#?}");
         assert!(verbs(&world).iter().all(|verb| !verb.mutates()), "{code}: {:?}", verbs(&world));
     }
     let stop = world("bad", &state("bad", "interrupted", "stop", "reachable = false"));

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ const DEAD: Duration = Duration::from_secs(30);
 const FAILED: Duration = Duration::from_secs(1);
 /// libssh2's word for a server that said no to a command.
 const DENIED: i32 = -22;
+/// Its words for a key that the server does not take, and for one that libssh2 can't use: only these are a refusal. A connection that is
+/// lost in the middle of a login has another.
+const NOT_TAKEN: [i32; 3] = [-18, -33, -51];
 /// Between two looks at what else there is to do.
 const LOOK: Duration = Duration::from_millis(20);
 /// How many of the agent's keys are tried: sshd counts each that it does not know.
@@ -107,31 +111,34 @@ impl Session {
             let shown = shown.as_ref().map_or_else(|| "a key that can't be read".to_owned(), fingerprint);
             return Err(Failure::HostKey { pinned: fingerprint(pinned), shown });
         }
-        self.authenticate(&session).map_err(|why| Failure::Unreachable(format!("{} did not let us in: {why}", self.target.address)))?;
+        self.authenticate(&session)?;
         session.set_keepalive(true, u32::try_from(ALIVE.as_secs()).unwrap_or(u32::MAX));
         Ok((session, stream))
     }
 
-    fn authenticate(&self, session: &ssh2::Session) -> Result<(), String> {
-        let socket = self.auth_sock.display();
-        let mut agent = session.agent().map_err(|e| e.to_string())?;
-        agent.set_identity_path(&self.auth_sock).map_err(|e| e.to_string())?;
-        agent.connect().map_err(|e| format!("the ssh-agent at {socket} does not answer ({e})"))?;
-        agent.list_identities().map_err(|e| format!("the ssh-agent at {socket} lists no keys ({e})"))?;
-        let mut keys = agent.identities().map_err(|e| e.to_string())?;
+    fn authenticate(&self, session: &ssh2::Session) -> Result<(), Failure> {
+        let (address, user) = (self.target.address, &self.target.user);
+        let no_key = |why: &str| Failure::NoKey(format!("the ssh-agent at {} {why}", self.auth_sock.display()));
+        let broken = |e: ssh2::Error| Failure::Unreachable(format!("{address} did not let us in: {e}"));
+        let mut agent = session.agent().map_err(broken)?;
+        agent.set_identity_path(&self.auth_sock).map_err(broken)?;
+        agent.connect().map_err(|e| no_key(&format!("does not answer ({e})")))?;
+        agent.list_identities().map_err(|e| no_key(&format!("lists no keys ({e})")))?;
+        let mut keys = agent.identities().map_err(broken)?;
         if keys.is_empty() {
-            return Err(format!("the ssh-agent at {socket} has no key"));
+            return Err(no_key("has no key"));
         }
         keys.sort_by_key(|key| !key.comment().contains(self.target.key_hint));
-        let mut last = String::new();
+        let mut lost = None;
         for key in keys.iter().take(MOST_KEYS) {
-            match agent.userauth(&self.target.user, key) {
+            match agent.userauth(user, key) {
                 Ok(()) if session.authenticated() => return Ok(()),
-                Ok(()) => last = "one key is not enough for it".to_owned(),
-                Err(error) => last = error.to_string(),
+                Ok(()) => return Err(Failure::Refused(format!("one key is not enough for sshd on {address}"))),
+                Err(error) if matches!(error.code(), ErrorCode::Session(code) if NOT_TAKEN.contains(&code)) => {}
+                Err(error) => lost = Some(error),
             }
         }
-        Err(format!("no key of the ssh-agent is accepted for {} ({last})", self.target.user))
+        Err(lost.map_or_else(|| Failure::Refused(format!("sshd on {address} accepts no key of the ssh-agent for {user}")), broken))
     }
 }
 
@@ -154,6 +161,7 @@ fn run(session: &ssh2::Session, stream: &TcpStream, job: &Job) -> Said {
         Ok(channel) => channel,
         Err(error) => return nothing_ran(error),
     };
+    job.sent.store(true, Ordering::SeqCst);
     match channel.exec(&job.command) {
         Ok(()) => {}
         Err(error) if error.code() == ErrorCode::Session(DENIED) => return nothing_ran(error),

@@ -63,7 +63,7 @@ pub(super) async fn doctor(State(app): State<Arc<App>>, Extension(who): Extensio
         h1 { "Doctor" }
         section.card {
             form method="post" action="/doctor" { button.primary.wide type="submit" { "Examine now" } }
-            p.quiet { "The whole way: host, receipts, clocks, space, the devvm's sshd. It changes nothing and takes up to 15 s." }
+            p.quiet { "The whole way: host, receipts, clocks, space, the devvm's sshd. It changes nothing. What does not answer takes up to a minute: this page waits 15 s, so load it again then." }
             @match &last {
                 None => p { "Not examined yet." },
                 Some((at, found)) => {

@@ -38,7 +38,7 @@ pub struct Real {
 
 impl Site for Real {
     fn examine(&self) -> Doing<'_, Vec<Finding>> {
-        Box::pin(examine(&self.ssh, &self.config))
+        Box::pin(examine(&self.ssh, &self.config, |_| ()))
     }
 
     fn keys(&self) -> Doing<'_, Option<Keys>> {
