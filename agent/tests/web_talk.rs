@@ -78,7 +78,7 @@ async fn a_turn_is_stopped_by_a_person_and_says_what_goes_on() {
     }
     // A button works meanwhile, and belongs to it.
     let run = anna.post("/verbs/forensics", &[]).await.to();
-    let end = anna.until(&run, "card outcome good").await;
+    let end = anna.until(&run, "card outcome bad").await;
     assert!(end.text.contains(&incident), "{}", end.text);
     anna.post(&format!("{incident}/cancel"), &[("token", &token)]).await.to();
     anna.until(&incident, "Stopped by anna (password)").await;

@@ -33,7 +33,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
     let reload_s = held.still.is_none().then_some(if running.is_empty() { 15 } else { 5 });
     let fresh = Fresh { stream: Some("/events".to_owned()), reload_s };
     let title = match &look.seen {
-        Ok(known) => headline(known),
+        Ok(known) => headline(known.code()),
         Err(_) => "Host silent",
     };
     let body = html! {
@@ -77,8 +77,8 @@ pub(super) fn left(run: &Run) -> String {
 }
 
 /// The state in two or three words.
-fn headline(known: &Known) -> &'static str {
-    match known.code() {
+pub(super) const fn headline(code: Option<Code>) -> &'static str {
+    match code {
         Some(Code::Healthy) => "Looks healthy",
         Some(Code::BlockStalled) => "Block stalled",
         Some(Code::QemuUnresponsive) => "QEMU does not respond",
@@ -100,8 +100,8 @@ fn headline(known: &Known) -> &'static str {
 }
 
 /// How grave it is, as a class: never green unless it is known to be well.
-fn tone(known: &Known) -> &'static str {
-    match known.code() {
+pub(super) const fn tone(code: Option<Code>) -> &'static str {
+    match code {
         Some(Code::Healthy) => "good",
         Some(Code::Stopped | Code::Paused | Code::Locked | Code::Elsewhere | Code::GuestDiskFull) => "warn",
         Some(Code::QmpUnavailable) | None => "unknown",
@@ -120,15 +120,15 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
                 p { (plain(&said.what)) }
                 @if let Some((last, known)) = look.last.as_ref().and_then(|last| Some((last, last.seen.as_ref().ok()?))) {
-                    p { "Last seen " (aged(last.at)) ": " b { (headline(known)) } ", " (known.state()) ". Nobody knows whether it still is so." }
+                    p { "Last seen " (aged(last.at)) ": " b { (headline(known.code())) } ", " (known.state()) ". Nobody knows whether it still is so." }
                 }
                 p.advice { (plain(&said.next)) }
             }
         },
         Ok(known) => html! {
-            section class={ "card state " (tone(known)) } {
+            section class={ "card state " (tone(known.code())) } {
                 p.eyebrow { "VM " (known.body.vmid) " on " (plain(&known.body.node)) " · " span.whole { (known.state()) ", seen " (aged(look.at)) } }
-                (head(headline(known)))
+                (head(headline(known.code())))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
                     span.whole { (time(look.since)) } " " span.whole { "(" (aged(look.since)) ")" }

@@ -14,7 +14,7 @@ use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
 use super::home::{capital, left, state};
-use super::run::{End, Run, Tone, word};
+use super::run::{End, Run, Tone};
 use super::shell::{self, Fresh, aged, by, page, time};
 use crate::incident::now;
 use crate::shown::plain;
@@ -37,7 +37,8 @@ pub(super) async fn run(
     app.looks.interest();
     let title = match &run.end {
         None => format!("{} runs", capital(run.verb)),
-        Some(end) => format!("{}: {}", capital(run.verb), word(end.tone(), end)),
+        Some(end) if run.verb.mutates() => format!("{}: {}", capital(run.verb), run.word(end)),
+        Some(end) => run.heading(end),
     };
     // After its end the state is looked at for a while: the guest boots.
     let settling = run.end.as_ref().is_some_and(|end| now().unix_ms() < end.at.unix_ms() + 180_000);
@@ -102,9 +103,9 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
     let seen_since = look.at >= end.at;
     let advised = look.seen.as_ref().ok().and_then(super::look::Known::advised);
     html! {
-        section class={ "card outcome " (tone.class()) } {
+        section class={ "card outcome " (run.class(end)) } {
             p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (aged(end.at)) ")" }
-            h1.headline { (word(tone, end)) }
+            h1.headline { (run.heading(end)) }
             p { (plain(&end.said.what)) }
             p.advice { b { "Next: " } (plain(&end.said.next)) }
             @match &end.receipt {

@@ -16,7 +16,7 @@ use super::auth::Who;
 use super::guard::wants_json;
 use super::home::capital;
 use super::incidents::{about, none};
-use super::run::{Run, word};
+use super::run::Run;
 use super::shell::{self, Fresh, Held, aged, by, marked, page, size, time};
 use crate::incident::{By, IncidentId, Line, Summary, What};
 use crate::shown::{lines, plain};
@@ -290,12 +290,12 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
 
 /// A verb in the story: its end, its pictures, the way to all of it.
 fn verb(run: &Run, when: &Markup) -> Markup {
-    let class = run.end.as_ref().map_or("running", |end| end.tone().class());
+    let class = run.end.as_ref().map_or("running", |end| run.class(end));
     html! {
         li {
             details id={ "v" (run.id.short()) } open[run.end.is_none()] {
                 summary {
-                    span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| word(end.tone(), end))) }
+                    span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| run.word(end))) }
                     b { (capital(run.verb)) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
                 }
                 p.who { (when) }
