@@ -13,7 +13,7 @@ use agent::claude::{Autonomy, Settings};
 use agent::evals::world::Act;
 use api::{Api, KEY, Reply, exec, say, text, verb};
 use browser::Browser;
-use page::{How, Page};
+use page::{How, Page, recorded};
 use proto::Verb;
 
 async fn talking(folder: &tempfile::TempDir, api: &Api, autonomy: Autonomy) -> (Page, Browser) {
@@ -123,4 +123,50 @@ async fn a_command_and_its_output_are_folded_and_whole() {
     let file = end.text.split("/files/").nth(1).unwrap().split('"').next().unwrap();
     let all = anna.get(&format!("{incident}/files/{file}")).await;
     assert!(all.text.contains("Swap:") && all.headers["content-type"] == "text/plain; charset=utf-8", "{}", all.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_sent_is_a_change_and_an_unknown_result_says_so() {
+    for (case, verb, planned, said) in [
+        ("2026-06-11-block-stall", "cycle", "", Some(" · 1 change<")),
+        ("2026-06-11-block-stall", "cycle", "yes", None),
+        ("cycle-refused-by-rate", "cycle", "", None),
+        ("cycle-with-unknown-end", "cycle", "", Some(" · 1 result unknown<")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", "Block stalled").await;
+        let token = anna.get(&format!("/verbs/{verb}/confirm")).await.hidden("token");
+        let fields = [("token", token.as_str()), ("dry_run", "yes")];
+        let run = anna.post(&format!("/verbs/{verb}"), &fields[..if planned.is_empty() { 1 } else { 2 }]).await.to();
+        anna.until(&run, "card outcome").await;
+        let list = anna.get("/incidents").await.text;
+        assert!(
+            said.map_or(!list.contains("change<") && !list.contains("unknown<"), |said| list.contains(said)),
+            "{case} {planned}: {list}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incident_is_called_what_was_found_and_looks_are_one_sentence_and_no_end() {
+    for (case, first, name) in
+        [("2026-06-11-block-stall", "Block stalled", "block-stalled, "), ("healthy-idle", "Looks healthy", "status, by hand")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        let mut incident = String::new();
+        for n in 1..=3 {
+            let run = anna.post("/verbs/status", &[]).await.to();
+            incident = anna.until(&run, "card outcome").await.text.split("href=\"/incidents/").nth(1).unwrap()[..36].to_owned();
+            let times = if n == 1 { ">Looked, ".to_owned() } else { format!("({n} times)") };
+            anna.until(&format!("/incidents/{incident}"), &times).await;
+        }
+        let story = anna.get(&format!("/incidents/{incident}")).await.text;
+        assert!(story.matches("Looked, ").count() == 1 && !story.contains("Ended, "), "{story}");
+        assert!(story.contains(&format!("<h1>{name}")) && anna.get("/incidents").await.text.contains(&format!("<b>{name}")), "{story}");
+    }
 }

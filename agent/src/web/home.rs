@@ -39,7 +39,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
     let body = html! {
         div #live data-live {
             @for one in &awaiting {
-                a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.title)) }
+                a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.name())) }
             }
             (banners(&running))
             (state(&look, true))

@@ -16,7 +16,7 @@ use super::guard::wants_json;
 use super::press::person;
 use super::shell::{self, Fresh, aged, page, see_other};
 use super::tokens::About;
-use crate::incident::{By, Decision, Incident, IncidentId, Summary, What};
+use crate::incident::{BY_HAND, By, Decision, Incident, IncidentId, Summary, What};
 use crate::shown::plain;
 
 /// How many stand in the list.
@@ -37,11 +37,13 @@ pub(super) fn row(app: &App, one: &Summary) -> Markup {
         li {
             a.row-link href={ "/incidents/" (one.id) } {
                 span class={ "pill " (class) } { (word) }
-                b { (plain(one.facts.title.get(..one.facts.title.floor_char_boundary(120)).unwrap_or_default())) }
+                @let name = one.facts.name();
+                b { (plain(&name[..name.floor_char_boundary(120)])) }
                 small {
                     @if let Some(at) = one.facts.opened { (aged(at)) }
-                    @let changes = one.facts.runs.iter().filter(|(_, verb, _)| verb.mutates()).count();
+                    @let (changes, unknown) = one.facts.changed_things();
                     @if changes > 0 { " · " (changes) @if changes == 1 { " change" } @else { " changes" } }
+                    @if unknown > 0 { " · " (unknown) @if unknown == 1 { " result unknown" } @else { " results unknown" } }
                     @if one.facts.spent.usd > 0.0 { " · $" (format!("{:.2}", one.facts.spent.usd)) }
                 }
             }
@@ -138,7 +140,7 @@ pub(super) async fn open(
     }
     let text = text_of(&said);
     let runbook = said.runbook.is_some() || !app.talks.has_a_model();
-    let Some(title) = text.clone().or_else(|| runbook.then(|| "the runbook, by hand".to_owned())) else {
+    let Some(title) = text.clone().or_else(|| runbook.then(|| format!("the runbook{BY_HAND}"))) else {
         return see_other("/");
     };
     let title = crate::redact::redact(&title);

@@ -20,7 +20,7 @@ use super::home::{at_work, banners, capital, does, state};
 use super::look::Look;
 use super::shell::{self, Fresh, page, see_other};
 use super::tokens::{About, Stale};
-use crate::incident::{Asks, By, Incident, IncidentId, Running, VerbTold, What, fresh_id};
+use crate::incident::{Asks, BY_HAND, By, Incident, IncidentId, Running, VerbTold, What, fresh_id};
 
 /// Before a question the state is looked at once more, and waited for this long.
 const RECENT: Duration = Duration::from_secs(8);
@@ -156,7 +156,7 @@ pub(super) async fn press(
 
 fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(RequestId, IncidentId), Message> {
     let named = press.incident.as_deref().and_then(|id| id.parse().ok());
-    let incident = app.incident(named.as_ref(), &format!("{verb}, by hand"), &who.name)?;
+    let incident = app.incident(named.as_ref(), &format!("{verb}{BY_HAND}"), &who.name)?;
     let actor = person(who);
     let request_id = fresh_id()?;
     let task = incident.task();
