@@ -36,6 +36,7 @@ pub mod origin;
 mod press;
 mod receipts;
 mod run;
+mod runbook;
 mod runs;
 mod send;
 pub mod serve;
@@ -60,6 +61,7 @@ pub fn routes(app: &Arc<App>) -> Router {
         .route("/events", get(events::looks))
         .route("/verbs/{verb}/confirm", get(press::confirm))
         .route("/verbs/{verb}", post(press::press))
+        .route("/runbook", get(runbook::confirm).post(runbook::begin))
         .route("/runs/{id}", get(runs::run))
         .route("/incidents", get(incidents::list).post(incidents::open))
         .route("/incidents/{id}/events", get(events::incident))

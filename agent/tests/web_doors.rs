@@ -32,9 +32,19 @@ async fn nobody_is_let_in_without_saying_who() {
     let folder = tempfile::tempdir().unwrap();
     let (page, base) = served(&folder).await;
     let stranger = Browser::stranger(&base);
-    for path in
-        ["/", "/incidents", "/evidence", "/receipts", "/doctor", "/hostkey", "/metrics", "/events", "/verbs/cycle/confirm", "/nowhere"]
-    {
+    for path in [
+        "/",
+        "/incidents",
+        "/evidence",
+        "/receipts",
+        "/doctor",
+        "/hostkey",
+        "/metrics",
+        "/events",
+        "/verbs/cycle/confirm",
+        "/runbook",
+        "/nowhere",
+    ] {
         let got = stranger.get(path).await;
         assert_eq!(got.status, 401, "{path}");
         assert!(got.headers["www-authenticate"].to_str().unwrap().starts_with("Basic"), "{path}");

@@ -175,13 +175,14 @@ async fn nothing_that_a_guest_a_host_or_a_person_says_becomes_markup() {
     let run = anna.post("/verbs/forensics", &[("reason", &all)]).await.to();
     anna.until(&run, "card outcome bad").await;
     let id = run.rsplit('/').next().unwrap().to_owned();
-    let home = anna.get("/").await;
-    let incident = anna.post("/incidents", &[("token", &home.hidden("token")), ("text", &all)]).await.to();
+    let asked = anna.post("/runbook", &[("text", &all)]).await;
+    let incident = anna.post("/runbook", &[("token", &asked.hidden("token")), ("text", &all)]).await.to();
+    let incident = incident.split('#').next().unwrap().to_owned();
     let again = anna.post("/incidents", &[("token", "spent"), ("text", &all)]).await;
     assert_eq!(again.status, 409);
     anna.until(&incident, "devvm").await;
     let question = anna.get(&format!("/verbs/cycle/confirm?incident={}&reason={}", "%22%3E%3Cscript%3E", "%3Cscript%3E")).await;
-    let mut pages = vec![again, question];
+    let mut pages = vec![asked, again, question];
     for path in [
         "/",
         "/incidents",
@@ -284,6 +285,7 @@ async fn every_page_is_small_strict_and_loads_nothing_from_elsewhere() {
     for path in [
         "/".to_owned(),
         "/verbs/stop/confirm".to_owned(),
+        "/runbook".to_owned(),
         run.clone(),
         format!("/incidents/{incident}"),
         "/incidents".to_owned(),

@@ -170,3 +170,60 @@ async fn an_incident_is_called_what_was_found_and_looks_are_one_sentence_and_no_
         assert!(story.contains(&format!("<h1>{name}")) && anna.get("/incidents").await.text.contains(&format!("<b>{name}")), "{story}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runbook_asks_once_on_a_page_that_shows_what_it_would_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = Page::serve(folder.path(), How::stalled(folder.path())).await;
+    let anna = Browser::anna(&page.url(""));
+    let home = anna.until("/", "Block stalled").await.text;
+    assert!(home.contains("action=\"/runbook\"") && !home.contains("name=\"token\""), "an address is no place for a token: {home}");
+    let asked = anna.get("/runbook?text=SSH+does+not+answer.").await;
+    assert!(
+        asked.text.contains("Now it would <b>cycle</b> the VM.") && asked.text.contains("<h2 class=\"headline\">Block stalled"),
+        "{}",
+        asked.text
+    );
+    assert_eq!(anna.post("/runbook", &[]).await.status, 409, "no token");
+    assert_eq!(anna.post("/incidents", &[("runbook", "yes")]).await.status, 422, "there is one way to it");
+    let run = anna.confirm("cycle").await;
+    anna.until(&run, "card outcome good").await;
+    anna.until("/", "Looks healthy").await;
+    let stale = anna.post("/runbook", &[("token", &asked.hidden("token")), ("text", "SSH does not answer.")]).await;
+    assert!(stale.status == 409 && stale.text.contains("has changed since you were asked"), "{}", stale.text);
+    assert!(
+        stale.text.contains("it acts only where the devvm itself") && stale.text.contains(">SSH does not answer.</textarea>"),
+        "{}",
+        stale.text
+    );
+    assert_eq!(verbs(&page), [Verb::Cycle], "none of this ran it");
+    let begun = anna.post("/runbook", &[("token", &stale.hidden("token")), ("text", "SSH does not answer.")]).await.to();
+    let incident = begun.split('#').next().unwrap();
+    let end = anna.until(incident, "Ended, healthy").await;
+    assert!(end.text.contains("<h1>SSH does not answer.</h1>") && end.text.contains("nothing was changed"), "{}", end.text);
+    // In this incident it can be run again, by a question of its own.
+    let again = anna.get(&format!("/runbook?incident={}", end.hidden("incident"))).await;
+    let fields = [("token", again.hidden("token")), ("incident", again.hidden("incident"))];
+    let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    assert_eq!(anna.post("/runbook", &fields[..1]).await.status, 409, "a token of another incident");
+    assert_eq!(anna.post("/runbook", &fields).await.status, 409, "spent by the try");
+    let again = anna.get(&format!("/runbook?incident={}", end.hidden("incident"))).await.hidden("token");
+    assert!(anna.post("/runbook", &[("token", &again), fields[1]]).await.to().starts_with(incident));
+    assert_eq!(anna.get("/runbook?incident=x").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runbook_s_question_says_that_it_starts_what_was_stopped_on_purpose() {
+    for (case, first, said) in [
+        ("stopped-by-an-admin", "Stopped", "Now it would <b>start</b> the VM, also where it was stopped on purpose."),
+        ("2026-06-22-memory-storm", "ran out of memory", "and <b>reset</b> where that does not help"),
+        ("locked-by-a-backup", "Locked by PVE", "Now it would change nothing"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        let asked = anna.get("/runbook").await.text;
+        assert!(asked.contains(said), "{case}: {asked}");
+    }
+}

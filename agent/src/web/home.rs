@@ -231,14 +231,14 @@ fn talk(app: &App, who: &Who, held: &Held) -> Markup {
     html! {
         section.card.talk {
             h2 { @if app.talks.has_a_model() { "Ask Claude" } @else { "The runbook" } }
-            form method="post" action="/incidents" {
-                input #token-chat data-token type="hidden" name="token" value=(token);
+            form method=(if app.talks.has_a_model() { "post" } else { "get" }) action=(if app.talks.has_a_model() { "/incidents" } else { "/runbook" }) {
                 label for="text" { "What is wrong?" }
                 (held.said())
                 textarea #text name="text" rows="3" maxlength="8000" placeholder="The devvm hangs, SSH does not answer." {}
                 div.row {
-                    @if app.talks.has_a_model() { button.primary type="submit" { "Send" } }
-                    button type="submit" name="runbook" value="yes" { "Run the runbook" }
+                    // The token goes with this button only: the other asks by an address, and addresses are kept in histories.
+                    @if app.talks.has_a_model() { button.primary #token-chat data-token type="submit" name="token" value=(token) { "Send" } }
+                    button type="submit" formaction="/runbook" formmethod="get" { "Run the runbook …" }
                 }
             }
             p.quiet {

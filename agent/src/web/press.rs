@@ -23,8 +23,8 @@ use super::tokens::{About, Stale};
 use crate::incident::{Asks, BY_HAND, By, Incident, IncidentId, Running, VerbTold, What, fresh_id};
 
 /// Before a question the state is looked at once more, and waited for this long.
-const RECENT: Duration = Duration::from_secs(8);
-const WAIT: Duration = Duration::from_millis(1500);
+pub(super) const RECENT: Duration = Duration::from_secs(8);
+pub(super) const WAIT: Duration = Duration::from_millis(1500);
 /// After a mutation: how often, and how far apart, the VM is looked at until it is well.
 const LOOKS: u32 = 24;
 const APART: Duration = Duration::from_secs(5);
@@ -65,10 +65,7 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
     let token = app.tokens.issue(about(who, verb, look));
     let status = if stale.is_some() { StatusCode::CONFLICT } else { StatusCode::OK };
     let known = look.seen.as_ref().ok();
-    let changed = stale.map(|stale| match stale {
-        Stale::Changed => "What the VM looks like has changed since you were asked. Nothing was done: look, and confirm again.",
-        Stale::Gone | Stale::Other => "This question was answered already, or is too old. Nothing was done now: look, and confirm again.",
-    });
+    let changed = stale.map(Stale::said);
     if json {
         let seen = known.map(|known| serde_json::json!({ "state": known.state(), "assessment": known.code(), "advised": known.advised() }));
         let said = changed.map(|what| Message::new(what, "Use the new token."));

@@ -228,9 +228,9 @@ fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -
                 }
             }
             div.row {
-                form method="post" action={ "/incidents/" (one.id) "/runbook" } {
-                    input #token-runbook data-token type="hidden" name="token" value=(token("runbook"));
-                    button.wide type="submit" { "Run the runbook" }
+                form method="get" action="/runbook" {
+                    input type="hidden" name="incident" value=(one.id);
+                    button.wide type="submit" { "Run the runbook …" }
                 }
                 div #stop data-live {
                     @if busy {
