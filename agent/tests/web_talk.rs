@@ -227,3 +227,27 @@ async fn the_runbook_s_question_says_that_it_starts_what_was_stopped_on_purpose(
         assert!(asked.contains(said), "{case}: {asked}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_says_where_the_host_does_not_advise_it_and_gives_no_healthy_as_a_reason() {
+    for (case, first, verb, advice, reason) in [
+        ("2026-06-11-block-stall", "Block stalled", "cycle", "<p class=\"note good\">The host advises this.", ">block-stalled<"),
+        (
+            "2026-06-11-block-stall",
+            "Block stalled",
+            "reset",
+            "<p class=\"note warn\">The host advises <b>cycle</b>, not reset.",
+            ">block-stalled<",
+        ),
+        ("healthy-idle", "Looks healthy", "stop", "<p class=\"note warn\"><b>The host advises nothing: </b>the VM looks healthy.", "><"),
+        ("locked-by-a-backup", "Locked by PVE", "reset", "<p class=\"note warn\"><b>The host advises nothing: </b>", ">locked<"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        let asked = anna.get(&format!("/verbs/{verb}/confirm")).await.text;
+        let field = asked.split("<textarea").nth(1).unwrap().split("/textarea>").next().unwrap();
+        assert!(asked.contains(advice) && field.contains(reason), "{case} {verb}: {asked}");
+    }
+}

@@ -73,8 +73,9 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
     }
     let advised = known.and_then(super::look::Known::advised);
     let other = advised.filter(|advised| *advised != verb);
-    let reason =
-        press.reason.clone().unwrap_or_else(|| known.and_then(super::look::Known::code).map(|code| code.to_string()).unwrap_or_default());
+    // Not "healthy": why somebody changes what is well only that person can say.
+    let found = known.and_then(super::look::Known::code).filter(|code| *code != proto::Code::Healthy);
+    let reason = press.reason.clone().unwrap_or_else(|| found.map(|code| code.to_string()).unwrap_or_default());
     let body = html! {
         @if let Some(changed) = changed { p.banner.warn role="alert" { (changed) } }
         (banners(&at_work(app, &app.store.list())))
@@ -86,6 +87,11 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
                 a.button.primary.wide href={ "/verbs/" (other) "/confirm" } { "Go to " (other) " instead" }
             } @else if advised == Some(verb) {
                 p.note.good { "The host advises this." }
+            } @else if let Some(judged) = known.and_then(|known| known.judged.as_ref()) {
+                p.note.warn {
+                    b { "The host advises nothing: " }
+                    @if judged.code == proto::Code::Healthy { "the VM looks healthy." } @else { (crate::shown::plain(&judged.recommend.why)) }
+                }
             }
             form method="post" action={ "/verbs/" (verb) } {
                 input type="hidden" name="token" value=(token);
