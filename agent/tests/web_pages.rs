@@ -105,6 +105,7 @@ async fn a_look_is_drawn_as_what_it_saw_and_not_as_done() {
             let run = anna.post(&format!("/verbs/{}", verb.to_lowercase()), &[]).await.to();
             let end = anna.until(&run, &format!("card outcome {class}")).await;
             assert!(end.text.contains(&format!("<h1 class=\"headline\">{verb}: {heading}</h1>")), "{}", end.text);
+            assert!(!end.text.contains("before it acted"), "{}", end.text);
             let incident = end.text.split("/incidents/").nth(1).unwrap()[..36].to_owned();
             let story = anna.get(&format!("/incidents/{incident}")).await.text;
             assert!(story.contains(&format!("<span class=\"pill {class}\">")) && !story.contains(">Done<"), "{story}");

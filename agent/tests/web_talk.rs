@@ -140,7 +140,8 @@ async fn only_what_was_sent_is_a_change_and_an_unknown_result_says_so() {
         let token = anna.get(&format!("/verbs/{verb}/confirm")).await.hidden("token");
         let fields = [("token", token.as_str()), ("dry_run", "yes")];
         let run = anna.post(&format!("/verbs/{verb}"), &fields[..if planned.is_empty() { 1 } else { 2 }]).await.to();
-        anna.until(&run, "card outcome").await;
+        let end = anna.until(&run, "card outcome").await.text;
+        assert_eq!(end.contains("Press Cycle to do it."), planned == "yes", "{end}");
         let list = anna.get("/incidents").await.text;
         assert!(
             said.map_or(!list.contains("change<") && !list.contains("unknown<"), |said| list.contains(said)),
@@ -210,6 +211,30 @@ async fn the_runbook_asks_once_on_a_page_that_shows_what_it_would_do() {
     let again = anna.get(&format!("/runbook?incident={}", end.hidden("incident"))).await.hidden("token");
     assert!(anna.post("/runbook", &[("token", &again), fields[1]]).await.to().starts_with(incident));
     assert_eq!(anna.get("/runbook?incident=x").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runbook_that_runs_is_stopped_by_its_name_and_not_begun_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let how = How { pace: Duration::from_millis(300), ..How::stalled(folder.path()) };
+    let page = Page::serve(folder.path(), how).await;
+    let anna = Browser::anna(&page.url(""));
+    anna.until("/", "Block stalled").await;
+    let token = anna.get("/runbook").await.hidden("token");
+    let begun = anna.post("/runbook", &[("token", &token)]).await.to();
+    let incident = begun.split('#').next().unwrap();
+    let busy = anna.until(incident, "Stop the runbook").await;
+    assert!(busy.text.contains("type=\"submit\" disabled>Run the runbook") && !busy.text.contains("Stop the turn"), "{}", busy.text);
+    let id = busy.hidden("incident");
+    let asked = anna.get(&format!("/runbook?incident={id}")).await;
+    assert!(asked.text.contains("at work in this incident already") && !asked.text.contains("Run the runbook now"), "{}", asked.text);
+    let again = anna.post("/runbook", &[("token", &asked.hidden("token")), ("incident", &id)]).await;
+    assert!(again.status == 409 && again.text.contains("Wait for its end"), "{}", again.text);
+    let token = anna.get(incident).await.hidden("token");
+    anna.post(&format!("{incident}/cancel"), &[("token", &token)]).await.to();
+    let idle = anna.until(incident, "The runbook was stopped.").await;
+    let idle = if idle.text.contains("Stop the runbook") { anna.until(incident, "type=\"submit\">Run the runbook").await } else { idle };
+    assert!(!idle.text.contains("Stop the runbook"), "{}", idle.text);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::Message;
 
 use super::run::Run;
-use super::shell::by;
+use super::shell::{by, pressed};
 use crate::incident::{By, Line, Summary, What};
 use crate::shown::plain;
 
@@ -70,8 +70,11 @@ impl Ends {
     /// The next one's words, and how often they came by now.
     fn take(&mut self, healthy: bool, said: &Message) -> (String, usize) {
         let what = if self.looked && !self.more { "Looked" } else { "Ended" };
-        let text = format!("{what}, {}. {said}", if healthy { "healthy" } else { "not healthy" });
-        self.times = if self.text == text { self.times + 1 } else { 1 };
+        let (how, next) = (if healthy { "healthy" } else { "not healthy" }, pressed(&said.next));
+        let text = format!("{what}, {how}. {} {next}", said.what);
+        // But for figures, which are others every time.
+        let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+        self.times = if words(&self.text) == words(&text) { self.times + 1 } else { 1 };
         self.text.clone_from(&text);
         (self.looked, self.more) = (false, false);
         (text, self.times)

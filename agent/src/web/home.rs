@@ -164,7 +164,7 @@ fn weak(known: &Known) -> Markup {
     let unreviewed = known.body.unreviewed.unwrap_or_default();
     html! {
         @for one in &known.body.degraded { p.note { "Weaker than it should be: " (plain(one)) } }
-        @if unreviewed > 0 { p.note { (unreviewed) @if unreviewed == 1 { " use is" } @else { " uses are" } " not reviewed on the host." } }
+        @if unreviewed > 0 { p.note { (unreviewed) @if unreviewed == 1 { " use is" } @else { " uses are" } " not reviewed on the host. Afterwards, on the host: " code { "pve-verb review" } "." } }
     }
 }
 

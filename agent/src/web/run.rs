@@ -9,6 +9,7 @@ use proto::{
 use super::app::App;
 use super::home::{self, capital};
 use crate::incident::{By, IncidentId, Line, Summary, What};
+use crate::shown::plain;
 
 /// More lines than this no verb has.
 const MOST: u64 = 4000;
@@ -243,6 +244,12 @@ impl Run {
         if self.saw(end).is_none() { self.word(end).to_owned() } else { format!("{}: {}", capital(self.verb), lowered(self.word(end))) }
     }
 
+    /// What to do after it.
+    pub(super) fn next(&self, end: &End) -> String {
+        let planned = end.tone() == Tone::Good && end.receipt.as_ref().is_some_and(|body| body.dry_run);
+        if planned { format!("Press {} to do it.", capital(self.verb)) } else { plain(&end.said.next) }
+    }
+
     /// What it does right now, in a few words.
     pub(super) fn doing(&self) -> String {
         if let Some(end) = &self.end {
@@ -259,7 +266,7 @@ impl Run {
             },
             None if self.preserved.is_some() => "Evidence is safe".to_owned(),
             None if !self.probes.is_empty() => format!("Taking evidence: {} pieces", self.probes.len()),
-            None if self.node.is_some() => "The host has it".to_owned(),
+            None if self.node.is_some() => "Running on the host".to_owned(),
             None => "Asking the host".to_owned(),
         }
     }

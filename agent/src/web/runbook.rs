@@ -86,7 +86,11 @@ fn ask(app: &Arc<App>, who: &Who, incident: Option<&IncidentId>, asked: &Asked, 
                     label for="text" { "What is wrong (for the record)" }
                     textarea #text name="text" rows="2" maxlength="8000" { (crate::shown::lines(&text)) }
                 }
-                div.row { button.wide.primary.danger[acts] type="submit" { "Run the runbook now" } }
+                @if incident.is_some_and(|id| app.talks.runs_the_runbook(id)) {
+                    p.note.warn { "It is at work in this incident already." }
+                } @else {
+                    div.row { button.wide.primary.danger[acts] type="submit" { "Run the runbook now" } }
+                }
                 div.row { a.button href=(back) { "Not now" } }
             }
         }

@@ -107,7 +107,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
             p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (aged(end.at)) ")" }
             h1.headline { (run.heading(end)) }
             p { (plain(&end.said.what)) }
-            p.advice { b { "Next: " } (plain(&end.said.next)) }
+            p.advice { b { "Next: " } (run.next(end)) }
             @match &end.receipt {
                 Some(body) => {
                     dl.facts {
@@ -189,7 +189,7 @@ fn evidence(run: &Run) -> Markup {
                     p { (plain(&judged.sentence)) }
                     @if !judged.findings.is_empty() {
                         details #findings-then {
-                            summary { "What was found before it acted" }
+                            summary { @if run.verb.mutates() && !run.dry_run { "What was found before it acted" } @else { "What was found" } }
                             ul.findings { @for finding in &judged.findings { li { b { (finding.code) } " " (plain(&finding.text)) } } }
                         }
                     }

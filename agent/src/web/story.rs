@@ -17,7 +17,7 @@ use super::guard::wants_json;
 use super::home::capital;
 use super::incidents::{about, none};
 use super::run::Run;
-use super::shell::{self, Fresh, Held, aged, by, marked, page, size, time};
+use super::shell::{self, Fresh, Held, aged, by, marked, page, pressed, size, time};
 use crate::incident::{IncidentId, Summary};
 use crate::shown::{lines, plain};
 
@@ -92,8 +92,8 @@ fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
         @if let Some(why) = &one.damaged { p.note.bad { (plain(why)) } }
         @match &one.facts.ended {
             _ if busy => p.note { b { "At work. " } "It goes on when you leave." },
-            Some((true, said)) => p.note.good { b { "Healthy. " } (plain(&said.what)) " " (plain(&said.next)) },
-            Some((false, said)) => p.note.warn { b { "Not healthy. " } (plain(&said.what)) " " (plain(&said.next)) },
+            Some((true, said)) => p.note.good { b { "Healthy. " } (plain(&said.what)) " " (pressed(&said.next)) },
+            Some((false, said)) => p.note.warn { b { "Not healthy. " } (plain(&said.what)) " " (pressed(&said.next)) },
             None => {},
         }
         @if spent.turns > 0 {
@@ -171,7 +171,7 @@ fn verb(run: &Run, when: &Markup) -> Markup {
                 @if let Some(reason) = &run.reason { p { "Why: " (plain(reason)) } }
                 @match &run.end {
                     None => p { b { (run.doing()) } ", at most " span data-until=(run.until.unix_ms()) { (super::home::left(run)) } " left" },
-                    Some(end) => { p { (plain(&end.said.what)) } p { (plain(&end.said.next)) } },
+                    Some(end) => { p { (plain(&end.said.what)) } p { (run.next(end)) } },
                 }
                 (screens(run))
                 p { a href={ "/runs/" (run.id) } { "All of this verb" } @if run.verb != Verb::Status { " · " a href={ "/evidence/" (run.id) } { "its evidence" } } }
@@ -215,6 +215,7 @@ fn ask(app: &App, who: &Who, one: &Summary, call: &str, said: &str) -> Markup {
 }
 
 fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -> Markup {
+    let runbook = app.talks.runs_the_runbook(&one.id);
     let token = |purpose: &str| app.tokens.issue(about(who, purpose, Some(&one.id)));
     html! {
         section.card {
@@ -228,15 +229,17 @@ fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -
                 }
             }
             div.row {
-                form method="get" action="/runbook" {
-                    input type="hidden" name="incident" value=(one.id);
-                    button.wide type="submit" { "Run the runbook …" }
+                div #go data-live {
+                    form method="get" action="/runbook" {
+                        input type="hidden" name="incident" value=(one.id);
+                        button.wide type="submit" disabled[runbook] { "Run the runbook …" }
+                    }
                 }
                 div #stop data-live {
                     @if busy {
                         form method="post" action={ "/incidents/" (one.id) "/cancel" } {
                             input #token-cancel data-token type="hidden" name="token" value=(token("cancel"));
-                            button.danger.wide type="submit" { "Stop the turn" }
+                            button.danger.wide type="submit" { @if runbook { "Stop the runbook" } @else { "Stop the turn" } }
                         }
                     }
                 }
