@@ -1,4 +1,5 @@
-//! The conversation on the page: calls that wait for a person, a turn that is stopped, an API that is gone.
+//! Incidents on the page: calls that wait for a person, a turn that is stopped, an API that is gone; what one is called and what it counts,
+//! the questions before what acts, and the receipts of all that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod api;
@@ -275,4 +276,22 @@ async fn a_question_says_where_the_host_does_not_advise_it_and_gives_no_healthy_
         let field = asked.split("<textarea").nth(1).unwrap().split("/textarea>").next().unwrap();
         assert!(asked.contains(advice) && field.contains(reason), "{case} {verb}: {asked}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_of_what_people_did_stand_first_and_looks_are_folded_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let receipts = folder.path().join("receipts");
+    std::fs::create_dir(&receipts).unwrap();
+    std::fs::write(folder.path().join("signing_key.pub"), include_str!("answers/signing_key.pub")).unwrap();
+    let line = |answer: &str| format!("{}\n", answer.lines().last().unwrap());
+    for n in 0..200 {
+        std::fs::write(receipts.join(format!("{n:020}-look.json")), line(include_str!("answers/status.ndjson"))).unwrap();
+    }
+    std::fs::write(receipts.join(format!("{:020}-cycle.json", 100)), line(include_str!("answers/cycle.ndjson"))).unwrap();
+    let page = Page::serve(folder.path(), How::stalled(folder.path())).await;
+    let got = Browser::anna(&page.url("")).get("/receipts").await.text;
+    let (first, looks) = got.split_once("<summary>200 looks that nobody pressed</summary>").unwrap_or_else(|| panic!("{got}"));
+    assert!(first.contains("<b>cycle · record ") && !first.contains("<b>status"), "{got}");
+    assert!(looks.matches("<b>status").count() == 20 && looks.contains("The newest 20 of them."), "{got}");
 }
