@@ -109,17 +109,39 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
     }
 }
 
-/// What the assessment of something wrong leads to.
-async fn advised(a: &mut Acting<'_>, code: Code, looked: &Looked) -> Ended {
-    match (code, looked.recommend) {
-        (Code::GuestOom, _) => soften(a, None).await,
+/// What an assessment leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The guest's largest process is ended over SSH; a reset where that does not help.
+    Soften,
+    /// What is advised.
+    Verb(Verb),
+    /// Nothing: it is for a person.
+    Person,
+}
+
+/// What the assessment of something wrong leads to. The page shows it before it is asked for.
+pub fn next(code: Code, state: VmState, advised: Option<Verb>) -> Next {
+    match (code, advised) {
+        (Code::GuestOom, _) => Next::Soften,
         // A newer host's word: what it advises was not written with this runbook in mind.
-        (Code::Newer, _) => Ended::badly(looked.sentence.clone(), format!("This version does not know that trouble. {}", looked.why)),
+        (Code::Newer, _) => Next::Person,
         // The host's storage is to be repaired first: resumed or cycled before, it stops again.
-        (Code::Paused, _) if looked.state == VmState::Qmp(RunState::IoError) => Ended::badly(looked.sentence.clone(), looked.why.clone()),
+        (Code::Paused, _) if state == VmState::Qmp(RunState::IoError) => Next::Person,
         // An interrupted stop is completed by a stop, and that is for a person: the runbook never leaves a VM off.
-        (_, Some(verb)) if verb.mutates() && verb != Verb::Stop => mutate(a, verb, looked).await,
-        _ => Ended::badly(looked.sentence.clone(), looked.why.clone()),
+        (_, Some(verb)) if verb.mutates() && verb != Verb::Stop => Next::Verb(verb),
+        _ => Next::Person,
+    }
+}
+
+async fn advised(a: &mut Acting<'_>, code: Code, looked: &Looked) -> Ended {
+    match next(code, looked.state, looked.recommend) {
+        Next::Soften => soften(a, None).await,
+        Next::Verb(verb) => mutate(a, verb, looked).await,
+        Next::Person if code == Code::Newer => {
+            Ended::badly(looked.sentence.clone(), format!("This version does not know that trouble. {}", looked.why))
+        }
+        Next::Person => Ended::badly(looked.sentence.clone(), looked.why.clone()),
     }
 }
 

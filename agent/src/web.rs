@@ -4,7 +4,7 @@
 //! request ──> serve.rs (bounds) ──> guard.rs: origin.rs (Host, same origin), auth.rs (who?), limits.rs ──> a route ──> HTML or JSON
 //!                                                                    └─ what changes something: tokens.rs (this state, once)
 //!  looks (look.rs: status in the background) ──┐
-//!  incidents, folded by run.rs and story.rs ───┴──> home, runs, incidents, evidence, receipts, doctor: one file a page, shell.rs around
+//!  incidents, folded by run.rs, entries.rs ─────┴──> home, runs, incidents, evidence, receipts, doctor: one file a page, shell.rs around
 //! ```
 //! Every page is whole without JavaScript; `app.js` only keeps it fresh.
 
@@ -22,6 +22,7 @@ use tower_http::timeout::TimeoutLayer;
 pub mod app;
 pub mod auth;
 mod doctor;
+mod entries;
 mod events;
 mod evidence;
 mod files;
@@ -35,6 +36,7 @@ pub mod origin;
 mod press;
 mod receipts;
 mod run;
+mod runbook;
 mod runs;
 mod send;
 pub mod serve;
@@ -59,6 +61,7 @@ pub fn routes(app: &Arc<App>) -> Router {
         .route("/events", get(events::looks))
         .route("/verbs/{verb}/confirm", get(press::confirm))
         .route("/verbs/{verb}", post(press::press))
+        .route("/runbook", get(runbook::confirm).post(runbook::begin))
         .route("/runs/{id}", get(runs::run))
         .route("/incidents", get(incidents::list).post(incidents::open))
         .route("/incidents/{id}/events", get(events::incident))

@@ -32,13 +32,24 @@ async fn nobody_is_let_in_without_saying_who() {
     let folder = tempfile::tempdir().unwrap();
     let (page, base) = served(&folder).await;
     let stranger = Browser::stranger(&base);
-    for path in
-        ["/", "/incidents", "/evidence", "/receipts", "/doctor", "/hostkey", "/metrics", "/events", "/verbs/cycle/confirm", "/nowhere"]
-    {
+    for path in [
+        "/",
+        "/incidents",
+        "/evidence",
+        "/receipts",
+        "/doctor",
+        "/hostkey",
+        "/metrics",
+        "/events",
+        "/verbs/cycle/confirm",
+        "/runbook",
+        "/nowhere",
+    ] {
         let got = stranger.get(path).await;
         assert_eq!(got.status, 401, "{path}");
         assert!(got.headers["www-authenticate"].to_str().unwrap().starts_with("Basic"), "{path}");
         assert!(!got.text.contains("stalled"), "{path} says what it should not");
+        assert!(!got.text.contains("To the first screen"), "{path} offers a way that leads back to it");
     }
     assert_eq!(stranger.post("/verbs/forensics", &[]).await.status, 401);
     for path in

@@ -91,6 +91,29 @@ async fn an_unknown_result_is_never_drawn_as_a_good_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_look_is_drawn_as_what_it_saw_and_not_as_done() {
+    for (case, first, class, heading) in [
+        ("2026-06-11-block-stall", "Block stalled", "bad", "block stalled"),
+        ("disk-full", "disk is full", "warn", "guest's disk is full"),
+        ("healthy-idle", "Looks healthy", "good", "looks healthy"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        for verb in ["Status", "Forensics"] {
+            let run = anna.post(&format!("/verbs/{}", verb.to_lowercase()), &[]).await.to();
+            let end = anna.until(&run, &format!("card outcome {class}")).await;
+            assert!(end.text.contains(&format!("<h1 class=\"headline\">{verb}: {heading}</h1>")), "{}", end.text);
+            assert!(!end.text.contains("before it acted"), "{}", end.text);
+            let incident = end.text.split("/incidents/").nth(1).unwrap()[..36].to_owned();
+            let story = anna.get(&format!("/incidents/{incident}")).await.text;
+            assert!(story.contains(&format!("<span class=\"pill {class}\">")) && !story.contains(">Done<"), "{story}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_host_costs_nobody_any_time_and_the_buttons_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let page = Page::serve(folder.path(), How::stalled(folder.path())).await;
@@ -151,15 +174,16 @@ async fn nothing_that_a_guest_a_host_or_a_person_says_becomes_markup() {
     let anna = Browser::anna(&page.url(""));
     anna.until("/", "Block stalled").await;
     let run = anna.post("/verbs/forensics", &[("reason", &all)]).await.to();
-    anna.until(&run, "card outcome good").await;
+    anna.until(&run, "card outcome bad").await;
     let id = run.rsplit('/').next().unwrap().to_owned();
-    let home = anna.get("/").await;
-    let incident = anna.post("/incidents", &[("token", &home.hidden("token")), ("text", &all)]).await.to();
+    let asked = anna.post("/runbook", &[("text", &all)]).await;
+    let incident = anna.post("/runbook", &[("token", &asked.hidden("token")), ("text", &all)]).await.to();
+    let incident = incident.split('#').next().unwrap().to_owned();
     let again = anna.post("/incidents", &[("token", "spent"), ("text", &all)]).await;
     assert_eq!(again.status, 409);
     anna.until(&incident, "devvm").await;
     let question = anna.get(&format!("/verbs/cycle/confirm?incident={}&reason={}", "%22%3E%3Cscript%3E", "%3Cscript%3E")).await;
-    let mut pages = vec![again, question];
+    let mut pages = vec![asked, again, question];
     for path in [
         "/",
         "/incidents",
@@ -215,7 +239,7 @@ async fn a_path_leads_to_no_file_but_the_evidences_own() {
     let anna = Browser::anna(&page.url(""));
     anna.until("/", "Block stalled").await;
     let run = anna.post("/verbs/forensics", &[]).await.to();
-    let end = anna.until(&run, "card outcome good").await;
+    let end = anna.until(&run, "card outcome bad").await;
     let id = run.rsplit('/').next().unwrap();
     let incident = &end.text.split("/incidents/").nth(1).unwrap()[..36];
     assert_eq!(anna.get(&format!("/artifacts/{id}/qmp/query-status.json")).await.status, 200);
@@ -262,6 +286,7 @@ async fn every_page_is_small_strict_and_loads_nothing_from_elsewhere() {
     for path in [
         "/".to_owned(),
         "/verbs/stop/confirm".to_owned(),
+        "/runbook".to_owned(),
         run.clone(),
         format!("/incidents/{incident}"),
         "/incidents".to_owned(),

@@ -185,7 +185,7 @@ async fn many_who_download_and_never_read_cost_bounded_memory() {
     let anna = Browser::anna(&page.url(""));
     anna.until("/", "Block stalled").await;
     let run = anna.post("/verbs/forensics", &[]).await.to();
-    anna.until(&run, "card outcome good").await;
+    anna.until(&run, "card outcome bad").await;
     let tar = format!("{}/tar", run.replace("/runs/", "/evidence/"));
     let whole = anna.get(&tar).await;
     let length: usize = whole.headers["content-length"].to_str().unwrap().parse().unwrap();

@@ -1,4 +1,5 @@
-//! The conversation on the page: calls that wait for a person, a turn that is stopped, an API that is gone.
+//! Incidents on the page: calls that wait for a person, a turn that is stopped, an API that is gone; what one is called and what it counts,
+//! the questions before what acts, and the receipts of all that.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod api;
@@ -13,7 +14,7 @@ use agent::claude::{Autonomy, Settings};
 use agent::evals::world::Act;
 use api::{Api, KEY, Reply, exec, say, text, verb};
 use browser::Browser;
-use page::{How, Page};
+use page::{How, Page, recorded};
 use proto::Verb;
 
 async fn talking(folder: &tempfile::TempDir, api: &Api, autonomy: Autonomy) -> (Page, Browser) {
@@ -78,7 +79,7 @@ async fn a_turn_is_stopped_by_a_person_and_says_what_goes_on() {
     }
     // A button works meanwhile, and belongs to it.
     let run = anna.post("/verbs/forensics", &[]).await.to();
-    let end = anna.until(&run, "card outcome good").await;
+    let end = anna.until(&run, "card outcome bad").await;
     assert!(end.text.contains(&incident), "{}", end.text);
     anna.post(&format!("{incident}/cancel"), &[("token", &token)]).await.to();
     anna.until(&incident, "Stopped by anna (password)").await;
@@ -123,4 +124,174 @@ async fn a_command_and_its_output_are_folded_and_whole() {
     let file = end.text.split("/files/").nth(1).unwrap().split('"').next().unwrap();
     let all = anna.get(&format!("{incident}/files/{file}")).await;
     assert!(all.text.contains("Swap:") && all.headers["content-type"] == "text/plain; charset=utf-8", "{}", all.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_sent_is_a_change_and_an_unknown_result_says_so() {
+    for (case, verb, planned, said) in [
+        ("2026-06-11-block-stall", "cycle", "", Some(" · 1 change<")),
+        ("2026-06-11-block-stall", "cycle", "yes", None),
+        ("cycle-refused-by-rate", "cycle", "", None),
+        ("cycle-with-unknown-end", "cycle", "", Some(" · 1 result unknown<")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", "Block stalled").await;
+        let token = anna.get(&format!("/verbs/{verb}/confirm")).await.hidden("token");
+        let fields = [("token", token.as_str()), ("dry_run", "yes")];
+        let run = anna.post(&format!("/verbs/{verb}"), &fields[..if planned.is_empty() { 1 } else { 2 }]).await.to();
+        let end = anna.until(&run, "card outcome").await.text;
+        assert_eq!(end.contains("Press Cycle to do it."), planned == "yes", "{end}");
+        let list = anna.get("/incidents").await.text;
+        assert!(
+            said.map_or(!list.contains("change<") && !list.contains("unknown<"), |said| list.contains(said)),
+            "{case} {planned}: {list}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incident_is_called_what_was_found_and_looks_are_one_sentence_and_no_end() {
+    for (case, first, name) in
+        [("2026-06-11-block-stall", "Block stalled", "block-stalled, "), ("healthy-idle", "Looks healthy", "status, by hand")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        let mut incident = String::new();
+        for n in 1..=3 {
+            let run = anna.post("/verbs/status", &[]).await.to();
+            incident = anna.until(&run, "card outcome").await.text.split("href=\"/incidents/").nth(1).unwrap()[..36].to_owned();
+            let times = if n == 1 { ">Looked, ".to_owned() } else { format!("({n} times)") };
+            anna.until(&format!("/incidents/{incident}"), &times).await;
+        }
+        let story = anna.get(&format!("/incidents/{incident}")).await.text;
+        assert!(story.matches("Looked, ").count() == 1 && !story.contains("Ended, "), "{story}");
+        assert!(story.contains(&format!("<h1>{name}")) && anna.get("/incidents").await.text.contains(&format!("<b>{name}")), "{story}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runbook_asks_once_on_a_page_that_shows_what_it_would_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = Page::serve(folder.path(), How::stalled(folder.path())).await;
+    let anna = Browser::anna(&page.url(""));
+    let home = anna.until("/", "Block stalled").await.text;
+    assert!(home.contains("action=\"/runbook\"") && !home.contains("name=\"token\""), "an address is no place for a token: {home}");
+    let asked = anna.get("/runbook?text=SSH+does+not+answer.").await;
+    assert!(
+        asked.text.contains("Now it would <b>cycle</b> the VM.") && asked.text.contains("<h2 class=\"headline\">Block stalled"),
+        "{}",
+        asked.text
+    );
+    assert_eq!(anna.post("/runbook", &[]).await.status, 409, "no token");
+    assert_eq!(anna.post("/incidents", &[("runbook", "yes")]).await.status, 422, "there is one way to it");
+    let run = anna.confirm("cycle").await;
+    anna.until(&run, "card outcome good").await;
+    anna.until("/", "Looks healthy").await;
+    let stale = anna.post("/runbook", &[("token", &asked.hidden("token")), ("text", "SSH does not answer.")]).await;
+    assert!(stale.status == 409 && stale.text.contains("has changed since you were asked"), "{}", stale.text);
+    assert!(
+        stale.text.contains("it acts only where the devvm itself") && stale.text.contains(">SSH does not answer.</textarea>"),
+        "{}",
+        stale.text
+    );
+    assert_eq!(verbs(&page), [Verb::Cycle], "none of this ran it");
+    let begun = anna.post("/runbook", &[("token", &stale.hidden("token")), ("text", "SSH does not answer.")]).await.to();
+    let incident = begun.split('#').next().unwrap();
+    let end = anna.until(incident, "Ended, healthy").await;
+    assert!(end.text.contains("<h1>SSH does not answer.</h1>") && end.text.contains("nothing was changed"), "{}", end.text);
+    // In this incident it can be run again, by a question of its own.
+    let again = anna.get(&format!("/runbook?incident={}", end.hidden("incident"))).await;
+    let fields = [("token", again.hidden("token")), ("incident", again.hidden("incident"))];
+    let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    assert_eq!(anna.post("/runbook", &fields[..1]).await.status, 409, "a token of another incident");
+    assert_eq!(anna.post("/runbook", &fields).await.status, 409, "spent by the try");
+    let again = anna.get(&format!("/runbook?incident={}", end.hidden("incident"))).await.hidden("token");
+    assert!(anna.post("/runbook", &[("token", &again), fields[1]]).await.to().starts_with(incident));
+    assert_eq!(anna.get("/runbook?incident=x").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runbook_that_runs_is_stopped_by_its_name_and_not_begun_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let how = How { pace: Duration::from_millis(300), ..How::stalled(folder.path()) };
+    let page = Page::serve(folder.path(), how).await;
+    let anna = Browser::anna(&page.url(""));
+    anna.until("/", "Block stalled").await;
+    let token = anna.get("/runbook").await.hidden("token");
+    let begun = anna.post("/runbook", &[("token", &token)]).await.to();
+    let incident = begun.split('#').next().unwrap();
+    let busy = anna.until(incident, "Stop the runbook").await;
+    assert!(busy.text.contains("type=\"submit\" disabled>Run the runbook") && !busy.text.contains("Stop the turn"), "{}", busy.text);
+    let id = busy.hidden("incident");
+    let asked = anna.get(&format!("/runbook?incident={id}")).await;
+    assert!(asked.text.contains("at work in this incident already") && !asked.text.contains("Run the runbook now"), "{}", asked.text);
+    let again = anna.post("/runbook", &[("token", &asked.hidden("token")), ("incident", &id)]).await;
+    assert!(again.status == 409 && again.text.contains("Wait for its end"), "{}", again.text);
+    let token = anna.get(incident).await.hidden("token");
+    anna.post(&format!("{incident}/cancel"), &[("token", &token)]).await.to();
+    let idle = anna.until(incident, "The runbook was stopped.").await;
+    let idle = if idle.text.contains("Stop the runbook") { anna.until(incident, "type=\"submit\">Run the runbook").await } else { idle };
+    assert!(!idle.text.contains("Stop the runbook"), "{}", idle.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runbook_s_question_says_that_it_starts_what_was_stopped_on_purpose() {
+    for (case, first, said) in [
+        ("stopped-by-an-admin", "Stopped", "Now it would <b>start</b> the VM, also where it was stopped on purpose."),
+        ("2026-06-22-memory-storm", "ran out of memory", "and <b>reset</b> where that does not help"),
+        ("locked-by-a-backup", "Locked by PVE", "Now it would change nothing"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        let asked = anna.get("/runbook").await.text;
+        assert!(asked.contains(said), "{case}: {asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_says_where_the_host_does_not_advise_it_and_gives_no_healthy_as_a_reason() {
+    for (case, first, verb, advice, reason) in [
+        ("2026-06-11-block-stall", "Block stalled", "cycle", "<p class=\"note good\">The host advises this.", ">block-stalled<"),
+        (
+            "2026-06-11-block-stall",
+            "Block stalled",
+            "reset",
+            "<p class=\"note warn\">The host advises <b>cycle</b>, not reset.",
+            ">block-stalled<",
+        ),
+        ("healthy-idle", "Looks healthy", "stop", "<p class=\"note warn\"><b>The host advises nothing: </b>the VM looks healthy.", "><"),
+        ("locked-by-a-backup", "Locked by PVE", "reset", "<p class=\"note warn\"><b>The host advises nothing: </b>", ">locked<"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page::serve(folder.path(), How { case: recorded(case), ..How::stalled(folder.path()) }).await;
+        let anna = Browser::anna(&page.url(""));
+        anna.until("/", first).await;
+        let asked = anna.get(&format!("/verbs/{verb}/confirm")).await.text;
+        let field = asked.split("<textarea").nth(1).unwrap().split("/textarea>").next().unwrap();
+        assert!(asked.contains(advice) && field.contains(reason), "{case} {verb}: {asked}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receipts_of_what_people_did_stand_first_and_looks_are_folded_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let receipts = folder.path().join("receipts");
+    std::fs::create_dir(&receipts).unwrap();
+    std::fs::write(folder.path().join("signing_key.pub"), include_str!("answers/signing_key.pub")).unwrap();
+    let line = |answer: &str| format!("{}\n", answer.lines().last().unwrap());
+    for n in 0..200 {
+        std::fs::write(receipts.join(format!("{n:020}-look.json")), line(include_str!("answers/status.ndjson"))).unwrap();
+    }
+    std::fs::write(receipts.join(format!("{:020}-cycle.json", 100)), line(include_str!("answers/cycle.ndjson"))).unwrap();
+    let page = Page::serve(folder.path(), How::stalled(folder.path())).await;
+    let got = Browser::anna(&page.url("")).get("/receipts").await.text;
+    let (first, looks) = got.split_once("<summary>200 looks that nobody pressed</summary>").unwrap_or_else(|| panic!("{got}"));
+    assert!(first.contains("<b>cycle · record ") && !first.contains("<b>status"), "{got}");
+    assert!(looks.matches("<b>status").count() == 20 && looks.contains("The newest 20 of them."), "{got}");
 }

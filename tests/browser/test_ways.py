@@ -147,7 +147,7 @@ class Ways(unittest.TestCase):
         desk = self.phone(at)
         desk.open("/").type("textarea", "The devvm has")
         phone.open("/").press("Forensics")
-        desk.reads("forensics, by hand")
+        desk.reads("block-stalled, ")
         self.assertEqual(desk.has("textarea").get_attribute("value"), "The devvm has")
 
     def test_pressed_twice_it_runs_once_and_says_so(self):
@@ -247,7 +247,7 @@ class Ways(unittest.TestCase):
             phone.goes_to(fallback.at)
             phone.open("/").reads("You are anna (password)")
             phone.press("Forensics")
-            phone.reads("Done")
+            phone.reads("Forensics: block stalled")
             phone.reads("anna (password)")
 
     def test_nothing_that_others_say_runs_or_is_loaded(self):
@@ -265,7 +265,7 @@ class Ways(unittest.TestCase):
             phone.approve(call)
         phone.reads("What I was told", 60)
         phone.open("/").press("Forensics")
-        phone.reads("Done")
+        phone.reads("Forensics: block stalled")
         run = phone.path().split("/")[-1]
         at_evidence = [f"/evidence/{run}/{file}" for file in ("guest/journal.txt", "guest/page.html", "guest/picture.svg", "qmp/query-status.json")]
         pages = [
@@ -339,7 +339,7 @@ class Ways(unittest.TestCase):
                 self.assertEqual(phone.driver.execute_script("return document.cookie"), "", "no script can read it")
                 phone.reads("You are local (link)")
                 phone.open("/").press("Forensics")
-                phone.reads("Done")
+                phone.reads("Forensics: block stalled")
                 # Sent from elsewhere the cookie stays at home.
                 phone.open(elsewhere.at + "/").press("Win")
                 phone.reads("Nobody is let in")

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{BundleName, Code, Message, Outcome, RequestId, Timestamp, Verb, VmState};
+use proto::{BundleName, Code, Message, Outcome, ReceiptBody, RequestId, Timestamp, Verb, VmState};
 
 use super::event::{By, Line, What};
+
+/// How the title of what began with a button ends: nobody has said yet what is wrong.
+pub const BY_HAND: &str = ", by hand";
 
 /// What was used up of the budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -76,6 +79,10 @@ pub struct Facts {
     pub touched: bool,
     /// Whether one was sent at all: the guest may be booting.
     pub mutated: bool,
+    /// Mutations that sent something, or may have, and whether what came of it is known.
+    pub changes: BTreeMap<RequestId, bool>,
+    /// What the host found wrong first, and when, before anything was changed.
+    pub found: Option<(Code, Timestamp)>,
     /// A mutation whose result nobody knows, until the VM is looked at.
     pub unknown: Option<Verb>,
     /// How it ended, where nothing came after.
@@ -124,7 +131,19 @@ impl Facts {
                 }
             }
             What::VerbEnded { request_id, verb, receipt, assessment, bundle, .. } => {
+                let planned = self.running.iter().any(|pending| pending.request_id == *request_id && pending.dry_run);
                 self.running.retain(|pending| pending.request_id != *request_id);
+                if self.changes.is_empty() {
+                    let wrong = receipt.as_ref().and_then(|body| body.assessment).filter(|code| *code != Code::Healthy);
+                    self.found = self.found.or_else(|| wrong.map(|code| (code, line.at)));
+                }
+                if verb.mutates() && !planned {
+                    // Told twice after a restart: what is known last counts.
+                    match sent(receipt.as_deref()) {
+                        Some(known) => drop(self.changes.insert(request_id.clone(), known)),
+                        None => drop(self.changes.remove(request_id)),
+                    }
+                }
                 let known = receipt.as_ref().is_some_and(|body| !matches!(body.outcome, Outcome::Unknown | Outcome::Internal));
                 match (known, verb.mutates()) {
                     (true, false) => self.unknown = None,
@@ -167,6 +186,20 @@ impl Facts {
         }
     }
 
+    /// What it is called: what somebody said, or what the host found where nobody said anything.
+    pub fn name(&self) -> String {
+        match &self.found {
+            Some((code, at)) if self.title.ends_with(BY_HAND) => format!("{code}, {} UTC", at.to_string().get(11..16).unwrap_or_default()),
+            _ => self.title.clone(),
+        }
+    }
+
+    /// How many things were changed, and of how many mutations nobody knows what came.
+    pub fn changed_things(&self) -> (usize, usize) {
+        let known = self.changes.values().filter(|known| **known).count();
+        (known, self.changes.len() - known)
+    }
+
     /// Whether it has ended and left nothing behind whose receipt is still to be fetched.
     pub fn is_over(&self) -> bool {
         self.ended.is_some() && !self.running.iter().any(|pending| pending.verb.mutates())
@@ -182,5 +215,18 @@ impl Facts {
         } else {
             format!("This goes on running to its own end: {}.", all.join(", "))
         }
+    }
+}
+
+/// Whether a mutation's end means that something was sent to the VM, and then whether what came of it is known.
+fn sent(receipt: Option<&ReceiptBody>) -> Option<bool> {
+    match receipt {
+        Some(body) if body.dry_run || body.already => None,
+        Some(body) => match body.outcome {
+            Outcome::Done | Outcome::Failed => Some(true),
+            Outcome::Unknown | Outcome::Internal => Some(false),
+            _ => None,
+        },
+        None => Some(false),
     }
 }

@@ -10,7 +10,7 @@ use super::aloud::Aloud;
 use super::{Ended, Patience, run};
 use crate::config::Config;
 use crate::hands::Hands;
-use crate::incident::{By, Notes, Store};
+use crate::incident::{BY_HAND, By, Notes, Store};
 
 /// `runbook`.
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub fn runbook(args: &Runbook, config: &Config) -> Result<bool, Message> {
     runtime.block_on(async {
         let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?);
         let store = Store::open(&config.state.dir, config.state.keep_bytes, false)?;
-        let incident = store.create(args.text.as_deref().unwrap_or("the runbook, by hand"), By::Human, None)?;
+        let incident = store.create(args.text.as_deref().unwrap_or(&format!("the runbook{BY_HAND}")), By::Human, None)?;
         let task = incident.task();
         let mut journal = Aloud::new(Notes::new(Arc::clone(&incident), task), io::stdout());
         let ended = tokio::select! {

@@ -33,13 +33,13 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
     let reload_s = held.still.is_none().then_some(if running.is_empty() { 15 } else { 5 });
     let fresh = Fresh { stream: Some("/events".to_owned()), reload_s };
     let title = match &look.seen {
-        Ok(known) => headline(known),
+        Ok(known) => headline(known.code()),
         Err(_) => "Host silent",
     };
     let body = html! {
         div #live data-live {
             @for one in &awaiting {
-                a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.title)) }
+                a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.name())) }
             }
             (banners(&running))
             (state(&look, true))
@@ -77,8 +77,8 @@ pub(super) fn left(run: &Run) -> String {
 }
 
 /// The state in two or three words.
-fn headline(known: &Known) -> &'static str {
-    match known.code() {
+pub(super) const fn headline(code: Option<Code>) -> &'static str {
+    match code {
         Some(Code::Healthy) => "Looks healthy",
         Some(Code::BlockStalled) => "Block stalled",
         Some(Code::QemuUnresponsive) => "QEMU does not respond",
@@ -100,8 +100,8 @@ fn headline(known: &Known) -> &'static str {
 }
 
 /// How grave it is, as a class: never green unless it is known to be well.
-fn tone(known: &Known) -> &'static str {
-    match known.code() {
+pub(super) const fn tone(code: Option<Code>) -> &'static str {
+    match code {
         Some(Code::Healthy) => "good",
         Some(Code::Stopped | Code::Paused | Code::Locked | Code::Elsewhere | Code::GuestDiskFull) => "warn",
         Some(Code::QmpUnavailable) | None => "unknown",
@@ -120,15 +120,15 @@ pub(super) fn state(look: &Look, first: bool) -> Markup {
                 p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
                 p { (plain(&said.what)) }
                 @if let Some((last, known)) = look.last.as_ref().and_then(|last| Some((last, last.seen.as_ref().ok()?))) {
-                    p { "Last seen " (aged(last.at)) ": " b { (headline(known)) } ", " (known.state()) ". Nobody knows whether it still is so." }
+                    p { "Last seen " (aged(last.at)) ": " b { (headline(known.code())) } ", " (known.state()) ". Nobody knows whether it still is so." }
                 }
                 p.advice { (plain(&said.next)) }
             }
         },
         Ok(known) => html! {
-            section class={ "card state " (tone(known)) } {
+            section class={ "card state " (tone(known.code())) } {
                 p.eyebrow { "VM " (known.body.vmid) " on " (plain(&known.body.node)) " · " span.whole { (known.state()) ", seen " (aged(look.at)) } }
-                (head(headline(known)))
+                (head(headline(known.code())))
                 p.since {
                     @if look.at_least { "since before " } @else { "since " }
                     span.whole { (time(look.since)) } " " span.whole { "(" (aged(look.since)) ")" }
@@ -164,7 +164,7 @@ fn weak(known: &Known) -> Markup {
     let unreviewed = known.body.unreviewed.unwrap_or_default();
     html! {
         @for one in &known.body.degraded { p.note { "Weaker than it should be: " (plain(one)) } }
-        @if unreviewed > 0 { p.note { (unreviewed) @if unreviewed == 1 { " use is" } @else { " uses are" } " not reviewed on the host." } }
+        @if unreviewed > 0 { p.note { (unreviewed) @if unreviewed == 1 { " use is" } @else { " uses are" } " not reviewed on the host. Afterwards, on the host: " code { "pve-verb review" } "." } }
     }
 }
 
@@ -231,14 +231,14 @@ fn talk(app: &App, who: &Who, held: &Held) -> Markup {
     html! {
         section.card.talk {
             h2 { @if app.talks.has_a_model() { "Ask Claude" } @else { "The runbook" } }
-            form method="post" action="/incidents" {
-                input #token-chat data-token type="hidden" name="token" value=(token);
+            form method=(if app.talks.has_a_model() { "post" } else { "get" }) action=(if app.talks.has_a_model() { "/incidents" } else { "/runbook" }) {
                 label for="text" { "What is wrong?" }
                 (held.said())
                 textarea #text name="text" rows="3" maxlength="8000" placeholder="The devvm hangs, SSH does not answer." {}
                 div.row {
-                    @if app.talks.has_a_model() { button.primary type="submit" { "Send" } }
-                    button type="submit" name="runbook" value="yes" { "Run the runbook" }
+                    // The token goes with this button only: the other asks by an address, and addresses are kept in histories.
+                    @if app.talks.has_a_model() { button.primary #token-chat data-token type="submit" name="token" value=(token) { "Send" } }
+                    button type="submit" formaction="/runbook" formmethod="get" { "Run the runbook …" }
                 }
             }
             p.quiet {

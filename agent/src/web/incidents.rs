@@ -1,4 +1,4 @@
-//! Incidents: the list, and what a person does in one: say something, decide about a call, stop a turn, have the runbook go on.
+//! Incidents: the list, and what a person does in one: say something, decide about a call, stop what is at work.
 
 use std::sync::Arc;
 
@@ -37,11 +37,13 @@ pub(super) fn row(app: &App, one: &Summary) -> Markup {
         li {
             a.row-link href={ "/incidents/" (one.id) } {
                 span class={ "pill " (class) } { (word) }
-                b { (plain(one.facts.title.get(..one.facts.title.floor_char_boundary(120)).unwrap_or_default())) }
+                @let name = one.facts.name();
+                b { (plain(&name[..name.floor_char_boundary(120)])) }
                 small {
                     @if let Some(at) = one.facts.opened { (aged(at)) }
-                    @let changes = one.facts.runs.iter().filter(|(_, verb, _)| verb.mutates()).count();
+                    @let (changes, unknown) = one.facts.changed_things();
                     @if changes > 0 { " · " (changes) @if changes == 1 { " change" } @else { " changes" } }
+                    @if unknown > 0 { " · " (unknown) @if unknown == 1 { " result unknown" } @else { " results unknown" } }
                     @if one.facts.spent.usd > 0.0 { " · $" (format!("{:.2}", one.facts.spent.usd)) }
                 }
             }
@@ -72,12 +74,12 @@ pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<
     shell::html(StatusCode::OK, page("Incidents", "/incidents", Some(&who), &Fresh::default(), &body))
 }
 
-/// What a form of an incident says.
+/// What a form of an incident says. A word that it does not know may have meant something else than words for Claude.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Said {
     token: Option<String>,
     text: Option<String>,
-    runbook: Option<String>,
     call: Option<String>,
     allow: Option<String>,
 }
@@ -108,11 +110,8 @@ fn spend(app: &App, who: &Who, about: &About, said: &Said, to: &str, json: bool)
                 @if let Some(call) = &said.call { input type="hidden" name="call" value=(call); }
                 @if let Some(text) = &said.text { label for="text" { "What you typed" } textarea #text name="text" rows="4" { (crate::shown::lines(text)) } }
                 div.row {
-                    @match (&said.call, &said.runbook) {
-                        (Some(_), _) => { button.primary type="submit" name="allow" value="yes" { "Approve" } button type="submit" name="allow" value="no" { "Deny" } },
-                        (None, Some(_)) => button.primary type="submit" name="runbook" value="yes" { "Run the runbook" },
-                        (None, None) => button.primary type="submit" { "Send" },
-                    }
+                    @if said.call.is_some() { button.primary type="submit" name="allow" value="yes" { "Approve" } button type="submit" name="allow" value="no" { "Deny" } }
+                    @else { button.primary type="submit" { "Send" } }
                 }
             }
         }
@@ -120,8 +119,8 @@ fn spend(app: &App, who: &Who, about: &About, said: &Said, to: &str, json: bool)
     Err(shell::html(StatusCode::CONFLICT, page("Send it again?", "", Some(who), &Fresh::default(), &body)))
 }
 
-fn text_of(said: &Said) -> Option<String> {
-    let text = said.text.as_deref().unwrap_or_default().trim();
+pub(super) fn text_of(text: Option<&str>) -> Option<String> {
+    let text = text.unwrap_or_default().trim();
     (!text.is_empty()).then(|| text[..text.floor_char_boundary(MAX_TEXT)].to_owned())
 }
 
@@ -136,17 +135,13 @@ pub(super) async fn open(
     if let Err(again) = spend(&app, &who, &about(&who, "chat", None), &said, "/incidents", json) {
         return again;
     }
-    let text = text_of(&said);
-    let runbook = said.runbook.is_some() || !app.talks.has_a_model();
-    let Some(title) = text.clone().or_else(|| runbook.then(|| "the runbook, by hand".to_owned())) else {
-        return see_other("/");
-    };
-    let title = crate::redact::redact(&title);
+    let Some(text) = text_of(said.text.as_deref()) else { return see_other("/") };
+    if !app.talks.has_a_model() {
+        return shell::refusal(StatusCode::SERVICE_UNAVAILABLE, &no_model(), json);
+    }
+    let title = crate::redact::redact(&text);
     let opened = app.store.create(&title[..title.floor_char_boundary(200)], By::Human, Some(&person(&who)));
-    let begun = opened.and_then(|incident| {
-        let begun = if runbook { app.talks.runbook(&incident) } else { app.talks.say(&incident, text.unwrap_or_default(), person(&who)) };
-        begun.map(|()| incident.id().clone())
-    });
+    let begun = opened.and_then(|incident| app.talks.say(&incident, text, person(&who)).map(|()| incident.id().clone()));
     match begun {
         Ok(id) if json => {
             (StatusCode::ACCEPTED, Json(serde_json::json!({ "incident": id, "events": format!("/incidents/{id}/events") }))).into_response()
@@ -156,11 +151,14 @@ pub(super) async fn open(
     }
 }
 
+fn no_model() -> Message {
+    Message::new("No API key is set, so nobody reads it.", "Run the runbook: it does without a model.")
+}
+
 /// What a person can do in an incident.
 #[derive(Clone, Copy)]
 enum Does {
     Say,
-    Runbook,
     Decide,
     Cancel,
 }
@@ -176,7 +174,6 @@ pub(super) async fn act(
     let json = wants_json(&headers, &who);
     let does = match what.as_str() {
         "say" => Does::Say,
-        "runbook" => Does::Runbook,
         "decide" => Does::Decide,
         "cancel" => Does::Cancel,
         _ => return none(json),
@@ -198,12 +195,11 @@ pub(super) async fn act(
 
 fn done(app: &App, incident: &Arc<Incident>, who: &Who, does: Does, said: &Said) -> Result<(), Message> {
     match does {
-        Does::Say => match text_of(said) {
+        Does::Say => match text_of(said.text.as_deref()) {
             Some(text) if app.talks.has_a_model() => app.talks.say(incident, text, person(who)),
-            Some(_) => app.talks.runbook(incident),
+            Some(_) => Err(no_model()),
             None => Ok(()),
         },
-        Does::Runbook => app.talks.runbook(incident),
         Does::Cancel => {
             let running = incident.facts().running_said();
             incident.note(incident.task(), By::Human, What::Cancelled { actor: Some(person(who)), said: running });

@@ -20,11 +20,11 @@ use super::home::{at_work, banners, capital, does, state};
 use super::look::Look;
 use super::shell::{self, Fresh, page, see_other};
 use super::tokens::{About, Stale};
-use crate::incident::{Asks, By, Incident, IncidentId, Running, VerbTold, What, fresh_id};
+use crate::incident::{Asks, BY_HAND, By, Incident, IncidentId, Running, VerbTold, What, fresh_id};
 
 /// Before a question the state is looked at once more, and waited for this long.
-const RECENT: Duration = Duration::from_secs(8);
-const WAIT: Duration = Duration::from_millis(1500);
+pub(super) const RECENT: Duration = Duration::from_secs(8);
+pub(super) const WAIT: Duration = Duration::from_millis(1500);
 /// After a mutation: how often, and how far apart, the VM is looked at until it is well.
 const LOOKS: u32 = 24;
 const APART: Duration = Duration::from_secs(5);
@@ -65,10 +65,7 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
     let token = app.tokens.issue(about(who, verb, look));
     let status = if stale.is_some() { StatusCode::CONFLICT } else { StatusCode::OK };
     let known = look.seen.as_ref().ok();
-    let changed = stale.map(|stale| match stale {
-        Stale::Changed => "What the VM looks like has changed since you were asked. Nothing was done: look, and confirm again.",
-        Stale::Gone | Stale::Other => "This question was answered already, or is too old. Nothing was done now: look, and confirm again.",
-    });
+    let changed = stale.map(Stale::said);
     if json {
         let seen = known.map(|known| serde_json::json!({ "state": known.state(), "assessment": known.code(), "advised": known.advised() }));
         let said = changed.map(|what| Message::new(what, "Use the new token."));
@@ -76,8 +73,9 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
     }
     let advised = known.and_then(super::look::Known::advised);
     let other = advised.filter(|advised| *advised != verb);
-    let reason =
-        press.reason.clone().unwrap_or_else(|| known.and_then(super::look::Known::code).map(|code| code.to_string()).unwrap_or_default());
+    // Not "healthy": why somebody changes what is well only that person can say.
+    let found = known.and_then(super::look::Known::code).filter(|code| *code != proto::Code::Healthy);
+    let reason = press.reason.clone().unwrap_or_else(|| found.map(|code| code.to_string()).unwrap_or_default());
     let body = html! {
         @if let Some(changed) = changed { p.banner.warn role="alert" { (changed) } }
         (banners(&at_work(app, &app.store.list())))
@@ -89,6 +87,11 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
                 a.button.primary.wide href={ "/verbs/" (other) "/confirm" } { "Go to " (other) " instead" }
             } @else if advised == Some(verb) {
                 p.note.good { "The host advises this." }
+            } @else if let Some(judged) = known.and_then(|known| known.judged.as_ref()) {
+                p.note.warn {
+                    b { "The host advises nothing: " }
+                    @if judged.code == proto::Code::Healthy { "the VM looks healthy." } @else { (crate::shown::plain(&judged.recommend.why)) }
+                }
             }
             form method="post" action={ "/verbs/" (verb) } {
                 input type="hidden" name="token" value=(token);
@@ -156,7 +159,7 @@ pub(super) async fn press(
 
 fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(RequestId, IncidentId), Message> {
     let named = press.incident.as_deref().and_then(|id| id.parse().ok());
-    let incident = app.incident(named.as_ref(), &format!("{verb}, by hand"), &who.name)?;
+    let incident = app.incident(named.as_ref(), &format!("{verb}{BY_HAND}"), &who.name)?;
     let actor = person(who);
     let request_id = fresh_id()?;
     let task = incident.task();

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use proto::{
-    Assessment, Body, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepName, StepOutcome, Timestamp, Verb,
+    Assessment, Body, Code, Message, Preserved, Probe, ProbeOutcome, ReceiptBody, RequestId, Step, StepName, StepOutcome, Timestamp, Verb,
 };
 
 use super::app::App;
+use super::home::{self, capital};
 use crate::incident::{By, IncidentId, Line, Summary, What};
+use crate::shown::plain;
 
 /// More lines than this no verb has.
 const MOST: u64 = 4000;
@@ -222,10 +224,36 @@ impl Run {
         screens
     }
 
+    /// What was seen, where that is what an end tells: that a look was taken says nothing of the VM.
+    fn saw(&self, end: &End) -> Option<Option<Code>> {
+        (!self.verb.mutates() && end.tone() == Tone::Good).then(|| end.receipt.as_ref().and_then(|body| body.assessment))
+    }
+
+    /// The class by which an end is drawn.
+    pub(super) fn class(&self, end: &End) -> &'static str {
+        self.saw(end).map_or_else(|| end.tone().class(), home::tone)
+    }
+
+    /// An end in a word or a few.
+    pub(super) fn word(&self, end: &End) -> &'static str {
+        self.saw(end).map_or_else(|| word(end), home::headline)
+    }
+
+    /// An end as a heading.
+    pub(super) fn heading(&self, end: &End) -> String {
+        if self.saw(end).is_none() { self.word(end).to_owned() } else { format!("{}: {}", capital(self.verb), lowered(self.word(end))) }
+    }
+
+    /// What to do after it.
+    pub(super) fn next(&self, end: &End) -> String {
+        let planned = end.tone() == Tone::Good && end.receipt.as_ref().is_some_and(|body| body.dry_run);
+        if planned { format!("Press {} to do it.", capital(self.verb)) } else { plain(&end.said.next) }
+    }
+
     /// What it does right now, in a few words.
     pub(super) fn doing(&self) -> String {
         if let Some(end) = &self.end {
-            return word(end.tone(), end).to_owned();
+            return self.word(end).to_owned();
         }
         if self.again.is_some() {
             return "Connection lost, asking again".to_owned();
@@ -238,7 +266,7 @@ impl Run {
             },
             None if self.preserved.is_some() => "Evidence is safe".to_owned(),
             None if !self.probes.is_empty() => format!("Taking evidence: {} pieces", self.probes.len()),
-            None if self.node.is_some() => "The host has it".to_owned(),
+            None if self.node.is_some() => "Running on the host".to_owned(),
             None => "Asking the host".to_owned(),
         }
     }
@@ -259,9 +287,16 @@ const fn step_words(name: StepName) -> &'static str {
     }
 }
 
+/// What begins a sentence, within one; a name stays one.
+fn lowered(words: &str) -> String {
+    let second_is_small = words.chars().nth(1).is_some_and(|second| !second.is_uppercase());
+    let first = words.chars().take(1).flat_map(|first| if second_is_small { first.to_lowercase().collect() } else { vec![first] });
+    first.chain(words.chars().skip(1)).collect()
+}
+
 /// An end in one word.
-pub(super) fn word(tone: Tone, end: &End) -> &'static str {
-    match tone {
+fn word(end: &End) -> &'static str {
+    match end.tone() {
         Tone::Good if end.receipt.as_ref().is_some_and(|body| body.dry_run) => "Planned, nothing changed",
         Tone::Good if end.receipt.as_ref().is_some_and(|body| body.already) => "Done: it was so already",
         Tone::Good => "Done",

@@ -14,7 +14,7 @@ use super::app::App;
 use super::auth::Who;
 use super::guard::wants_json;
 use super::home::{capital, left, state};
-use super::run::{End, Run, Tone, word};
+use super::run::{End, Run, Tone};
 use super::shell::{self, Fresh, aged, by, page, time};
 use crate::incident::now;
 use crate::shown::plain;
@@ -37,7 +37,8 @@ pub(super) async fn run(
     app.looks.interest();
     let title = match &run.end {
         None => format!("{} runs", capital(run.verb)),
-        Some(end) => format!("{}: {}", capital(run.verb), word(end.tone(), end)),
+        Some(end) if run.verb.mutates() => format!("{}: {}", capital(run.verb), run.word(end)),
+        Some(end) => run.heading(end),
     };
     // After its end the state is looked at for a while: the guest boots.
     let settling = run.end.as_ref().is_some_and(|end| now().unix_ms() < end.at.unix_ms() + 180_000);
@@ -102,11 +103,11 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
     let seen_since = look.at >= end.at;
     let advised = look.seen.as_ref().ok().and_then(super::look::Known::advised);
     html! {
-        section class={ "card outcome " (tone.class()) } {
+        section class={ "card outcome " (run.class(end)) } {
             p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (aged(end.at)) ")" }
-            h1.headline { (word(tone, end)) }
+            h1.headline { (run.heading(end)) }
             p { (plain(&end.said.what)) }
-            p.advice { b { "Next: " } (plain(&end.said.next)) }
+            p.advice { b { "Next: " } (run.next(end)) }
             @match &end.receipt {
                 Some(body) => {
                     dl.facts {
@@ -188,7 +189,7 @@ fn evidence(run: &Run) -> Markup {
                     p { (plain(&judged.sentence)) }
                     @if !judged.findings.is_empty() {
                         details #findings-then {
-                            summary { "What was found before it acted" }
+                            summary { @if run.verb.mutates() && !run.dry_run { "What was found before it acted" } @else { "What was found" } }
                             ul.findings { @for finding in &judged.findings { li { b { (finding.code) } " " (plain(&finding.text)) } } }
                         }
                     }

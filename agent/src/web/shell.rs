@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::Who;
 use crate::incident::{By, now};
+use crate::shown::plain;
 
 /// How a page stays fresh.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +92,10 @@ pub(super) fn refusal(status: StatusCode, said: &Message, json: bool) -> Respons
         return (status, axum::Json(said)).into_response();
     }
     let body = html! {
-        section.card.calm { h1 { (title(status)) } p { (said.what) } p { b { (said.next) } } p { a.button href="/" { "To the first screen" } } }
+        section.card.calm { h1 { (title(status)) } p { (said.what) } p { b { (said.next) } }
+            // Who may not come in would only come back to this.
+            @if status != StatusCode::UNAUTHORIZED { p { a.button href="/" { "To the first screen" } } }
+        }
     };
     (status, page(title(status), "", None, &Fresh::default(), &body)).into_response()
 }
@@ -172,6 +176,11 @@ pub(super) fn word(value: &impl Serialize) -> String {
     word.replace('_', " ")
 }
 
+/// What to do next, as it is done on a page: nobody can leave out an option of the host's there.
+pub(super) fn pressed(next: &str) -> String {
+    if next.contains("without --dry-run") { "Press its button to do it.".to_owned() } else { plain(next) }
+}
+
 /// Who decided, in a word.
 pub(super) const fn by(origin: By) -> &'static str {
     match origin {
@@ -236,7 +245,17 @@ pub(super) fn see_other(to: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::{fit, fit_end, marked};
+    use super::{fit, fit_end, marked, pressed};
+
+    #[test]
+    fn nobody_is_told_to_leave_out_an_option_on_a_page() {
+        for (next, said) in [
+            ("Send it again without --dry-run, and with a new request id, to do it.", "Press its button to do it."),
+            ("Ask with status.", "Ask with status."),
+        ] {
+            assert_eq!(pressed(next), said);
+        }
+    }
 
     #[test]
     fn what_fits_is_counted_as_it_is_drawn() {

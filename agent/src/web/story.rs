@@ -1,6 +1,5 @@
 //! An incident as a page: what was said, called, run and decided, in the order in which it happened; long things folded.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -13,49 +12,19 @@ use serde::Deserialize;
 
 use super::app::App;
 use super::auth::Who;
+use super::entries::{Entry, Kind, MAX_TEXT, fold};
 use super::guard::wants_json;
 use super::home::capital;
 use super::incidents::{about, none};
-use super::run::{Run, word};
-use super::shell::{self, Fresh, Held, aged, by, marked, page, size, time};
-use crate::incident::{By, IncidentId, Line, Summary, What};
+use super::run::Run;
+use super::shell::{self, Fresh, Held, aged, by, marked, page, pressed, size, time};
+use crate::incident::{IncidentId, Summary};
 use crate::shown::{lines, plain};
 
 /// Entries on a page; the earlier ones are a link away.
 const MOST: usize = 200;
 /// And they are not longer than this together, unless it is one: a phone loads the page anew at every line.
 const MOST_BYTES: usize = 30_000;
-/// Of a longer text the beginning is shown.
-const MAX_TEXT: usize = 5_000;
-
-/// Something that happened.
-struct Entry {
-    n: u64,
-    at: proto::Timestamp,
-    origin: By,
-    kind: Kind,
-}
-
-enum Kind {
-    /// Words, and whose.
-    Words { class: &'static str, who: String, text: String },
-    /// A call of Claude's, with what it got.
-    Call {
-        tool: String,
-        input: String,
-        result: Option<(bool, String, usize)>,
-        waits: Option<String>,
-        call: String,
-        decided: Option<(bool, Option<String>)>,
-    },
-    /// A verb.
-    Verb(Box<Run>),
-    /// A command on the devvm.
-    Command { command: String, reason: Option<String>, output: String, end: Option<String>, file: Option<String>, bytes: u64 },
-    /// A note of this program's.
-    Note { class: &'static str, text: String },
-}
-
 /// Where to begin.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct From {
@@ -98,7 +67,7 @@ pub(super) async fn incident(
         stream: Some(format!("/incidents/{}/events?after={}", one.id, one.facts.lines)),
         reload_s: (at_work && held.still.is_none()).then_some(4),
     };
-    let title = plain(&one.facts.title);
+    let title = plain(&one.facts.name());
     let body = html! {
         div #head data-live {
             p.eyebrow { "Incident" @if let Some(at) = one.facts.opened { ", opened " (time(at)) " (" (aged(at)) ")" } }
@@ -123,8 +92,8 @@ fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
         @if let Some(why) = &one.damaged { p.note.bad { (plain(why)) } }
         @match &one.facts.ended {
             _ if busy => p.note { b { "At work. " } "It goes on when you leave." },
-            Some((true, said)) => p.note.good { b { "Healthy. " } (plain(&said.what)) " " (plain(&said.next)) },
-            Some((false, said)) => p.note.warn { b { "Not healthy. " } (plain(&said.what)) " " (plain(&said.next)) },
+            Some((true, said)) => p.note.good { b { "Healthy. " } (plain(&said.what)) " " (pressed(&said.next)) },
+            Some((false, said)) => p.note.warn { b { "Not healthy. " } (plain(&said.what)) " " (pressed(&said.next)) },
             None => {},
         }
         @if spent.turns > 0 {
@@ -134,106 +103,6 @@ fn summary(app: &App, one: &Summary, busy: bool) -> Markup {
             }
         }
     }
-}
-
-/// An entry that nothing later belongs to: its place is not kept.
-const fn stays(_: usize) {}
-
-/// Lines into entries: what belongs together stands together, where it began.
-fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut calls: BTreeMap<String, usize> = BTreeMap::new();
-    let mut runs: BTreeMap<String, usize> = BTreeMap::new();
-    let mut commands: BTreeMap<u64, usize> = BTreeMap::new();
-    for line in all {
-        let mut put = |kind| {
-            entries.push(Entry { n: line.n, at: line.at, origin: line.origin, kind });
-            entries.len() - 1
-        };
-        let whose = |actor: &Option<String>| actor.as_deref().map_or_else(|| by(line.origin).to_owned(), plain);
-        match &line.what {
-            What::Prompt { text, actor } => stays(put(Kind::Words { class: "human", who: whose(actor), text: text.clone() })),
-            What::Text { text } => stays(put(Kind::Words { class: "model", who: "Claude".to_owned(), text: text.clone() })),
-            What::Thinking { text } => stays(put(Kind::Words { class: "thought", who: "Claude thinks".to_owned(), text: text.clone() })),
-            What::Said { text } => stays(put(Kind::Words { class: "said", who: by(line.origin).to_owned(), text: text.clone() })),
-            What::Call { call, tool, input } => {
-                let input = serde_json::to_string_pretty(input).unwrap_or_default();
-                let kind = Kind::Call { tool: tool.clone(), input, result: None, waits: None, call: call.clone(), decided: None };
-                calls.insert(call.clone(), put(kind));
-            }
-            What::Awaiting { call, said, .. } => {
-                if let Some(Kind::Call { waits, .. }) = calls.get(call).map(|at| &mut entries[*at].kind) {
-                    // Only what still waits can be decided.
-                    *waits = one.facts.awaiting.contains_key(call).then(|| said.clone());
-                }
-            }
-            What::Decided { call, allowed, actor } => {
-                if let Some(Kind::Call { decided, .. }) = calls.get(call).map(|at| &mut entries[*at].kind) {
-                    *decided = Some((*allowed, actor.clone()));
-                }
-            }
-            What::Result { call, error, text, images } => {
-                if let Some(Kind::Call { result, .. }) = calls.get(call).map(|at| &mut entries[*at].kind) {
-                    *result = Some((*error, text.clone(), *images));
-                }
-            }
-            What::VerbAsked { request_id, verb, .. } if !runs.contains_key(request_id.as_str()) => {
-                if let Some(run) = Run::begun(line, request_id, *verb) {
-                    runs.insert(request_id.to_string(), put(Kind::Verb(Box::new(run))));
-                }
-            }
-            What::VerbAsked { request_id, .. }
-            | What::VerbNews { request_id, .. }
-            | What::VerbAgain { request_id, .. }
-            | What::Artifact { request_id, .. }
-            | What::VerbEnded { request_id, .. } => {
-                if let Some(Kind::Verb(run)) = runs.get(request_id.as_str()).map(|at| &mut entries[*at].kind) {
-                    run.fold(line);
-                }
-            }
-            What::ExecAsked { exec, command, reason, .. } => {
-                let kind = Kind::Command {
-                    command: command.clone(),
-                    reason: reason.clone(),
-                    output: String::new(),
-                    end: None,
-                    file: None,
-                    bytes: 0,
-                };
-                commands.insert(*exec, put(kind));
-            }
-            What::ExecOutput { exec, text, .. } => {
-                if let Some(Kind::Command { output, .. }) = commands.get(exec).map(|at| &mut entries[*at].kind)
-                    && output.len() < MAX_TEXT
-                {
-                    output.push_str(&text.replace("\\n", "\n").replace("\\t", "    "));
-                }
-            }
-            What::ExecEnded { exec, how, bytes: length, file: name, .. } => {
-                if let Some(Kind::Command { end, file, bytes, .. }) = commands.get(exec).map(|at| &mut entries[*at].kind) {
-                    (*end, *file, *bytes) = (Some(how.clone()), name.clone(), *length);
-                }
-            }
-            What::Failed { model, why, again_ms, .. } => {
-                let then = again_ms.map_or_else(String::new, |ms| format!(" It is asked again in {} s.", ms.div_ceil(1000)));
-                put(Kind::Note { class: "warn", text: format!("{model} could not be had: {why}.{then}") });
-            }
-            What::Limit { said, .. } => stays(put(Kind::Note { class: "warn", text: said.to_string() })),
-            What::Cancelled { actor, said } => {
-                stays(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) }))
-            }
-            What::Resumed => stays(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() })),
-            What::Repaired { bytes } => {
-                stays(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") }))
-            }
-            What::Ended { healthy, said } => {
-                let class = if *healthy { "good" } else { "warn" };
-                put(Kind::Note { class, text: format!("{} {said}", if *healthy { "Ended, healthy." } else { "Ended, not healthy." }) });
-            }
-            What::Opened { .. } | What::Button { .. } | What::Message { .. } | What::Turn { .. } | What::Unknown => {}
-        }
-    }
-    entries
 }
 
 /// A text's beginning, as it is drawn.
@@ -290,19 +159,19 @@ fn drawn(app: &App, who: &Who, one: &Summary, entry: &Entry) -> Markup {
 
 /// A verb in the story: its end, its pictures, the way to all of it.
 fn verb(run: &Run, when: &Markup) -> Markup {
-    let class = run.end.as_ref().map_or("running", |end| end.tone().class());
+    let class = run.end.as_ref().map_or("running", |end| run.class(end));
     html! {
         li {
             details id={ "v" (run.id.short()) } open[run.end.is_none()] {
                 summary {
-                    span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| word(end.tone(), end))) }
+                    span class={ "pill " (class) } { (run.end.as_ref().map_or("runs", |end| run.word(end))) }
                     b { (capital(run.verb)) } span.quiet { "by " @match &run.actor { Some(actor) => (plain(actor)), None => (by(run.by)) } }
                 }
                 p.who { (when) }
                 @if let Some(reason) = &run.reason { p { "Why: " (plain(reason)) } }
                 @match &run.end {
                     None => p { b { (run.doing()) } ", at most " span data-until=(run.until.unix_ms()) { (super::home::left(run)) } " left" },
-                    Some(end) => { p { (plain(&end.said.what)) } p { (plain(&end.said.next)) } },
+                    Some(end) => { p { (plain(&end.said.what)) } p { (run.next(end)) } },
                 }
                 (screens(run))
                 p { a href={ "/runs/" (run.id) } { "All of this verb" } @if run.verb != Verb::Status { " · " a href={ "/evidence/" (run.id) } { "its evidence" } } }
@@ -346,6 +215,7 @@ fn ask(app: &App, who: &Who, one: &Summary, call: &str, said: &str) -> Markup {
 }
 
 fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -> Markup {
+    let runbook = app.talks.runs_the_runbook(&one.id);
     let token = |purpose: &str| app.tokens.issue(about(who, purpose, Some(&one.id)));
     html! {
         section.card {
@@ -359,15 +229,17 @@ fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -
                 }
             }
             div.row {
-                form method="post" action={ "/incidents/" (one.id) "/runbook" } {
-                    input #token-runbook data-token type="hidden" name="token" value=(token("runbook"));
-                    button.wide type="submit" { "Run the runbook" }
+                div #go data-live {
+                    form method="get" action="/runbook" {
+                        input type="hidden" name="incident" value=(one.id);
+                        button.wide type="submit" disabled[runbook] { "Run the runbook …" }
+                    }
                 }
                 div #stop data-live {
                     @if busy {
                         form method="post" action={ "/incidents/" (one.id) "/cancel" } {
                             input #token-cancel data-token type="hidden" name="token" value=(token("cancel"));
-                            button.danger.wide type="submit" { "Stop the turn" }
+                            button.danger.wide type="submit" { @if runbook { "Stop the runbook" } @else { "Stop the turn" } }
                         }
                     }
                 }

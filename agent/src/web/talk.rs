@@ -2,11 +2,12 @@
 //! runbook goes on, as the owner's autonomy allows, and the log says so.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use proto::{Code, Message};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::meter::Meter;
 use crate::claude::{Autonomy, Mind, Session, Turned, verdict};
@@ -26,8 +27,8 @@ enum Ask {
     Prompt { text: String, who: String },
     /// Go on with what a restart cut off.
     Resume,
-    /// The incident without a model.
-    Runbook,
+    /// The incident without a model; and what hears a stop from the moment it was asked for, as the button for that is there at once.
+    Runbook(watch::Receiver<u64>),
 }
 
 /// All conversations.
@@ -43,6 +44,8 @@ pub struct Talks {
 struct Open {
     ask: mpsc::Sender<Ask>,
     busy: bool,
+    /// Whether what is at work is the runbook.
+    runbook: Arc<AtomicBool>,
 }
 
 impl Talks {
@@ -68,6 +71,11 @@ impl Talks {
     /// Whether a turn or the runbook is at work in it.
     pub fn is_busy(&self, incident: &IncidentId) -> bool {
         self.is_anothers(incident) || self.open().get(incident).is_some_and(|open| open.busy)
+    }
+
+    /// Whether the runbook is at work in it, as far as it was begun here.
+    pub fn runs_the_runbook(&self, incident: &IncidentId) -> bool {
+        self.open().get(incident).is_some_and(|open| open.busy && open.runbook.load(Ordering::Relaxed))
     }
 
     fn is_anothers(&self, incident: &IncidentId) -> bool {
@@ -99,9 +107,12 @@ impl Talks {
     /// The runbook.
     ///
     /// # Errors
-    /// Too much waits already.
+    /// It runs there already, or too much waits.
     pub fn runbook(&self, incident: &Arc<Incident>) -> Result<(), Message> {
-        self.ask(incident, Ask::Runbook)
+        if self.runs_the_runbook(incident.id()) {
+            return Err(Message::new("The runbook is at work in this incident already.", "Wait for its end, or stop it in the incident."));
+        }
+        self.ask(incident, Ask::Runbook(incident.cancellations()))
     }
 
     /// Goes on with what a restart cut off.
@@ -123,8 +134,9 @@ impl Talks {
             return known.ask.try_send(ask).map_err(full);
         }
         let (tell, asked) = mpsc::channel(WAITING);
+        let runbook = Arc::new(AtomicBool::new(matches!(ask, Ask::Runbook(_))));
         tell.try_send(ask).map_err(full)?;
-        open.insert(incident.id().clone(), Open { ask: tell, busy: true });
+        open.insert(incident.id().clone(), Open { ask: tell, busy: true, runbook: Arc::clone(&runbook) });
         drop(open);
         let talk = Talk {
             mind: self.mind.clone(),
@@ -132,6 +144,7 @@ impl Talks {
             meter: Arc::clone(&self.meter),
             incident: Arc::clone(incident),
             session: None,
+            runs: runbook,
         };
         tokio::spawn(talk.run(asked, Arc::clone(&self.open)));
         Ok(())
@@ -144,6 +157,7 @@ struct Talk {
     meter: Arc<Meter>,
     incident: Arc<Incident>,
     session: Option<Session>,
+    runs: Arc<AtomicBool>,
 }
 
 impl Talk {
@@ -170,7 +184,7 @@ impl Talk {
 
     async fn turn(&mut self, ask: Ask) {
         let turned = match ask {
-            Ask::Runbook => return self.runbook().await,
+            Ask::Runbook(cancelled) => return self.runbook(cancelled).await,
             Ask::Prompt { text, who } => match self.session() {
                 Ok(mut session) => {
                     let turned = session.prompt(&text, Some(&who)).await;
@@ -197,7 +211,7 @@ impl Talk {
                 // Where calls wait for a person the runbook does too: the page has a button for it.
                 if self.mind.as_ref().is_none_or(|mind| mind.autonomy() == Autonomy::Full) {
                     self.said(format!("{} The runbook goes on.", why.what));
-                    self.runbook().await;
+                    self.runbook(self.incident.cancellations()).await;
                 } else {
                     self.said(format!("{} The runbook can go on: press its button.", why.what));
                 }
@@ -238,9 +252,9 @@ impl Talk {
     }
 
     /// The runbook; a person's stop ends it like any turn.
-    async fn runbook(&self) {
+    async fn runbook(&self, mut cancelled: watch::Receiver<u64>) {
+        self.runs.store(true, Ordering::Relaxed);
         let task = self.incident.task();
-        let mut cancelled = self.incident.cancellations();
         let mut notes = Notes::new(Arc::clone(&self.incident), task);
         let (healthy, said) = tokio::select! {
             biased;
@@ -252,5 +266,6 @@ impl Talk {
         };
         self.incident.fetch_the_runbook_s(&self.hands, task);
         self.incident.end(task, healthy, &said);
+        self.runs.store(false, Ordering::Relaxed);
     }
 }

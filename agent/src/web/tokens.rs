@@ -50,6 +50,16 @@ pub enum Stale {
     Changed,
 }
 
+impl Stale {
+    /// What the person is told, beside the form anew.
+    pub const fn said(self) -> &'static str {
+        match self {
+            Self::Changed => "What the VM looks like has changed since you were asked. Nothing was done: look, and confirm again.",
+            Self::Gone | Self::Other => "This question was answered already, or is too old. Nothing was done now: look, and confirm again.",
+        }
+    }
+}
+
 /// The open forms.
 #[derive(Debug, Default)]
 pub struct Tokens {

@@ -13,6 +13,7 @@ use agent::evals::case::{self, Case};
 use agent::evals::world::World;
 use agent::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
 use agent::incident::Store;
+use agent::signers::Pinned;
 use agent::web::app::{App, Parts};
 use agent::web::auth::{self, Door};
 use agent::web::serve::listen;
@@ -237,7 +238,8 @@ impl Page {
             claude,
             budget: Budget::default(),
             state: state.to_owned(),
-            signing_key: None,
+            // Where a test has put one there, with receipts that it signed.
+            signing_key: std::fs::read_to_string(state.join("signing_key.pub")).ok().map(|key| Pinned::read(&key).unwrap()),
             keyholder: None,
             site: Some(Arc::new(Place(Mutex::new(keys)))),
         })
