@@ -82,6 +82,7 @@ class Pages(unittest.TestCase):
             self.above_the_fold(),
             self.look_at("confirm-cycle", "/verbs/cycle/confirm", "The host advises this", pictures=True),
             self.look_at("confirm-reset", "/verbs/reset/confirm", "The host advises cycle, not reset", pictures=True),
+            self.look_at("confirm-runbook", "/runbook?text=SSH+is+dead.", "Now it would cycle the VM", pictures=True),
             self.look_at("receipts", "/receipts", "Receipts"),
             self.look_at("incidents-none", "/incidents", "None yet"),
             self.look_at("evidence-none", "/evidence", "None is kept here yet"),

@@ -226,6 +226,30 @@ class Ways(unittest.TestCase):
         plain.reads("Forensics of VM 102")
         phone.reads("Ended, healthy", 90)
 
+    def test_the_runbook_asks_once_and_what_was_typed_goes_with_it(self):
+        for claude in ("none", "asks"):
+            at = self.served(pace=400, claude=claude).at
+            for js in (False, True):
+                phone = self.phone(at, js=js)
+                phone.open("/").reads("Block stalled")
+                phone.type("textarea", "SSH is dead.")
+                phone.press("Run the runbook")
+                phone.reads("Now it would cycle the VM.")
+                self.assertNotIn("token", phone.driver.current_url)
+                self.assertEqual(phone.has("textarea").get_attribute("value"), "SSH is dead.")
+                phone.picture(f"runbook-{claude}-390-light")
+                if js and claude == "none":
+                    phone.press("Run the runbook now")
+                    phone.reads("Stop the runbook")
+                    self.assertFalse(phone.has("#go button").is_enabled())
+                    phone.picture("incident-runbook-390-light")
+                    phone.reads("Ended, healthy", 90)
+                    phone.until("a button that can be pressed again", lambda: phone.has("#go button").is_enabled(), 10)
+                else:
+                    phone.press("Not now")
+                    phone.reads("Block stalled")
+            phone.open("/incidents").reads("SSH is dead." if claude == "none" else "None yet")
+
     def test_when_the_identity_provider_is_down_a_password_is_the_way_in(self):
         served = self.served(door="every", pace=50)
         ingress = self.enterContext(Proxy(served.port))
