@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::guest::lab_folder;
-use lab::process::{run, start, until};
+use lab::process::{Running, run, start, until};
 use lab::vm::send;
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::Signal;
@@ -62,20 +62,26 @@ fn free() -> std::io::Result<TcpListener> {
 fn page() -> Result<(), Failed> {
     let port = free()?.local_addr()?.port();
     let demo = start(&mut built(&["page", &port.to_string()]), &[])?;
-    let said = || String::from_utf8_lossy(&demo.output_so_far()).into_owned();
-    let link = || said().lines().find(|line| line.starts_with("http://")).map(str::to_owned);
-    let link = until("the link", PROMISED, link)?;
-    let target = lab_folder().canonicalize()?;
-    let mut browser = Command::new(target.parent().unwrap().join("venv/bin/python"));
-    browser.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/newcomer.py")).arg(link).env("PYTHONDONTWRITEBYTECODE", "1");
-    run(browser.env("SCREENSHOTS", target.join("screenshots")), Duration::from_secs(600))?.success("the newcomer's browser")?;
-    until("the demo's word that it is cured", Duration::from_secs(60), || said().contains("you cured it").then_some(()))?;
-    // As Ctrl-C does, which whoever runs this in the background may have it ignore.
+    let cured = cured(&demo);
+    // In any case, as nothing else ends it. As Ctrl-C does, which whoever runs this in the background may have it ignore.
     send(demo.pid(), Signal::TERM)?;
     let end = demo.finish(PROMISED * 4)?;
+    cured?;
     assert_eq!((end.status, end.timed_out), (143, false), "{}", end.text());
     until("its port to be free", Duration::from_secs(10), || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())?;
     Ok(())
+}
+
+/// Opens the link that the demonstration prints, and cures the VM.
+fn cured(demo: &Running) -> lab::Result<()> {
+    let said = || String::from_utf8_lossy(&demo.output_so_far()).into_owned();
+    let link = || said().lines().find(|line| line.starts_with("http://")).map(str::to_owned);
+    let link = until("the link", PROMISED, link)?;
+    let target = lab_folder().canonicalize().unwrap_or_else(|_| lab_folder());
+    let mut browser = Command::new(target.join("../venv/bin/python"));
+    browser.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/newcomer.py")).arg(link).env("PYTHONDONTWRITEBYTECODE", "1");
+    run(browser.env("SCREENSHOTS", target.join("screenshots")), Duration::from_secs(600))?.success("the newcomer's browser")?;
+    until("the demo's word that it is cured", Duration::from_secs(60), || said().contains("you cured it").then_some(()))
 }
 
 fn taken() -> Result<(), Failed> {
