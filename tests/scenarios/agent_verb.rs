@@ -18,7 +18,7 @@ use lab::installed::{Stamp, log, prepare};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{Finished, Running, must, run, start, until};
 use lab::station::{Traces, bare_vm, fresh_id, matching, quiet};
-use lab::vm::send;
+use lab::vm::{send, stop};
 use lab::{Lab, Result};
 use rustix::process::Signal;
 
@@ -178,7 +178,7 @@ fn restarted(lab: &Lab) -> Result<()> {
     let (id, running, before) = cycle(lab, &desk)?;
     // As a restart of the unit does it, slowly: nobody listens for a while.
     let listener = lab.host.sshd_pid().unwrap();
-    send(listener, Signal::STOP)?;
+    stop(listener)?;
     cut_sessions(lab);
     std::thread::sleep(Duration::from_secs(12));
     send(listener, Signal::CONT)?;

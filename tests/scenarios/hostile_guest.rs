@@ -19,7 +19,7 @@ use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
 use lab::qemu_cmd::{QGA, QMP, SERIAL, SERIAL_LOG};
 use lab::station::processes;
-use lab::vm::send;
+use lab::vm::{send, stop};
 use lab::{Lab, Result};
 use peers::{Agent, Flood, Impostor};
 use rustix::fs::{FlockOperation, flock};
@@ -219,7 +219,7 @@ fn helpers_stopped(lab: &Lab) -> Result<()> {
         (pids.len() == 2).then_some(pids)
     })?;
     for pid in &stopped {
-        send(*pid, Signal::STOP)?;
+        stop(*pid)?;
     }
     drop(door);
     let began = Instant::now();

@@ -9,7 +9,7 @@ use lab::chain::Chain;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{start, until};
 use lab::station::{self, OPERATIONS, Traces, anna, bare_vm, body, console, fresh_id, processes, told};
-use lab::vm::send;
+use lab::vm::{send, stop};
 use lab::worker::{self, Moment, reaches};
 use lab::{Answer, Lab, Observed, Result, Vm};
 use rustix::process::Signal;
@@ -261,7 +261,7 @@ fn spool_loses(lab: &Lab) -> Result<()> {
     let mut front = Command::new("/usr/sbin/pve-verb");
     let front = start(front.args(["cycle", "--json", &format!("--request-id={id}")]).current_dir("/"), &[])?;
     reaches(&id, Moment::Told("accepted"), AMPLE)?;
-    send(front.pid(), Signal::STOP)?;
+    stop(front.pid())?;
     until("the worker's end", AMPLE, || processes("worker").is_empty().then_some(()))?;
     let spool = fs::File::options().write(true).open(worker::spool(&id)).unwrap();
     let text = fs::read_to_string(worker::spool(&id)).unwrap();

@@ -223,6 +223,15 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).context("signal a process of the lab")
 }
 
+/// Stops a process of the lab as SIGSTOP does, and waits until each thread stands: until then one may still take a connection.
+pub fn stop(pid: u32) -> Result<()> {
+    send(pid, Signal::STOP)?;
+    until("the stop of every thread", Duration::from_secs(10), || {
+        let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+        threads.all(|thread| fs::read_to_string(thread.path().join("status")).is_ok_and(|text| text.contains("\nState:\tT"))).then_some(())
+    })
+}
+
 fn guest_failed(command: &str, answer: &Answer) -> Error {
     let said = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
     Error::new(format!("`{command}` in the guest ended with {}: {said}", answer.status), "Look at the guest's console")

@@ -19,7 +19,7 @@ use crate::host::{DISK, Host};
 use crate::namespace::tmpfs;
 use crate::process::{must, run, until};
 use crate::qemu_cmd::{PID_FILE, QMP};
-use crate::vm::{Vm, send};
+use crate::vm::{Vm, send, stop};
 
 const GUEST_WRITER: &str = "while :; do dd if=/dev/zero of=/data/load bs=64k count=64 oflag=direct conv=notrunc 2>/dev/null; done";
 
@@ -83,7 +83,7 @@ fn throttle(vm: &Vm, bytes: u64) -> Result<()> {
 /// QEMU itself hangs: SIGSTOP, undone by SIGCONT.
 pub fn qemu_stopped(vm: &Vm) -> Result<Undo> {
     let pid = vm.pid().ok_or_else(|| Error::new("VM 102 has no process to stop", "Start it first"))?;
-    send(pid, Signal::STOP)?;
+    stop(pid)?;
     Ok(Undo::by(move || drop(send(pid, Signal::CONT))))
 }
 
@@ -271,7 +271,7 @@ impl Backend {
                 served.stop();
                 Ok(())
             }
-            Self::Nbd(server) => send(server.id(), Signal::STOP),
+            Self::Nbd(server) => stop(server.id()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What runs inside a case's host: the staging script, the recorded command, the comparison; and small helpers of the scripts.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -106,9 +106,10 @@ fn poke(path: &str) -> i32 {
     i32::from(tried.is_err())
 }
 
-/// Connects and stays.
+/// Connects and stays; it is held from QEMU's greeting on, as only then nobody else is let in.
 fn hold(path: &str) -> i32 {
-    let Ok(_stream) = UnixStream::connect(path) else {
+    let greeting = UnixStream::connect(path).and_then(|mut stream| stream.read_exact(&mut [0]).map(|()| stream));
+    let Ok(_stream) = greeting else {
         return 1;
     };
     let _ = std::fs::write("/tmp/held", "");

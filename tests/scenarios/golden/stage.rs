@@ -14,10 +14,12 @@ prelaunch() { paused; must qm reset 102; }
 pid() { cat $run/102.pid; }
 lock() { sed -i '/^lock:/d' $conf; echo "lock: $1" >> $conf; }
 until_ok() { for _ in $(seq 300); do "$@" 2>/dev/null && return; sleep .05; done; echo "staging: never: $*" >&2; exit 91; }
-hung() { running; kill -STOP $(pid); }
+# A thread may still be on its way to the stop when `kill` returns, and take one more connection.
+stopped() { ! grep -L '^State:.T' /proc/$(pid)/task/*/status | grep -q .; }
+hung() { running; kill -STOP $(pid); until_ok stopped; }
 backlog() { for _ in 1 2 3 4 5; do golden --poke $run/102.qmp || break; done; }
 killed() { running; local p=$(pid); kill -KILL $p; until_ok test ! -e /proc/$p; }
-held() { running; golden --hold $run/102.qmp >/dev/null 2>&1 & until_ok test -e /tmp/held; sleep .3; }
+held() { running; golden --hold $run/102.qmp >/dev/null 2>&1 & until_ok test -e /tmp/held; }
 flocked() { running; flock /var/lock/qemu-server/lock-102.conf sleep 100 >/dev/null 2>&1 & until_ok sh -c '! flock -n /var/lock/qemu-server/lock-102.conf true'; }
 othernode() { cp $conf /etc/pve/nodes/other/qemu-server/103.conf; }
 pending() { running; must qm set 102 --memory 320; }
