@@ -66,6 +66,8 @@ pub struct VerbEnd {
     pub request_id: RequestId,
     /// The receipt that proves it, or why nothing is known.
     pub checked: Result<Box<Proved>, Unproved>,
+    /// Whether the request, or an earlier one of this id, may have reached the host. Where not, nothing was done there.
+    pub sent: bool,
     /// The exit status: the host's, or [`crate::UNKNOWN`].
     pub status: u8,
     /// What happened and what to do.

@@ -119,6 +119,7 @@ impl Ssh {
                 return VerbEnd {
                     request_id: ask.request_id.clone(),
                     checked: checked.map(Box::new),
+                    sent: sent || after_it,
                     status: UNKNOWN,
                     said: if sent { lost(&again, &ask) } else { unsent(&again, &ask, after_it) },
                 };
@@ -134,7 +135,7 @@ impl Ssh {
             Ok(proved) => say::proved(proved),
             Err(why) => say::unproved(why, Some(&ask.request_id)),
         };
-        VerbEnd { request_id: ask.request_id, checked: checked.map(Box::new), status, said }
+        VerbEnd { request_id: ask.request_id, checked: checked.map(Box::new), sent: true, status, said }
     }
 
     /// Asks once, and notes when it last heard something; gives what the answer proves, and why the connection ended where it did not end well.

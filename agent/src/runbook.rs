@@ -90,7 +90,7 @@ async fn steps(a: &mut Acting<'_>, unattended: bool) -> Ended {
         Verdict::Known(looked) => {
             return Ended::badly(format!("The host took no evidence: {}", looked.said.what), looked.said.next);
         }
-        Verdict::Unknown(said) => {
+        Verdict::Unknown(said) | Verdict::Unsent(said) => {
             let guest =
                 if a.guest().await.is_some() { "The devvm answers over SSH." } else { "The devvm does not answer over SSH either." };
             return Ended::badly(format!("{} {guest}", said.what), said.next);
@@ -207,6 +207,9 @@ async fn mutate(a: &mut Acting<'_>, verb: Verb, looked: &Looked) -> Ended {
         let done = match a.verb(verb, reason.trim()).await {
             Verdict::Known(done) => done,
             Verdict::Unknown(said) => return unknown(a, verb, said).await,
+            Verdict::Unsent(said) => {
+                return Ended::badly(format!("{verb} did not reach the host, so it did nothing there: {}", said.what), said.next);
+            }
         };
         next = match done.outcome {
             Outcome::Done => match returned(a, verb).await {
@@ -254,7 +257,7 @@ async fn returned(a: &mut Acting<'_>, verb: Verb) -> Result<Ended, String> {
 async fn unknown(a: &mut Acting<'_>, verb: Verb, said: proto::Message) -> Ended {
     let now = match a.verb(Verb::Status, "runbook: what became of it?").await {
         Verdict::Known(now) => format!("The VM is {} now.", now.state),
-        Verdict::Unknown(_) => "The host does not say what the VM is now.".to_owned(),
+        Verdict::Unknown(_) | Verdict::Unsent(_) => "The host does not say what the VM is now.".to_owned(),
     };
     Ended::badly(format!("The result of {verb} is UNKNOWN, so the runbook does nothing more: {} {now}", said.what), said.next)
 }

@@ -217,7 +217,16 @@ mod tests {
         let request_id = proto::RequestId::from_random([0; 16]);
         for verb in [proto::Verb::Status, proto::Verb::Forensics] {
             let (request_id, said) = (request_id.clone(), said.clone());
-            screen.what(&What::VerbEnded { request_id, verb, status: 20, said, receipt: None, assessment: None, bundle: None });
+            screen.what(&What::VerbEnded {
+                request_id,
+                verb,
+                sent: false,
+                status: 20,
+                said,
+                receipt: None,
+                assessment: None,
+                bundle: None,
+            });
         }
         let report = Message::new("Nothing was sent. The devvm is away.", "Look at it.");
         screen.what(&What::Said { text: report.to_string() });

@@ -97,6 +97,9 @@ pub(crate) fn summary(told: &VerbTold) -> Vec<String> {
             text.push(line);
             text.push(quote("the host's message", &format!("{}\n{}", body.message.what, body.message.next), NAMED));
         }
+        Err(_) if !told.end.sent => {
+            text.push(format!("NOT SENT: {} never reached the host, so it did nothing there. {}", told.verb, told.end.said))
+        }
         Err(_) => text.push(format!(
             "UNKNOWN: there is no valid receipt, so nobody knows what {} did. Look with pve_status. Never repeat it blindly.",
             told.verb

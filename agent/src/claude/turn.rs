@@ -246,9 +246,9 @@ impl Session {
                     let who = if line.origin == By::Human { "A person" } else { "The runbook" };
                     notes.push(format!("{who} asked for {verb} by hand (request {request_id})."));
                 }
-                What::VerbEnded { verb, request_id, receipt, .. } if matches!(line.origin, By::Human | By::Runbook) => {
+                What::VerbEnded { verb, request_id, sent, receipt, .. } if matches!(line.origin, By::Human | By::Runbook) => {
                     notes.push(receipt.map_or_else(
-                        || format!("The result of that {verb} (request {request_id}) is UNKNOWN."),
+                        || format!("That {verb} (request {request_id}) {}.", if sent { "has an UNKNOWN result" } else { "was NOT SENT" }),
                         |body| format!("That {verb} (request {request_id}) ended: {}, the VM is {}.", body.outcome, body.state_after),
                     ));
                 }

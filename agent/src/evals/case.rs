@@ -13,6 +13,7 @@
 //! recommend = "cycle"
 //! why = "Only a fresh QEMU process …"
 //! screen = "frozen-login.png"             # the console, a file beside this one
+//! away = true                             # the host can't be reached: nothing is sent
 //! reachable = false                       # whether the devvm's sshd answers; otherwise the answers below count
 //! artifacts = { "qmp/query-status.json" = '{"status":"running"}' }
 //! answers = [{ when = ["df"], prints = "…", exit = 0, to = "…" }]   # the first whose words are all in the command
@@ -72,6 +73,9 @@ pub struct State {
     pub why: String,
     /// The console's picture: a file beside the case.
     pub screen: Option<String>,
+    /// Whether the host can't be reached, so that no request leaves.
+    #[serde(default)]
+    pub away: bool,
     /// Text artifacts, by their path in the bundle.
     #[serde(default)]
     pub artifacts: BTreeMap<String, String>,

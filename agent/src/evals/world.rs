@@ -17,9 +17,9 @@ use ssh_key::{HashAlg, LineEnding};
 use tokio::sync::mpsc::Sender;
 
 use super::case::{self, Case, State};
-use crate::answer::Unchecked;
+use crate::answer::{Broken, Unchecked};
 use crate::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
-use crate::receipt::{Asked, check, exit_code};
+use crate::receipt::{Asked, Unproved, check, exit_code};
 use crate::signers::Pinned;
 
 /// One thing that was done, and the state in which.
@@ -93,6 +93,22 @@ impl World {
 
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the host can't be reached: how every verb ends, and time passes.
+    fn unsent(&self, ask: &VerbAsk) -> Option<VerbEnd> {
+        let mut now = self.now();
+        let shown = self.case.state.get(&now.state).filter(|state| state.away)?;
+        if let Some(to) = shown.on.get(&ask.verb).and_then(|leads| leads.to.as_ref()) {
+            now.state.clone_from(to);
+        }
+        Some(VerbEnd {
+            request_id: ask.request_id.clone(),
+            checked: Err(Unproved::Answer(Broken::Empty)),
+            sent: ask.attach,
+            status: crate::UNKNOWN,
+            said: Message::new("Nothing was sent: the host can't be reached.", "Look whether the host runs, then ask again."),
+        })
     }
 
     /// Does the verb to the world.
@@ -236,6 +252,9 @@ fn timestamp() -> Timestamp {
 impl Hands for World {
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
+            if let Some(end) = self.unsent(&ask) {
+                return end;
+            }
             let checked = match self.act(&ask) {
                 Ok((receipt, events, before)) => {
                     for event in events {
@@ -248,14 +267,14 @@ impl Hands for World {
                     let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: Some(Vmid::DEVVM) };
                     check(&unchecked, Some(&self.pinned), &asked)
                 }
-                Err(_) => Err(crate::receipt::Unproved::Answer(crate::answer::Broken::Empty)),
+                Err(_) => Err(Unproved::Answer(Broken::Empty)),
             };
             let status = exit_code(&checked);
             let said = match &checked {
                 Ok(proved) => crate::say::proved(proved),
                 Err(why) => crate::say::unproved(why, Some(&ask.request_id)),
             };
-            VerbEnd { request_id: ask.request_id, checked: checked.map(Box::new), status, said }
+            VerbEnd { request_id: ask.request_id, checked: checked.map(Box::new), sent: true, status, said }
         })
     }
 

@@ -300,5 +300,5 @@ pub(super) fn asked(ask: &VerbAsk, call: Option<String>) -> What {
 }
 
 fn ended(request_id: proto::RequestId, verb: Verb, status: u8, said: Message) -> What {
-    What::VerbEnded { request_id, verb, status, said, receipt: None, assessment: None, bundle: None }
+    What::VerbEnded { request_id, verb, sent: true, status, said, receipt: None, assessment: None, bundle: None }
 }

@@ -202,6 +202,9 @@ pub enum What {
         request_id: RequestId,
         /// The verb.
         verb: Verb,
+        /// Whether it may have reached the host. Where not, nothing was done there.
+        #[serde(default = "may_have")]
+        sent: bool,
         /// The exit status: the host's, or 20.
         status: u8,
         /// What happened and what to do.
@@ -320,6 +323,11 @@ pub enum What {
     /// A later version's event.
     #[serde(other)]
     Unknown,
+}
+
+/// What an earlier version's log does not say.
+const fn may_have() -> bool {
+    true
 }
 
 impl What {

@@ -130,7 +130,7 @@ impl Facts {
                     });
                 }
             }
-            What::VerbEnded { request_id, verb, receipt, assessment, bundle, .. } => {
+            What::VerbEnded { request_id, verb, sent, receipt, assessment, bundle, .. } => {
                 let planned = self.running.iter().any(|pending| pending.request_id == *request_id && pending.dry_run);
                 self.running.retain(|pending| pending.request_id != *request_id);
                 if self.changes.is_empty() {
@@ -139,7 +139,7 @@ impl Facts {
                 }
                 if verb.mutates() && !planned {
                     // Told twice after a restart: what is known last counts.
-                    match sent(receipt.as_deref()) {
+                    match changed(*sent, receipt.as_deref()) {
                         Some(known) => drop(self.changes.insert(request_id.clone(), known)),
                         None => drop(self.changes.remove(request_id)),
                     }
@@ -147,7 +147,7 @@ impl Facts {
                 let known = receipt.as_ref().is_some_and(|body| !matches!(body.outcome, Outcome::Unknown | Outcome::Internal));
                 match (known, verb.mutates()) {
                     (true, false) => self.unknown = None,
-                    (false, true) => self.unknown = Some(*verb),
+                    (false, true) if *sent => self.unknown = Some(*verb),
                     _ => {}
                 }
                 if let Some(receipt) = receipt {
@@ -219,7 +219,7 @@ impl Facts {
 }
 
 /// Whether a mutation's end means that something was sent to the VM, and then whether what came of it is known.
-fn sent(receipt: Option<&ReceiptBody>) -> Option<bool> {
+fn changed(sent: bool, receipt: Option<&ReceiptBody>) -> Option<bool> {
     match receipt {
         Some(body) if body.dry_run || body.already => None,
         Some(body) => match body.outcome {
@@ -227,6 +227,6 @@ fn sent(receipt: Option<&ReceiptBody>) -> Option<bool> {
             Outcome::Unknown | Outcome::Internal => Some(false),
             _ => None,
         },
-        None => Some(false),
+        None => sent.then_some(false),
     }
 }

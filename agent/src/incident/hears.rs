@@ -96,6 +96,7 @@ impl Hears {
         let what = What::VerbEnded {
             request_id: end.request_id.clone(),
             verb: self.verb,
+            sent: end.sent,
             status: end.status,
             said: end.said.clone(),
             receipt: body.map(|body| Box::new(body.clone())),

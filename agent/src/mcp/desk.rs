@@ -377,7 +377,10 @@ fn moved_on(look: &VerbTold, plan: &Plan) -> Option<Given> {
 fn signed(told: &VerbTold) -> Value {
     let id = &told.end.request_id;
     match &told.end.checked {
-        Err(_) => json!({ "request_id": id, "verb": told.verb, "receipt": "none", "outcome": "unknown", "exit_code": told.end.status }),
+        Err(_) => {
+            let outcome = if told.end.sent { "unknown" } else { "not-sent" };
+            json!({ "request_id": id, "verb": told.verb, "receipt": "none", "outcome": outcome, "exit_code": told.end.status })
+        }
         Ok(proved) => {
             let body = proved.body();
             json!({

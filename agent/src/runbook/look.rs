@@ -80,6 +80,8 @@ pub(super) enum Verdict {
     Known(Box<Looked>),
     /// There is none; the two sentences say why.
     Unknown(Message),
+    /// The request never reached the host, so it did nothing there; the two sentences say why.
+    Unsent(Message),
 }
 
 /// A runbook at work.
@@ -104,7 +106,7 @@ impl Acting<'_> {
     /// Runs a verb to its end.
     pub(super) async fn verb(&mut self, verb: Verb, reason: &str) -> Verdict {
         let Some(request_id) = fresh_id() else {
-            return Verdict::Unknown(Message::new("There were no random bytes for a request id.", "Try again."));
+            return Verdict::Unsent(Message::new("There were no random bytes for a request id.", "Try again."));
         };
         let ask = VerbAsk {
             verb,
@@ -140,6 +142,7 @@ impl Acting<'_> {
         }
         self.journal.ended(&ask, &end);
         match &end.checked {
+            Err(_) if !end.sent => Verdict::Unsent(end.said),
             Err(_) => Verdict::Unknown(end.said),
             Ok(proved) => {
                 let body = proved.body();

@@ -91,6 +91,16 @@ fn after_an_unknown_mutation_there_is_no_second_one() {
 }
 
 #[test]
+fn a_mutation_that_never_left_is_not_called_unknown() {
+    let bad = state("bad", "block-stalled", "cycle", "reachable = false\non.forensics = { to = \"gone\" }");
+    let world = world("bad", &format!("{bad}{}", state("gone", "block-stalled", "cycle", "away = true")));
+    let (ended, kept) = run_in(&world, true);
+    assert!(ended.said.what.starts_with("cycle did not reach the host, so it did nothing there"), "{ended:?} {kept:#?}");
+    assert!(!ended.healthy && !ended.said.to_string().contains("UNKNOWN"), "{ended:?}");
+    assert_eq!(verbs(&world), [Verb::Status, Verb::Forensics]);
+}
+
+#[test]
 fn a_reset_that_does_not_bring_the_guest_back_is_followed_by_one_cycle() {
     let cured = world("bad", &state("bad", "guest-unresponsive", "reset", "reachable = false\non.cycle = { to = \"well\" }"));
     assert!(run_in(&cured, false).0.healthy);

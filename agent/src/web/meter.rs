@@ -65,6 +65,7 @@ impl Meter {
                 }
                 body.outcome.as_str()
             }
+            Err(_) if !end.sent => "not-sent",
             Err(_) => {
                 self.unproved.inc();
                 "unproved"
@@ -104,7 +105,11 @@ impl Meter {
 
     fn text(&self) -> String {
         let mut all = Registry::with_prefix("breakglass");
-        all.register("verbs", "Verbs asked for, by how they ended; unproved: no valid receipt", self.verbs.clone());
+        all.register(
+            "verbs",
+            "Verbs asked for, by how they ended; unproved: no valid receipt; not-sent: never reached the host",
+            self.verbs.clone(),
+        );
         all.register("evidence_degraded", "Receipts that say that something is weaker than it should be", self.degraded.clone());
         all.register("receipts_unverified", "Verbs that ended without a valid receipt", self.unproved.clone());
         all.register("uses_unreviewed", "Mutating uses that nobody has reviewed on the host", self.unreviewed.clone());

@@ -57,7 +57,9 @@ pub(super) struct Run {
 pub(super) struct End {
     pub(super) at: Timestamp,
     pub(super) said: Message,
-    /// What the host signed; absent: nothing is known.
+    /// Whether it may have reached the host.
+    pub(super) sent: bool,
+    /// What the host signed; absent: nothing is known, but where nothing was sent.
     pub(super) receipt: Option<Box<ReceiptBody>>,
 }
 
@@ -90,6 +92,7 @@ impl End {
     /// Its tone.
     pub(super) fn tone(&self) -> Tone {
         match self.receipt.as_ref().map(|body| body.outcome) {
+            None if !self.sent => Tone::Refused,
             None | Some(proto::Outcome::Unknown) => Tone::Unknown,
             Some(proto::Outcome::Done) => Tone::Good,
             Some(proto::Outcome::Failed | proto::Outcome::Internal) => Tone::Bad,
@@ -172,13 +175,13 @@ impl Run {
                 self.files.retain(|known| known.path != *path);
                 self.files.push(File { path: path.clone(), file: file.clone(), bytes: *bytes });
             }
-            What::VerbEnded { request_id, said, receipt, .. } if *request_id == self.id => {
+            What::VerbEnded { request_id, said, sent, receipt, .. } if *request_id == self.id => {
                 self.again = None;
                 let said = receipt.as_ref().map_or_else(|| said.clone(), |body| body.message.clone());
                 // An unsigned judgement that the receipt does not name is worth nothing.
                 let signed = receipt.as_ref().and_then(|body| body.assessment);
                 self.judged = self.judged.take().filter(|judged| Some(judged.code) == signed);
-                self.end = Some(End { at: line.at, said, receipt: receipt.clone() });
+                self.end = Some(End { at: line.at, said, sent: *sent, receipt: receipt.clone() });
             }
             _ => {}
         }
@@ -300,6 +303,7 @@ fn word(end: &End) -> &'static str {
         Tone::Good if end.receipt.as_ref().is_some_and(|body| body.dry_run) => "Planned, nothing changed",
         Tone::Good if end.receipt.as_ref().is_some_and(|body| body.already) => "Done: it was so already",
         Tone::Good => "Done",
+        Tone::Refused if end.receipt.is_none() => "Not sent",
         Tone::Refused => "Refused",
         Tone::Bad => "Failed",
         Tone::Unknown => "Result unknown",

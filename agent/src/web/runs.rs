@@ -118,6 +118,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
                     }
                     @for one in &body.degraded { p.note { "Weaker than it should be: " (plain(one)) } }
                 }
+                None if !end.sent => p.note { "It never reached the host, so it did nothing there." },
                 None => p.note.warn { "No valid receipt came, so nothing is known of it, whatever else is shown here." },
             }
             @if tone == Tone::Unknown && run.verb.mutates() {
