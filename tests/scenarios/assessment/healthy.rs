@@ -45,7 +45,7 @@ fn busy(lab: &Lab, all: u32, with: &str) -> Result<()> {
     vm.guest_background(&format!("echo $$ > /tmp/busy; {with}"))?;
     let before = vm.writes()?;
     if with == DISK {
-        until("the guest's writing", Duration::from_secs(10), || vm.writes().ok().filter(|now| *now > before + 20))?;
+        until("the guest's writing", Duration::from_secs(30), || vm.writes().ok().filter(|now| *now > before + 20))?;
     }
     let end = runs(all, || healthy(lab));
     vm.guest("kill $(cat /tmp/busy); pkill dd; rm -f /data/load")?;

@@ -53,7 +53,7 @@ fn io_error(lab: &Lab) -> Result<()> {
     fs::write(DISK, &disk).unwrap();
     vm.boot()?;
     vm.guest_background("dd if=/dev/urandom of=/data/fill bs=64k oflag=direct")?;
-    until("the io-error", Duration::from_secs(30), || (vm.observe() == Observed::State("io-error".into())).then_some(()))?;
+    until("the io-error", Duration::from_secs(60), || (vm.observe() == Observed::State("io-error".into())).then_some(()))?;
     let mut before = Stamp::of(vm);
     let start = refused(vm, &mut before, &agent(lab)?, "start", 6, "is in io-error: a write to the host's storage failed")?;
     assert!(start.message().contains("Make room on the host's storage, then use cycle"), "{}", start.message());
@@ -77,7 +77,7 @@ fn d_state(lab: &Lab) -> Result<()> {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count()
     };
-    until("a thread in D", Duration::from_secs(10), || (in_d() > 0).then_some(()))?;
+    until("a thread in D", Duration::from_secs(30), || (in_d() > 0).then_some(()))?;
     let leader = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     assert!(!leader.contains(") D "), "the leader looks idle: {leader}");
     let told = ask(&agent(lab)?, "forensics")?.done();
@@ -99,7 +99,7 @@ fn d_state(lab: &Lab) -> Result<()> {
         refused(vm, &mut before, &agent(lab)?, verb, 6, "still holds the disk")?;
     }
     backend.go_on()?;
-    until("the survivor's end", Duration::from_secs(10), || (in_d() == 0 && vm.scope().is_empty()).then_some(()))?;
+    until("the survivor's end", Duration::from_secs(30), || (in_d() == 0 && vm.scope().is_empty()).then_some(()))?;
     ask(&agent(lab)?, "start")?.done();
     vm.kill()
 }
