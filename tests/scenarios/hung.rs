@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use lab::installed::{Stamp, Told, agent, ask, processes, prompt};
+use lab::installed::{Stamp, Told, agent, ask, look, processes, prompt};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, until};
 use lab::qmp::Qmp;
@@ -57,7 +57,7 @@ fn qm_says_running(lab: &Lab) -> Result<()> {
     let stopped = wedge::qemu_stopped(vm)?;
     let qm = wedge::other_qm(&["status", "102"])?;
     assert_eq!((qm.status, qm.text().as_str()), (0, "status: running\n"));
-    let told = ask(&agent(lab)?, "forensics")?.done();
+    let told = look(&agent(lab)?, "forensics")?.done();
     stopped.now();
     assert_eq!((told.code().as_str(), &told.body["state_after"]), ("qemu-unresponsive", &json!("unresponsive")), "{:#}", told.body);
     Ok(())

@@ -195,7 +195,7 @@ impl Vm {
             // A stopped process dies of SIGKILL too; one that is gone by now is what was asked for.
             let _gone = send(pid, Signal::KILL);
         }
-        until("the end of VM 102", Duration::from_secs(10), || (self.scope().is_empty() && self.pid().is_none()).then_some(()))?;
+        until("the end of VM 102", Duration::from_secs(30), || (self.scope().is_empty() && self.pid().is_none()).then_some(()))?;
         for path in [PID_FILE, QMP, QGA, VNC, SERIAL, LAB_MONITOR] {
             let _absent = fs::remove_file(path);
         }
@@ -248,7 +248,7 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
 /// state D stands as well, and does not stop before its disk answers.
 pub fn stop(pid: u32) -> Result<()> {
     send(pid, Signal::STOP)?;
-    until("the stop of every thread", Duration::from_secs(10), || {
+    until("the stop of every thread", Duration::from_secs(20), || {
         let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
         let stands = |text: String| ["\nState:\tT", "\nState:\tD"].iter().any(|state| text.contains(state));
         threads.all(|thread| fs::read_to_string(thread.path().join("status")).is_ok_and(stands)).then_some(())

@@ -106,7 +106,7 @@ pub fn guest_oom(vm: &Vm) -> Result<()> {
 
 fn gone(vm: &Vm, what: &str) -> Result<()> {
     let dead = || vm.guest_within("true", Duration::from_secs(5)).map_or(Some(()), |answer| (answer.status != 0).then_some(()));
-    until(what, Duration::from_secs(40), dead)
+    until(what, Duration::from_secs(60), dead)
 }
 
 /// The guest's disk is full; undone by removing what fills it.
@@ -163,7 +163,7 @@ pub fn live_task(kind: &str) -> Result<Undo> {
 pub fn stale_pidfile(vm: &Vm) -> Result<()> {
     let pid = vm.pid().ok_or_else(|| Error::new("VM 102 has no process to kill", "Start it first"))?;
     send(pid, Signal::KILL)?;
-    until("QEMU's end", Duration::from_secs(10), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+    until("QEMU's end", Duration::from_secs(30), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
 }
 
 /// The pidfile names a process that is not QEMU; QEMU must not run. Undone by removing both. Gives the process's id.
@@ -295,7 +295,7 @@ pub fn nbd_backend(host: &Host) -> Result<Backend> {
     must("qemu-img", ["convert", "-O", "raw", DISK, BACKEND])?;
     let arguments = ["--persistent", "--shared=8", "--format=raw", "--export-name=disk", "--socket", socket, BACKEND];
     let server = Command::new("qemu-nbd").args(arguments).spawn().context("start qemu-nbd")?;
-    until("the NBD server's start", Duration::from_secs(10), || Path::new(socket).exists().then_some(()))?;
+    until("the NBD server's start", Duration::from_secs(30), || Path::new(socket).exists().then_some(()))?;
     let disk = format!("nbd+unix:///disk?socket={socket},iothread=1,aio=threads,size=64M");
     host.set_conf(|conf| conf.current.set("scsi0", &disk))?;
     Ok(Backend::Nbd(server))

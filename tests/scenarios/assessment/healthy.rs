@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lab::bundle::judged;
-use lab::installed::{agent, ask};
+use lab::installed::{agent, ask, look};
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::{Lab, Result, Vm, wedge};
@@ -29,7 +29,7 @@ fn healthy(lab: &Lab) -> Result<()> {
     judged(lab, "healthy", None)?;
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(1_100));
-        let status = ask(&agent(lab)?, "status")?.done();
+        let status = look(&agent(lab)?, "status")?.done();
         assert_eq!(status.code(), "healthy", "{:#?}", status.answer.events_of("assessment"));
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::bundle::{Bundle, judged};
-use lab::installed::{agent, ask};
+use lab::installed::{agent, look};
 use lab::lab::Scenario;
 use lab::process::{must, run, until};
 use lab::vm::send;
@@ -102,9 +102,9 @@ fn looked_at_often(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stall = wedge::block_stall(vm)?;
     let ssh = agent(lab)?;
-    let _from_before_the_stall = ask(&ssh, "status")?;
+    let _to_compare_with = look(&ssh, "status")?;
     std::thread::sleep(Duration::from_millis(2_500));
-    let codes: Result<Vec<String>> = (0..8).map(|_| Ok(ask(&ssh, "status")?.code())).collect();
+    let codes: Result<Vec<String>> = (0..8).map(|_| Ok(look(&ssh, "status")?.code())).collect();
     stall.now();
     assert!(codes.as_ref().is_ok_and(|codes| codes.iter().all(|code| code == "block-stalled")), "{codes:?}");
     Ok(())
