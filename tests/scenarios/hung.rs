@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use lab::installed::{Stamp, Told, agent, ask, processes};
+use lab::installed::{Stamp, Told, agent, ask, look, processes, prompt};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, until};
 use lab::qmp::Qmp;
@@ -34,11 +34,9 @@ const SCENARIOS: &[Scenario] = &[
 fn reads_of_a_hung_qemu(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stopped = wedge::qemu_stopped(vm)?;
-    let status = ask(&agent(lab)?, "status")?.done();
-    assert!(status.answer.wall < Duration::from_secs(4), "{:?}", status.answer.wall);
+    let status = prompt(&agent(lab)?, "status", Duration::from_secs(4))?.done();
     assert!(["qemu-unresponsive", "qmp-unavailable"].contains(&status.code().as_str()), "{}", status.code());
-    let told = ask(&agent(lab)?, "forensics")?.done();
-    assert!(told.answer.wall < Duration::from_secs(15), "{:?}", told.answer.wall);
+    let told = prompt(&agent(lab)?, "forensics", Duration::from_secs(15))?.done();
     stopped.now();
     let manifest: Value = serde_json::from_slice(&fs::read(format!("{}/manifest.json", told.bundle())).unwrap()).unwrap();
     let missing = manifest["predicate"]["not_captured"].as_array().unwrap();
@@ -59,7 +57,7 @@ fn qm_says_running(lab: &Lab) -> Result<()> {
     let stopped = wedge::qemu_stopped(vm)?;
     let qm = wedge::other_qm(&["status", "102"])?;
     assert_eq!((qm.status, qm.text().as_str()), (0, "status: running\n"));
-    let told = ask(&agent(lab)?, "forensics")?.done();
+    let told = look(&agent(lab)?, "forensics")?.done();
     stopped.now();
     assert_eq!((told.code().as_str(), &told.body["state_after"]), ("qemu-unresponsive", &json!("unresponsive")), "{:#}", told.body);
     Ok(())
@@ -82,14 +80,27 @@ fn main() {
     run_scenarios(SCENARIOS, lab::installed::prepare)
 }
 
+/// Three times at most, until it was as quick as this: once it may be the machine, which takes a process off the CPU for as long as there
+/// is room; what is slow by itself is so each time.
+fn quick(within: Duration, mut once: impl FnMut() -> Result<Duration>) -> Result<()> {
+    let mut took = Vec::new();
+    while took.len() < 3 {
+        let this = once()?;
+        if this < within {
+            return Ok(());
+        }
+        took.push(this);
+    }
+    panic!("{took:?}, each time more than {within:?}");
+}
+
 /// Says `verb` and measures from the request to the first sight of `there`.
-fn timed<T>(lab: &Lab, line: &str, within: Duration, there: impl FnMut() -> Option<T>) -> Result<(Told, Duration)> {
+fn timed<T>(lab: &Lab, line: &str, there: impl FnMut() -> Option<T>) -> Result<(Told, Duration)> {
     let sent = Instant::now();
     let running = agent(lab)?.spawn(format!("{line} --json"))?;
     until(line, Duration::from_secs(60), there)?;
     let took = sent.elapsed();
     let told = Told::read(running.finish(Duration::from_secs(120))?.into())?.done();
-    assert!(took < within, "{line} took {took:?}");
     Ok((told, took))
 }
 
@@ -120,11 +131,15 @@ impl Drop for Neighbour {
 }
 
 fn cycle_of_a_hung_qemu(lab: &Lab) -> Result<()> {
+    quick(Duration::from_secs(8), || cycled(lab))
+}
+
+fn cycled(lab: &Lab) -> Result<Duration> {
     let vm = lab.fresh()?;
     let mut neighbour = Neighbour::start();
     let old = vm.pid();
     wedge::qemu_stopped(vm)?.forget();
-    let (told, took) = timed(lab, "cycle", Duration::from_secs(8), || other_than(vm, old))?;
+    let (told, took) = timed(lab, "cycle", || other_than(vm, old))?;
     assert_eq!(told.steps(), ["kill", "qm-start", "observe"], "{took:?}");
     assert!(neighbour.0.try_wait().unwrap().is_none(), "VM 1020 was killed");
     assert_eq!(told.body["state_before"], "unresponsive");
@@ -133,29 +148,38 @@ fn cycle_of_a_hung_qemu(lab: &Lab) -> Result<()> {
         "{:#?}",
         told.answer.events_of("assessment")
     );
-    vm.wait_for_ssh(BOOT)
+    vm.wait_for_ssh(BOOT)?;
+    Ok(took)
 }
 
 fn cycle_after_reads(lab: &Lab) -> Result<()> {
+    quick(Duration::from_secs(8), || read_and_cycled(lab))
+}
+
+fn read_and_cycled(lab: &Lab) -> Result<Duration> {
     let vm = lab.fresh()?;
     let old = vm.pid();
     wedge::qemu_stopped(vm)?.forget();
     for read in ["status", "forensics", "status", "forensics"] {
         ask(&agent(lab)?, read)?.done();
     }
-    let (told, _) = timed(lab, "cycle", Duration::from_secs(8), || other_than(vm, old))?;
+    let (told, took) = timed(lab, "cycle", || other_than(vm, old))?;
     assert_eq!(told.steps(), ["kill", "qm-start", "observe"]);
     assert_eq!(vm.observe(), Observed::State("running".into()));
-    Ok(())
+    Ok(took)
 }
 
 fn stop_of_a_hung_qemu(lab: &Lab) -> Result<()> {
+    quick(Duration::from_secs(7), || stopped(lab))
+}
+
+fn stopped(lab: &Lab) -> Result<Duration> {
     let vm = lab.fresh()?;
     wedge::qemu_stopped(vm)?.forget();
-    let (told, took) = timed(lab, "stop", Duration::from_secs(7), || (vm.observe() == Observed::Stopped).then_some(()))?;
+    let (told, took) = timed(lab, "stop", || (vm.observe() == Observed::Stopped).then_some(()))?;
     assert_eq!(told.steps(), ["kill", "qm-stop", "observe"], "{took:?}");
     assert_eq!((processes(), vm.scope()), (vec![], vec![]));
-    Ok(())
+    Ok(took)
 }
 
 fn stop_with_hung_pve(lab: &Lab) -> Result<()> {
@@ -171,13 +195,21 @@ fn stop_with_hung_pve(lab: &Lab) -> Result<()> {
 fn goes_on(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stopped = wedge::qemu_stopped(vm)?;
+    let before = at_the_qmp_socket();
     let stop = agent(lab)?.spawn("stop --json")?;
-    // Within the 3 s after which silence counts.
-    std::thread::sleep(Duration::from_millis(1800));
+    until("the question that QEMU does not answer", Duration::from_secs(30), || (at_the_qmp_socket() > before).then_some(()))?;
+    // A part of the 3 s after which silence counts; the rest is for a machine that is busy.
+    std::thread::sleep(Duration::from_millis(500));
     stopped.now();
-    let told = Told::read(stop.finish(Duration::from_secs(60))?.into())?.done();
+    let told = Told::read(stop.finish(Duration::from_secs(120))?.into())?.done();
     assert_eq!(told.steps(), ["qm-stop", "observe"], "{:#}", told.body);
     Ok(())
+}
+
+/// How many sockets of the kernel's are QEMU's QMP socket: the one that listens, and each connection, accepted or not.
+fn at_the_qmp_socket() -> usize {
+    let all = fs::read_to_string("/proc/net/unix").unwrap();
+    all.lines().filter(|line| line.ends_with(lab::qemu_cmd::QMP)).count()
 }
 
 fn goes_on_after_the_proof(lab: &Lab) -> Result<()> {
@@ -240,19 +272,22 @@ fn screendump(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let list = || must("find", ["/", "-xdev", "-maxdepth", "1"]).map(|found| found.text());
     let before = list()?;
-    let running = agent(lab)?.spawn("forensics --json")?;
-    // QEMU writes with its own umask: the folder is what keeps the picture private.
-    let mut folders = Vec::new();
-    let seen = until("a folder for pictures", Duration::from_secs(6), || {
-        let found = must("find", ["/run/pve-verb", "-name", "*screen*"]).ok()?.text();
-        let parent = found.lines().next().map(std::path::PathBuf::from)?;
-        let folder = if parent.is_dir() { parent } else { parent.parent()?.to_owned() };
-        let mode = fs::metadata(&folder).ok()?.mode();
-        folders.push(folder);
-        Some(mode & 0o777)
-    })?;
-    assert_eq!(seen, 0o700, "{folders:?}");
-    let told = Told::read(running.finish(Duration::from_secs(30))?.into())?.done();
+    // QEMU writes with its own umask: the folder is what keeps the picture private. It is there for a second or two, in which we may be
+    // off the CPU: then once more.
+    let folder = || {
+        let mut all = fs::read_dir("/run/pve-verb").ok()?.flatten();
+        let found = all.find(|entry| entry.file_name().to_string_lossy().contains("screen"))?;
+        Some((found.metadata().ok()?.mode() & 0o777, found.path()))
+    };
+    let (told, seen) = (0..3)
+        .find_map(|_| {
+            let running = agent(lab).and_then(|ssh| ssh.spawn("forensics --json")).unwrap();
+            let seen = until("a folder for pictures", Duration::from_secs(15), folder).ok();
+            let told = Told::read(running.finish(Duration::from_secs(60)).unwrap().into()).unwrap().done();
+            seen.map(|seen| (told, seen))
+        })
+        .expect("there was a folder for pictures");
+    assert_eq!(seen.0, 0o700, "{seen:?}");
     assert_eq!(list()?, before, "something was left in /");
     let left = must("find", ["/run/pve-verb", "-name", "*screen*"])?.text();
     assert_eq!(left, "");
@@ -260,6 +295,6 @@ fn screendump(lab: &Lab) -> Result<()> {
         let picture = fs::read(format!("{}/console/screen-{n}.png", told.bundle())).unwrap();
         assert!(picture.starts_with(b"\x89PNG") && picture.len() > 500);
     }
-    assert!(Qmp::connect(lab::qemu_cmd::QMP, Duration::from_secs(2)).is_ok() && vm.healthy());
+    assert!(Qmp::connect(lab::qemu_cmd::QMP, Duration::from_secs(20)).is_ok() && vm.healthy());
     Ok(())
 }

@@ -30,7 +30,7 @@ fn boots(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     assert_eq!(vm.guest("hostname; sudo -n id -u; su breakglass -c 'sudo -n id -u'")?.lines(), ["devvm", "0", "0"]);
     assert_eq!(vm.guest("grep -c /data /proc/mounts")?.text().trim(), "1");
-    let info = vm.agent("guest-get-osinfo", Duration::from_secs(5))?;
+    let info = vm.agent("guest-get-osinfo", Duration::from_secs(20))?;
     assert_eq!(info["id"], "devvm-lab");
     assert_eq!(vm.scope(), [vm.pid().unwrap()]);
     let line = std::fs::read_to_string(format!("/proc/{}/cgroup", vm.pid().unwrap())).unwrap();
@@ -56,7 +56,7 @@ fn block_stall(lab: &Lab) -> Result<()> {
     assert_eq!(vm.writes()?, before, "writes go on");
     assert_eq!(vm.observe(), running());
     assert_eq!(vm.qmp("query-block", json!({}))?[0]["io-status"], "ok");
-    assert!(vm.agent("guest-ping", Duration::from_secs(3)).is_ok(), "the agent should still answer");
+    assert!(vm.agent("guest-ping", Duration::from_secs(20)).is_ok(), "the agent should still answer");
     stall.now();
     assert!(vm.healthy(), "the stall was not undone");
     Ok(())
@@ -76,6 +76,6 @@ fn agent_killed(lab: &Lab) -> Result<()> {
     let killed = wedge::agent_killed(vm)?;
     assert!(vm.agent("guest-ping", Duration::from_secs(2)).is_err());
     killed.now();
-    assert!(vm.agent("guest-ping", Duration::from_secs(5)).is_ok());
+    assert!(vm.agent("guest-ping", Duration::from_secs(20)).is_ok());
     Ok(())
 }

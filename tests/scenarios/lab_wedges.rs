@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lab::fuse::Hang;
 use lab::lab::{Scenario, run_scenarios};
-use lab::process::{run, start};
+use lab::process::{run, start, until};
 use lab::wedge::Backend;
 use lab::{Host, Lab, Observed, Result, wedge};
 
@@ -34,6 +34,7 @@ const SCENARIOS: &[Scenario] = &[
 ];
 
 const SHORT: Duration = Duration::from_secs(2);
+const AMPLE: Duration = Duration::from_secs(20);
 
 fn main() {
     run_scenarios(SCENARIOS, |_| Ok(()))
@@ -74,15 +75,13 @@ fn disk_hung(_: &Lab) -> Result<()> {
     let hung = wedge::disk_hung("/var/lib/pve-verb")?;
     let writer = start(Command::new("/usr/bin/touch").arg("/var/lib/pve-verb/x"), &[])?;
     let pid = writer.pid();
-    std::thread::sleep(Duration::from_millis(300));
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    assert!(stat.contains(") D "), "{stat}");
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    until("a writer in state D", AMPLE, || stat().contains(") D ").then_some(()))?;
     lab::vm::send(pid, rustix::process::Signal::KILL)?;
     std::thread::sleep(Duration::from_millis(300));
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    assert!(stat.contains(") D "), "{stat}");
+    assert!(stat().contains(") D "), "{}", stat());
     drop(hung);
-    assert_ne!(writer.finish(SHORT)?.status, 0);
+    assert_ne!(writer.finish(2 * AMPLE)?.status, 0);
     fs::write("/var/lib/pve-verb/x", "again").unwrap();
     Ok(())
 }
@@ -130,7 +129,7 @@ fn qmp_held(lab: &Lab) -> Result<()> {
     let held = wedge::qmp_held()?;
     assert!(lab::qmp::Qmp::connect(lab::qemu_cmd::QMP, SHORT).is_err());
     drop(held);
-    assert!(lab::qmp::Qmp::connect(lab::qemu_cmd::QMP, SHORT).is_ok());
+    assert!(lab::qmp::Qmp::connect(lab::qemu_cmd::QMP, AMPLE).is_ok());
     Ok(())
 }
 
@@ -146,7 +145,7 @@ fn guest_disk_full(lab: &Lab) -> Result<()> {
 fn guest_ssh_dropped(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     wedge::guest_ssh_dropped(vm)?;
-    assert!(vm.agent("guest-ping", SHORT).is_ok());
+    assert!(vm.agent("guest-ping", AMPLE).is_ok());
     Ok(())
 }
 
@@ -184,29 +183,32 @@ fn reused_pid(lab: &Lab) -> Result<()> {
 }
 
 fn nbd_backend(lab: &Lab) -> Result<()> {
-    backend_stops(lab, wedge::nbd_backend, |_| ())
+    backend_stops(lab, wedge::nbd_backend, |_| true)
 }
 
 fn file_backend(lab: &Lab) -> Result<()> {
     backend_stops(lab, wedge::file_backend, |pid| {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
         let stuck = threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count();
-        assert!(stuck > 0, "no thread in state D");
+        stuck > 0
     })
 }
 
-fn backend_stops(lab: &Lab, backend: fn(&Host) -> Result<Backend>, while_stopped: fn(u32)) -> Result<()> {
+fn backend_stops(lab: &Lab, backend: fn(&Host) -> Result<Backend>, stuck: fn(u32) -> bool) -> Result<()> {
     let vm = lab.stopped()?;
     let backend = backend(&lab.host)?;
     vm.boot()?;
     assert!(vm.healthy());
     backend.stop()?;
     vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
-    std::thread::sleep(Duration::from_secs(1));
+    // Without a request that waits, flat writes would show nothing.
+    until("a request that waits", AMPLE, || (vm.waiting().ok()? > 0).then_some(()))?;
+    let pid = vm.pid().unwrap();
+    until("a thread that waits for the backend", AMPLE, || stuck(pid).then_some(()))?;
     let before = vm.writes()?;
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!((vm.writes()?, vm.observe()), (before, running()));
-    while_stopped(vm.pid().unwrap());
+    assert!(stuck(pid), "nothing waits any more");
     backend.go_on()?;
     assert!(vm.healthy());
     vm.kill()

@@ -11,7 +11,7 @@ use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
 use lab::station::{self, MODEL, Traces, anna, bare_vm, body, fresh_id};
 use lab::worker::{Moment, reaches};
-use lab::{Answer, Lab, Result, Ssh};
+use lab::{Answer, Lab, Result, Ssh, wedge};
 use serde_json::json;
 
 const SCENARIOS: &[Scenario] = &[
@@ -144,12 +144,17 @@ fn proto_ms(time: &str) -> u64 {
 fn followers(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
+    // Who comes when it has ended is told its end only: it waits until all of them follow.
+    let qm = wedge::qm_stop_waits(lab)?;
     let first = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     reaches(&id, Moment::Told("probe"), AMPLE)?;
     let others: Vec<_> = (0..8).map(|_| ssh.spawn(format!("cycle --json --attach --request-id={id}")).unwrap()).collect();
     // One of them stops reading and one goes away: that is nobody else's business.
     let deaf = Deaf::call(&ssh, &format!("cycle --json --attach --request-id={id}"));
     drop(ssh.spawn(format!("cycle --json --attach --request-id={id}"))?.kill()?);
+    let follow = || others.iter().all(|other| String::from_utf8_lossy(&other.output_so_far()).contains("\"attached\":true"));
+    until("eight who follow", Duration::from_secs(45), || follow().then_some(()))?;
+    qm.go_on();
     let first: Answer = first.finish(AMPLE)?.into();
     assert_eq!(first.status, 0);
     let lines = first.lines();

@@ -50,6 +50,8 @@ fn evidence(lab: &Lab) -> Result<()> {
 
 fn newline(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
+    // What the request before has still to write is not of this one.
+    station::quiet(AMPLE)?;
     let forged = "status\n2026-01-01 verb=cycle COMPLETE {\"seq\":1}";
     let before = Chain::read()?.records.len();
     let answer = anna(lab)?.call(forged)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::installed::{Told, agent, ask};
+use crate::installed::{Told, agent, ask, look};
 use crate::lab::Lab;
 
 /// What a finding may name beside the bundle's own files and questions.
@@ -91,7 +91,8 @@ impl Bundle {
 
 /// `forensics`, which must judge so and recommend this verb (or none).
 pub fn judged(lab: &Lab, code: &str, verb: Option<&str>) -> Result<Bundle> {
-    let bundle = Bundle::of(ask(&agent(lab)?, "forensics")?.done());
+    let asked = if code == "qmp-unavailable" { ask } else { look };
+    let bundle = Bundle::of(asked(&agent(lab)?, "forensics")?.done());
     let said = &bundle.judgement;
     assert_eq!(
         (&said["code"], said["recommend"]["verb"].as_str()),

@@ -143,7 +143,8 @@ impl Ssh {
             ("StrictHostKeyChecking", "yes".into()),
             ("GlobalKnownHostsFile", "none".into()),
             ("UserKnownHostsFile", self.known_hosts.display().to_string()),
-            ("ConnectTimeout", "5".into()),
+            // It holds until the server greets: many logins at once, on a busy machine, wait for seconds.
+            ("ConnectTimeout", "20".into()),
             ("LogLevel", "ERROR".into()),
         ];
         settings.extend(self.alias.clone().map(|alias| ("HostKeyAlias", alias)));

@@ -95,7 +95,7 @@ impl Served {
         let mut dd = Command::new("dd");
         dd.args([&format!("if={}", self.path), "of=/dev/null", "bs=4096", "count=1", "iflag=direct", "status=none"]).stderr(Stdio::null());
         let mut reader = dd.spawn().context("start dd")?;
-        let soon = Duration::from_secs(5);
+        let soon = Duration::from_secs(20);
         until("the first request", soon, || self.switch.holding.load(Ordering::Relaxed).then_some(()))?;
         reader.kill().context("interrupt dd")?;
         until("the first interrupt", soon, || self.switch.uninterruptible.load(Ordering::Relaxed).then_some(()))?;

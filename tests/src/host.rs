@@ -256,7 +256,7 @@ impl Host {
             "/usr/sbin/sshd",
             ["-E", "/run/lab/sshd.log", "-o", "ListenAddress=127.0.0.1", "-o", "PidFile=/run/lab/sshd.pid", "-o", "MaxStartups=100"],
         )?;
-        let pid = until("sshd's start", Duration::from_secs(5), || fs::read_to_string("/run/lab/sshd.pid").ok()?.trim().parse().ok())?;
+        let pid = until("sshd's start", Duration::from_secs(20), || fs::read_to_string("/run/lab/sshd.pid").ok()?.trim().parse().ok())?;
         self.sshd = Some(pid);
         Ok(())
     }

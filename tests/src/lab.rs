@@ -47,7 +47,7 @@ impl Lab {
         let plain = self.host.conf().is_ok_and(|conf| conf.to_text() == Host::default_conf());
         self.host.set_quorum(true)?;
         self.host.set_ha(None)?;
-        if !(plain && self.vm.healthy()) {
+        if !(plain && self.vm.healthy_within(Duration::from_secs(8))) {
             self.vm.kill()?;
             self.host.restore()?;
             if snapshot::is_there() {

@@ -4,13 +4,21 @@
 //! grandchild that holds the pipes open delays nothing.
 
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::error::{Context, Error, Result};
+
+/// For a grandchild that holds a pipe open.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// For one that writes into it for ever.
+const BEHIND: Duration = Duration::from_secs(10);
 
 /// How a program ended.
 #[derive(Debug, Clone)]
@@ -58,12 +66,15 @@ pub struct Running {
 #[derive(Debug)]
 struct Pipe {
     bytes: Arc<Mutex<Vec<u8>>>,
+    /// The same end once more, only to see whether the reader is behind.
+    end: Option<OwnedFd>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Pipe {
-    fn collect(source: Option<impl Read + Send + 'static>) -> Self {
+    fn collect(source: Option<impl Read + AsFd + Send + 'static>) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
+        let end = source.as_ref().and_then(|source| source.as_fd().try_clone_to_owned().ok());
         let reader = source.map(|mut source| {
             let sink = Arc::clone(&bytes);
             std::thread::spawn(move || {
@@ -73,14 +84,26 @@ impl Pipe {
                 }
             })
         });
-        Self { bytes, reader }
+        Self { bytes, end, reader }
     }
 
-    fn take(&mut self, patience: Instant) -> Vec<u8> {
-        while self.reader.as_ref().is_some_and(|reader| !reader.is_finished()) && Instant::now() < patience {
+    /// All that was written. Patience ends only where a grandchild holds the pipe open and writes nothing: a reader of ours that is off
+    /// the CPU comes back, and what it has not read yet would be missing at the end of an answer.
+    fn take(&mut self, mut patience: Instant) -> Vec<u8> {
+        let longest = Instant::now() + BEHIND;
+        while self.reader.as_ref().is_some_and(|reader| !reader.is_finished()) && Instant::now() < patience.min(longest) {
+            if self.is_behind() {
+                patience = Instant::now() + PATIENCE;
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
         locked(&self.bytes).clone()
+    }
+
+    /// Whether there are bytes, or the pipe's end, that the reader has not seen.
+    fn is_behind(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.end.as_ref().is_some_and(|end| matches!(poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&now)), Ok(1..)))
     }
 }
 
@@ -124,7 +147,7 @@ impl Running {
             std::thread::sleep(Duration::from_millis(3));
         };
         let wall = self.started.elapsed();
-        let patience = Instant::now() + Duration::from_millis(300);
+        let patience = Instant::now() + PATIENCE;
         let stdout = self.stdout.take(patience);
         show(&stdout[shown..]);
         Ok(Finished {

@@ -103,9 +103,14 @@ impl Vm {
 
     /// Leaves a command running in the guest.
     pub fn guest_background(&self, command: &str) -> Result<()> {
-        let quoted = command.replace('\'', "'\\''");
-        let answer = self.guest(&format!("setsid sh -c '{quoted}' </dev/null >/dev/null 2>&1 &"))?;
+        let answer = self.guest(&in_background(command))?;
         if answer.status == 0 { Ok(()) } else { Err(guest_failed(command, &answer)) }
+    }
+
+    /// The same for a command that ends the guest or its sshd: it may cut off the login that brought it, so how that ended says nothing.
+    /// Wait for what the command does.
+    pub fn guest_last(&self, command: &str) -> Result<()> {
+        self.guest_within(&in_background(command), Duration::from_secs(10)).map(drop)
     }
 
     /// The client that logs into the guest.
@@ -166,11 +171,16 @@ impl Vm {
 
     /// Whether it runs, its disk takes writes and its guest lets root in.
     pub fn healthy(&self) -> bool {
+        self.healthy_within(Duration::from_secs(20))
+    }
+
+    /// The same for one who boots another where it is not, so that a wrong no costs only time.
+    pub(crate) fn healthy_within(&self, patience: Duration) -> bool {
         self.observe() == Observed::State("running".into())
             && self
-                .guest_within("dd if=/dev/zero of=/data/.probe bs=4k count=1 oflag=direct 2>/dev/null", Duration::from_secs(8))
+                .guest_within("dd if=/dev/zero of=/data/.probe bs=4k count=1 oflag=direct 2>/dev/null", patience)
                 .is_ok_and(|a| a.status == 0)
-            && self.agent("guest-ping", Duration::from_secs(3)).is_ok()
+            && self.agent("guest-ping", patience / 2).is_ok()
     }
 
     /// Sends a signal to its QEMU.
@@ -185,7 +195,7 @@ impl Vm {
             // A stopped process dies of SIGKILL too; one that is gone by now is what was asked for.
             let _gone = send(pid, Signal::KILL);
         }
-        until("the end of VM 102", Duration::from_secs(10), || (self.scope().is_empty() && self.pid().is_none()).then_some(()))?;
+        until("the end of VM 102", Duration::from_secs(30), || (self.scope().is_empty() && self.pid().is_none()).then_some(()))?;
         for path in [PID_FILE, QMP, QGA, VNC, SERIAL, LAB_MONITOR] {
             let _absent = fs::remove_file(path);
         }
@@ -199,6 +209,17 @@ impl Vm {
         let disk = stats.as_array().and_then(|all| all.iter().find(|one| one["device"] == "drive-scsi0"));
         disk.and_then(|disk| disk["stats"]["wr_operations"].as_u64())
             .ok_or_else(|| Error::new("QEMU has no statistics of drive-scsi0", "Look at `query-blockstats`"))
+    }
+
+    /// How many of the guest's requests to its disk QEMU has taken and not answered.
+    pub fn waiting(&self) -> Result<u64> {
+        let mut monitor = self.monitor()?;
+        let devices = monitor.call("x-query-virtio", json!({}), QMP_DEADLINE)?;
+        let scsi = devices.as_array().and_then(|all| all.iter().find(|one| one["name"] == "virtio-scsi"));
+        let scsi = scsi.ok_or_else(|| Error::new("QEMU has no virtio-scsi", "Look at `x-query-virtio`"))?;
+        // 0 and 1 are control and events.
+        let queue = monitor.call("x-query-virtio-queue-status", json!({"path": scsi["path"], "queue": 2}), QMP_DEADLINE)?;
+        queue["inuse"].as_u64().ok_or_else(|| Error::new("QEMU does not count a queue's requests", "Look at `x-query-virtio-queue-status`"))
     }
 }
 
@@ -223,13 +244,20 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).context("signal a process of the lab")
 }
 
-/// Stops a process of the lab as SIGSTOP does, and waits until each thread stands: until then one may still take a connection.
+/// Stops a process of the lab as SIGSTOP does, and waits until each thread stands: until then one may still take a connection. One in
+/// state D stands as well, and does not stop before its disk answers.
 pub fn stop(pid: u32) -> Result<()> {
     send(pid, Signal::STOP)?;
-    until("the stop of every thread", Duration::from_secs(10), || {
+    until("the stop of every thread", Duration::from_secs(20), || {
         let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
-        threads.all(|thread| fs::read_to_string(thread.path().join("status")).is_ok_and(|text| text.contains("\nState:\tT"))).then_some(())
+        let stands = |text: String| ["\nState:\tT", "\nState:\tD"].iter().any(|state| text.contains(state));
+        threads.all(|thread| fs::read_to_string(thread.path().join("status")).is_ok_and(stands)).then_some(())
     })
+}
+
+fn in_background(command: &str) -> String {
+    let quoted = command.replace('\'', "'\\''");
+    format!("setsid sh -c '{quoted}' </dev/null >/dev/null 2>&1 &")
 }
 
 fn guest_failed(command: &str, answer: &Answer) -> Error {

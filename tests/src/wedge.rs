@@ -3,7 +3,7 @@
 //! They cause faults and judge nothing. Faults inside the guest have no undo but a reset or [`crate::Lab::fresh`].
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -18,7 +18,7 @@ use crate::fuse::{self, Hang, Served, hang};
 use crate::host::{DISK, Host};
 use crate::namespace::tmpfs;
 use crate::process::{must, run, until};
-use crate::qemu_cmd::{PID_FILE, QMP};
+use crate::qemu_cmd::{PID_FILE, QMP, SERIAL_LOG};
 use crate::vm::{Vm, send, stop};
 
 const GUEST_WRITER: &str = "while :; do dd if=/dev/zero of=/data/load bs=64k count=64 oflag=direct conv=notrunc 2>/dev/null; done";
@@ -59,19 +59,21 @@ impl Drop for Undo {
 pub fn block_stall(vm: &Vm) -> Result<Undo> {
     vm.guest_background(GUEST_WRITER)?;
     let before = vm.writes()?;
-    until("the guest's writing", Duration::from_secs(10), || vm.writes().ok().filter(|now| *now > before + 5))?;
+    until("the guest's writing", Duration::from_secs(30), || vm.writes().ok().filter(|now| *now > before + 5))?;
     throttle(vm, 1)?;
-    // What was in flight, and one request that the bucket still holds, may pass.
-    let mut last = u64::MAX;
-    until("the stall", Duration::from_secs(15), || {
+    // What was in flight, and one request that the bucket still holds, may pass. It is a stall once the guest waits and nothing did for
+    // longer than a busy machine keeps the I/O thread from its work.
+    let (mut last, mut flat) = (u64::MAX, 0);
+    until("the stall", Duration::from_secs(40), || {
         std::thread::sleep(Duration::from_millis(700));
         let now = vm.writes().ok()?;
-        (std::mem::replace(&mut last, now) == now).then_some(())
+        flat = if std::mem::replace(&mut last, now) == now { flat + 1 } else { 0 };
+        (flat >= 2 && vm.waiting().is_ok_and(|n| n > 0)).then_some(())
     })?;
     let vm = vm.clone();
     Ok(Undo::by(move || {
         let _restarted = throttle(&vm, 0);
-        let _restarted = vm.guest_within("pkill -f 'of=/data/load'; pkill dd", Duration::from_secs(10));
+        let _restarted = vm.guest_within("pkill -f 'of=/data/load'; pkill dd", Duration::from_secs(30));
     }))
 }
 
@@ -89,8 +91,11 @@ pub fn qemu_stopped(vm: &Vm) -> Result<Undo> {
 
 /// The guest's kernel panics and stays so: QMP says `running`, nothing inside answers.
 pub fn guest_panic(vm: &Vm) -> Result<()> {
-    vm.guest_background("sleep 0.3; echo c > /proc/sysrq-trigger")?;
-    gone(vm, "the guest's panic")
+    vm.guest_last("sleep 0.3; echo c > /proc/sysrq-trigger")?;
+    gone(vm, "the guest's panic")?;
+    // A login that failed for another reason is not the panic.
+    let said = || String::from_utf8_lossy(&fs::read(SERIAL_LOG).unwrap_or_default()).contains("Kernel panic - not syncing");
+    until("the panic on the guest's console", Duration::from_secs(30), || said().then_some(()))
 }
 
 /// The guest runs out of memory for good: what eats it is no process that could be killed.
@@ -101,7 +106,7 @@ pub fn guest_oom(vm: &Vm) -> Result<()> {
 
 fn gone(vm: &Vm, what: &str) -> Result<()> {
     let dead = || vm.guest_within("true", Duration::from_secs(5)).map_or(Some(()), |answer| (answer.status != 0).then_some(()));
-    until(what, Duration::from_secs(40), dead)
+    until(what, Duration::from_secs(60), dead)
 }
 
 /// The guest's disk is full; undone by removing what fills it.
@@ -121,8 +126,7 @@ pub fn agent_killed(vm: &Vm) -> Result<Undo> {
 
 /// The guest's sshd drops what comes: the port answers no more. No undo from outside: boot again.
 pub fn guest_ssh_dropped(vm: &Vm) -> Result<()> {
-    // The parent only would leave the session that runs this; that is enough, and lets ssh end cleanly.
-    vm.guest_background("sleep 0.3; killall -9 dropbear")?;
+    vm.guest_last("sleep 0.3; killall -9 dropbear")?;
     gone(vm, "the end of the guest's sshd")
 }
 
@@ -159,7 +163,7 @@ pub fn live_task(kind: &str) -> Result<Undo> {
 pub fn stale_pidfile(vm: &Vm) -> Result<()> {
     let pid = vm.pid().ok_or_else(|| Error::new("VM 102 has no process to kill", "Start it first"))?;
     send(pid, Signal::KILL)?;
-    until("QEMU's end", Duration::from_secs(10), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+    until("QEMU's end", Duration::from_secs(30), || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
 }
 
 /// The pidfile names a process that is not QEMU; QEMU must not run. Undone by removing both. Gives the process's id.
@@ -223,8 +227,42 @@ fn uncover(folder: &str) -> Undo {
 }
 
 /// Someone holds `102.qmp` open and says nothing: it takes one client. Undone by closing it.
+///
+/// It is held from QEMU's greeting on: until then QEMU may be stopped before it has let this client in.
 pub fn qmp_held() -> Result<UnixStream> {
-    UnixStream::connect(QMP).context("connect to 102.qmp")
+    let mut held = UnixStream::connect(QMP).context("connect to 102.qmp")?;
+    held.set_read_timeout(Some(Duration::from_secs(20))).context("set a time limit")?;
+    held.read_exact(&mut [0]).context("be greeted on 102.qmp")?;
+    Ok(held)
+}
+
+/// A `qm` that waits before it stops the VM, a minute at most, until it is let go: a mutation stays where it is meanwhile.
+#[derive(Debug)]
+#[must_use = "qm is itself again when this is dropped"]
+pub struct WaitingQm {
+    _in_place: crate::installed::Script,
+}
+
+const QM_WAITS: &str = "/run/lab/qm-waits";
+
+/// See [`WaitingQm`].
+pub fn qm_stop_waits(lab: &crate::Lab) -> Result<WaitingQm> {
+    fs::write(QM_WAITS, "").context("have qm wait")?;
+    let wait = format!("n=0; while [ \"$1\" = stop ] && [ -e {QM_WAITS} ] && [ $n -lt 600 ]; do n=$((n + 1)); sleep 0.1; done");
+    crate::installed::qm_script(lab, &format!("{wait}\nexec /usr/sbin/qm.real \"$@\"")).map(|script| WaitingQm { _in_place: script })
+}
+
+impl WaitingQm {
+    /// It goes on. Keep this until it has ended: its second half is only there as long.
+    pub fn go_on(&self) {
+        let _already = fs::remove_file(QM_WAITS);
+    }
+}
+
+impl Drop for WaitingQm {
+    fn drop(&mut self) {
+        self.go_on();
+    }
 }
 
 /// A backend in front of VM 102's disk that can stop answering under QEMU. The VM must be stopped to put it there.
@@ -257,7 +295,7 @@ pub fn nbd_backend(host: &Host) -> Result<Backend> {
     must("qemu-img", ["convert", "-O", "raw", DISK, BACKEND])?;
     let arguments = ["--persistent", "--shared=8", "--format=raw", "--export-name=disk", "--socket", socket, BACKEND];
     let server = Command::new("qemu-nbd").args(arguments).spawn().context("start qemu-nbd")?;
-    until("the NBD server's start", Duration::from_secs(10), || Path::new(socket).exists().then_some(()))?;
+    until("the NBD server's start", Duration::from_secs(30), || Path::new(socket).exists().then_some(()))?;
     let disk = format!("nbd+unix:///disk?socket={socket},iothread=1,aio=threads,size=64M");
     host.set_conf(|conf| conf.current.set("scsi0", &disk))?;
     Ok(Backend::Nbd(server))

@@ -37,12 +37,28 @@ fn backtraces(bundle: &Bundle) {
     assert!(text.contains("poll"), "{text}");
 }
 
+/// Three times at most, until gdb had its time: it gets what the other probes leave of the evidence's seconds, and where a busy machine
+/// leaves it none, the bundle says so and the verb acts all the same.
+fn in_time(mut once: impl FnMut() -> Result<Bundle>) -> Result<Bundle> {
+    let no_time = |why: &str| why.contains("gdb did not end within") || why.contains("took all the time that there is");
+    let mut bundle = once()?;
+    for _ in 0..2 {
+        if bundle.why_not("autopsy/threads").is_some_and(|why| no_time(&why)) {
+            bundle = once()?;
+        }
+    }
+    Ok(bundle)
+}
+
 fn stalled(lab: &Lab) -> Result<()> {
-    let stall = wedge::block_stall(lab.fresh()?)?;
-    let told = ask(&agent(lab)?, "cycle")?.done();
-    stall.forget();
-    assert_eq!(told.code(), "block-stalled");
-    backtraces(&Bundle::of(told));
+    let bundle = in_time(|| {
+        let stall = wedge::block_stall(lab.fresh()?)?;
+        let told = ask(&agent(lab)?, "cycle")?.done();
+        stall.forget();
+        assert_eq!(told.code(), "block-stalled");
+        Ok(Bundle::of(told))
+    })?;
+    backtraces(&bundle);
     Ok(())
 }
 
@@ -50,16 +66,17 @@ fn healthy(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let before = (vm.pid(), vm.start_ticks());
     limits(&format!("{GENEROUS}[evidence]\nautopsy = \"always\"\n"))?;
-    let told = ask(&agent(lab)?, "reset");
+    let bundle = in_time(|| Ok(Bundle::of(ask(&agent(lab)?, "reset")?.done())));
     limits(GENEROUS)?;
-    let bundle = Bundle::of(told?.done());
+    let bundle = bundle?;
     backtraces(&bundle);
     let degraded = bundle.told.body["degraded"].to_string();
     assert!(!degraded.contains("traced") && !degraded.contains("stopped"), "{degraded}");
     assert_eq!((vm.pid(), vm.start_ticks()), before, "the same QEMU");
     assert_eq!(vm.observe(), Observed::State("running".into()));
     for task in fs::read_dir(format!("/proc/{}/task", before.0.unwrap())).unwrap().flatten() {
-        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        // A worker of a pool may end meanwhile.
+        let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
         assert!(status.contains("TracerPid:\t0") && !status.contains("State:\tT") && !status.contains("State:\tt"), "{status}");
     }
     Ok(())

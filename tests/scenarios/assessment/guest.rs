@@ -58,8 +58,8 @@ fn paused(lab: &Lab) -> Result<()> {
 
 fn shutdown(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
-    vm.guest_background("sleep 0.3; poweroff -f")?;
-    until("the guest's end", Duration::from_secs(20), || (vm.observe() == Observed::State("shutdown".into())).then_some(()))?;
+    vm.guest_last("sleep 0.3; poweroff -f")?;
+    until("the guest's end", Duration::from_secs(60), || (vm.observe() == Observed::State("shutdown".into())).then_some(()))?;
     let bundle = judged(lab, "paused", Some("cycle"))?;
     assert_eq!(bundle.json("qmp/query-status.json")["status"], "shutdown");
     assert!(bundle.finding("paused").contains("powered itself off"), "{}", bundle.finding("paused"));

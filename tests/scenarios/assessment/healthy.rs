@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lab::bundle::judged;
-use lab::installed::{agent, ask};
+use lab::installed::{agent, ask, look};
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::{Lab, Result, Vm, wedge};
@@ -29,7 +29,7 @@ fn healthy(lab: &Lab) -> Result<()> {
     judged(lab, "healthy", None)?;
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(1_100));
-        let status = ask(&agent(lab)?, "status")?.done();
+        let status = look(&agent(lab)?, "status")?.done();
         assert_eq!(status.code(), "healthy", "{:#?}", status.answer.events_of("assessment"));
     }
     Ok(())
@@ -45,7 +45,7 @@ fn busy(lab: &Lab, all: u32, with: &str) -> Result<()> {
     vm.guest_background(&format!("echo $$ > /tmp/busy; {with}"))?;
     let before = vm.writes()?;
     if with == DISK {
-        until("the guest's writing", Duration::from_secs(10), || vm.writes().ok().filter(|now| *now > before + 20))?;
+        until("the guest's writing", Duration::from_secs(30), || vm.writes().ok().filter(|now| *now > before + 20))?;
     }
     let end = runs(all, || healthy(lab));
     vm.guest("kill $(cat /tmp/busy); pkill dd; rm -f /data/load")?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::bundle::{Bundle, judged};
-use lab::installed::{agent, ask};
+use lab::installed::{agent, look};
 use lab::lab::Scenario;
 use lab::process::{must, run, until};
 use lab::vm::send;
@@ -102,9 +102,9 @@ fn looked_at_often(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stall = wedge::block_stall(vm)?;
     let ssh = agent(lab)?;
-    let _from_before_the_stall = ask(&ssh, "status")?;
+    let _to_compare_with = look(&ssh, "status")?;
     std::thread::sleep(Duration::from_millis(2_500));
-    let codes: Result<Vec<String>> = (0..8).map(|_| Ok(ask(&ssh, "status")?.code())).collect();
+    let codes: Result<Vec<String>> = (0..8).map(|_| Ok(look(&ssh, "status")?.code())).collect();
     stall.now();
     assert!(codes.as_ref().is_ok_and(|codes| codes.iter().all(|code| code == "block-stalled")), "{codes:?}");
     Ok(())
@@ -132,12 +132,13 @@ fn nbd_stopped(lab: &Lab) -> Result<()> {
     vm.boot()?;
     backend.stop()?;
     vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
+    // The guest has to wait for it in both samples of the bundle.
     let flat = || {
-        let before = vm.writes().ok()?;
+        let (before, waiting) = (vm.writes().ok()?, vm.waiting().ok()?);
         std::thread::sleep(Duration::from_secs(1));
-        (vm.writes().ok()? == before).then_some(())
+        (waiting > 0 && vm.writes().ok()? == before).then_some(())
     };
-    until("flat writes", Duration::from_secs(15), flat)?;
+    until("flat writes", Duration::from_secs(40), flat)?;
     let bundle = judged(lab, "block-stalled", Some("cycle"));
     backend.go_on()?;
     let bundle = bundle?;
@@ -194,14 +195,14 @@ fn frozen(lab: &Lab) -> Result<()> {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count()
     };
-    until("a thread in D", Duration::from_secs(15), || (in_d() > 0).then_some(()))?;
+    until("a thread in D", Duration::from_secs(40), || (in_d() > 0).then_some(()))?;
 
     let stalled = judged(lab, "block-stalled", Some("cycle"))?;
     let seen = conclude(&stalled);
     assert!(seen.completed == 0 && seen.limit.is_none() && seen.workers_in_d > 0, "{seen:?}");
 
     send(pid, Signal::KILL)?;
-    until("PVE to take it for stopped", Duration::from_secs(10), || vm.pid().is_none().then_some(()))?;
+    until("PVE to take it for stopped", Duration::from_secs(30), || vm.pid().is_none().then_some(()))?;
     let bundle = judged(lab, "survivor", None);
     under.thaw();
     let bundle = bundle?;
@@ -211,6 +212,6 @@ fn frozen(lab: &Lab) -> Result<()> {
     assert!(left["pid"] == pid && !waits["stack"].as_array().unwrap().is_empty(), "{left:#}");
     assert!(bundle.finding("survivor").contains("hold the disk"), "{}", bundle.finding("survivor"));
     assert!(bundle.advice().starts_with("Do not start it"), "{}", bundle.advice());
-    until("the survivor's end", Duration::from_secs(10), || vm.scope().is_empty().then_some(()))?;
+    until("the survivor's end", Duration::from_secs(30), || vm.scope().is_empty().then_some(()))?;
     vm.kill()
 }

@@ -165,8 +165,10 @@ fn two_at_once(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let (first, second) = (agent(lab)?, lab.host.authorize("second", "")?);
     let id = "1f0c9a2e-0000-4000-8000-00000000a002";
+    // It can't come to its end before the second was told.
+    let qm = wedge::qm_stop_waits(lab)?;
     let running = first.spawn(format!("cycle --json --request-id={id}"))?;
-    lab::process::until("the first's work", Duration::from_secs(10), || {
+    lab::process::until("the first's work", Duration::from_secs(30), || {
         String::from_utf8_lossy(&running.output_so_far()).contains("\"event\":\"probe\"").then_some(())
     })?;
     let told = ask(&second, "stop")?;
@@ -176,7 +178,9 @@ fn two_at_once(lab: &Lab) -> Result<()> {
     assert!(told.steps().is_empty());
     // A read passes meanwhile.
     ask(&second, "status")?.done();
-    let end = running.finish(Duration::from_secs(90))?;
+    qm.go_on();
+    let end = running.finish(Duration::from_secs(180))?;
+    drop(qm);
     assert_eq!(end.status, 0, "{}", end.text());
     let acts: Vec<_> = log()?.into_iter().filter(|record| record["kind"] == "intent").collect();
     assert_eq!(acts.last().unwrap()["request_id"], id, "only the first had an intent");
@@ -196,7 +200,7 @@ fn not_root(lab: &Lab) -> Result<()> {
     let before = Stamp::of(vm);
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/sbin/pve-verb", "forced", "--key-name", "agent"]);
-    let answer = run(command.env("SSH_ORIGINAL_COMMAND", "stop"), Duration::from_secs(5))?;
+    let answer = run(command.env("SSH_ORIGINAL_COMMAND", "stop"), Duration::from_secs(20))?;
     assert_eq!(answer.status, 7, "{}", answer.text());
     assert!(answer.text().contains("does not run as root") && answer.text().ends_with("receipt - - refused-host\n"), "{}", answer.text());
     before.untouched(vm, "not root");

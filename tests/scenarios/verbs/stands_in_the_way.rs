@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use lab::fuse::Hang;
-use lab::installed::{Stamp, agent, ask};
+use lab::installed::{Stamp, agent, ask, prompt};
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::qemu_cmd::{CONF, PID_FILE, SCOPE};
@@ -118,9 +118,8 @@ fn pve_hung(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let hung = wedge::etc_pve_hung(Hang::Killable)?;
     let mut before = Stamp::of(vm);
-    let status = ask(&agent(lab)?, "status")?.done();
+    let status = prompt(&agent(lab)?, "status", Duration::from_secs(4))?.done();
     assert_eq!(status.code(), "pve-unresponsive");
-    assert!(status.answer.wall < Duration::from_secs(4), "{:?}", status.answer.wall);
     let forensics = ask(&agent(lab)?, "forensics")?.done();
     assert!(forensics.answer.wall < Duration::from_secs(16), "{:?}", forensics.answer.wall);
     assert_eq!(forensics.probe("pve/102")["outcome"], "timed_out");
@@ -149,8 +148,8 @@ fn pve_gone(lab: &Lab) -> Result<()> {
 
 fn shutdown(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
-    vm.guest_background("sleep 0.3; poweroff -f")?;
-    until("the guest's power-off", Duration::from_secs(20), || (vm.observe() == Observed::State("shutdown".into())).then_some(()))?;
+    vm.guest_last("sleep 0.3; poweroff -f")?;
+    until("the guest's power-off", Duration::from_secs(60), || (vm.observe() == Observed::State("shutdown".into())).then_some(()))?;
     let told = refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 6, "is in shutdown: its guest powered off")?;
     assert!(told.message().contains("Use cycle"), "{}", told.message());
     ask(&agent(lab)?, "cycle")?.done();
@@ -227,9 +226,11 @@ fn stale_pidfile(lab: &Lab) -> Result<()> {
 #[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
 fn config_flock(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
-    let lock = ["--no-fork", "/run/lock/qemu-server/lock-102.conf", "sleep", "60"];
+    let lock = ["--no-fork", "/run/lock/qemu-server/lock-102.conf", "sleep", "300"];
     let mut holder = std::process::Command::new("flock").args(lock).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    // With the lock taken it becomes `sleep`.
+    let name = format!("/proc/{}/comm", holder.id());
+    until("the file lock", Duration::from_secs(20), || (fs::read_to_string(&name).ok()? == "sleep\n").then_some(()))?;
     let result = refused(vm, &mut Stamp::of(vm), &agent(lab)?, "reset", 4, "holds its file lock");
     let _gone = holder.kill();
     let _reaped = holder.wait();

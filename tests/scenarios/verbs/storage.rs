@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lab::host::DISK;
-use lab::installed::{Stamp, agent, ask};
+use lab::installed::{Stamp, agent, ask, look};
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::vm::BOOT;
@@ -25,7 +25,7 @@ fn block_stall(lab: &Lab) -> Result<()> {
     let old = vm.pid();
     let stall = wedge::block_stall(vm)?;
     let process = (vm.pid(), vm.start_ticks());
-    let told = ask(&agent(lab)?, "forensics")?.done();
+    let told = look(&agent(lab)?, "forensics")?.done();
     assert_eq!(told.code(), "block-stalled", "{:#}", told.body);
     assert_eq!(told.probe("guest/ping")["outcome"], "captured", "the agent answers all the same");
     let reset = ask(&agent(lab)?, "reset")?;
@@ -33,9 +33,9 @@ fn block_stall(lab: &Lab) -> Result<()> {
     assert!(reset.message().contains("block-stalled") && reset.message().contains("Use cycle"), "{}", reset.message());
     assert_eq!((vm.observe(), (vm.pid(), vm.start_ticks())), (Observed::State("running".into()), process), "QMP must be alive still");
     // Two polls show it as well.
-    ask(&agent(lab)?, "status")?.done();
+    look(&agent(lab)?, "status")?.done();
     std::thread::sleep(Duration::from_millis(1500));
-    let status = ask(&agent(lab)?, "status")?.done();
+    let status = look(&agent(lab)?, "status")?.done();
     assert_eq!(status.code(), "block-stalled", "{:#}", status.body);
     ask(&agent(lab)?, "cycle")?.done();
     stall.forget();
@@ -53,12 +53,12 @@ fn io_error(lab: &Lab) -> Result<()> {
     fs::write(DISK, &disk).unwrap();
     vm.boot()?;
     vm.guest_background("dd if=/dev/urandom of=/data/fill bs=64k oflag=direct")?;
-    until("the io-error", Duration::from_secs(30), || (vm.observe() == Observed::State("io-error".into())).then_some(()))?;
+    until("the io-error", Duration::from_secs(60), || (vm.observe() == Observed::State("io-error".into())).then_some(()))?;
     let mut before = Stamp::of(vm);
     let start = refused(vm, &mut before, &agent(lab)?, "start", 6, "is in io-error: a write to the host's storage failed")?;
     assert!(start.message().contains("Make room on the host's storage, then use cycle"), "{}", start.message());
     refused(vm, &mut before, &agent(lab)?, "reset", 6, "is in io-error and has an iothread")?;
-    assert_eq!(ask(&agent(lab)?, "status")?.done().code(), "paused");
+    assert_eq!(look(&agent(lab)?, "status")?.done().code(), "paused");
     lab.host.console(&["/bin/mount", "-o", "remount,size=200m", folder], Duration::from_secs(5))?.success("make room")?;
     ask(&agent(lab)?, "cycle")?.done();
     vm.wait_for_ssh(BOOT)?;
@@ -77,10 +77,10 @@ fn d_state(lab: &Lab) -> Result<()> {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count()
     };
-    until("a thread in D", Duration::from_secs(10), || (in_d() > 0).then_some(()))?;
+    until("a thread in D", Duration::from_secs(30), || (in_d() > 0).then_some(()))?;
     let leader = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     assert!(!leader.contains(") D "), "the leader looks idle: {leader}");
-    let told = ask(&agent(lab)?, "forensics")?.done();
+    let told = look(&agent(lab)?, "forensics")?.done();
     assert_eq!(told.code(), "block-stalled", "{:#}", told.body);
     let said = told.answer.events_of("assessment")[0].to_string();
     assert!(said.contains("iou-wrk") || said.contains("worker"), "the thread is not named: {said}");
@@ -99,7 +99,7 @@ fn d_state(lab: &Lab) -> Result<()> {
         refused(vm, &mut before, &agent(lab)?, verb, 6, "still holds the disk")?;
     }
     backend.go_on()?;
-    until("the survivor's end", Duration::from_secs(10), || (in_d() == 0 && vm.scope().is_empty()).then_some(()))?;
+    until("the survivor's end", Duration::from_secs(30), || (in_d() == 0 && vm.scope().is_empty()).then_some(()))?;
     ask(&agent(lab)?, "start")?.done();
     vm.kill()
 }
