@@ -52,7 +52,8 @@ fn traced(lab: &Lab, what: impl FnOnce() -> Result<()>) -> Result<BTreeSet<Strin
     let done = what();
     std::thread::sleep(Duration::from_millis(500));
     lab::vm::send(running.pid(), rustix::process::Signal::INT)?;
-    running.finish(Duration::from_secs(120))?;
+    // From its start, and seven verbs under strace lie between.
+    running.finish(Duration::from_secs(900))?;
     done?;
     Ok(touched(&String::from_utf8_lossy(&fs::read(TRACE).expect("a trace")), PVE_VERB))
 }

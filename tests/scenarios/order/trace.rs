@@ -95,7 +95,7 @@ pub(crate) fn attached<T>(pid: u32, what: impl FnOnce() -> Result<T>) -> Result<
 /// strace detaches at SIGINT and leaves what it followed alone.
 fn let_go(running: Running) -> Result<Finished> {
     lab::vm::send(running.pid(), rustix::process::Signal::INT)?;
-    running.finish(Duration::from_secs(180))
+    running.finish(Duration::from_secs(600))
 }
 
 impl Trace {
