@@ -124,7 +124,7 @@ mod tests {
     use tempfile::TempDir;
 
     const SOON: Duration = Duration::from_millis(300);
-    const AMPLE: Duration = Duration::from_secs(5);
+    const AMPLE: Duration = Duration::from_secs(20);
 
     fn guest(behave: impl FnOnce(UnixStream) + Send + 'static) -> (TempDir, Door) {
         let folder = tempfile::tempdir().unwrap();

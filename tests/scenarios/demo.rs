@@ -46,7 +46,7 @@ fn demo() -> Result<(), Failed> {
     for (file, namespace) in [("manifest.json", "pve-verb-manifest"), ("receipt.json", "pve-verb-receipt"), ("head.json", "pve-verb-log")] {
         let arguments = ["-Y", "verify", "-f", "allowed_signers", "-I", "pve-verb@pve", "-n", namespace, "-s", &format!("{file}.sig")];
         let signed = std::fs::read(kept.join(file))?;
-        let verified = start(Command::new("ssh-keygen").args(arguments).current_dir(kept), &signed)?.finish(Duration::from_secs(10))?;
+        let verified = start(Command::new("ssh-keygen").args(arguments).current_dir(kept), &signed)?.finish(Duration::from_secs(60))?;
         assert_eq!(verified.status, 0, "{file}: {}", String::from_utf8_lossy(&verified.stderr));
     }
     std::fs::remove_dir_all(kept)?;
@@ -68,7 +68,7 @@ fn page() -> Result<(), Failed> {
     let end = demo.finish(PROMISED * 4)?;
     cured?;
     assert_eq!((end.status, end.timed_out), (143, false), "{}", end.text());
-    until("its port to be free", Duration::from_secs(10), || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())?;
+    until("its port to be free", Duration::from_secs(30), || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())?;
     Ok(())
 }
 
@@ -81,7 +81,7 @@ fn cured(demo: &Running) -> lab::Result<()> {
     let mut browser = Command::new(target.join("../venv/bin/python"));
     browser.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/newcomer.py")).arg(link).env("PYTHONDONTWRITEBYTECODE", "1");
     run(browser.env("SCREENSHOTS", target.join("screenshots")), Duration::from_secs(600))?.success("the newcomer's browser")?;
-    until("the demo's word that it is cured", Duration::from_secs(60), || said().contains("you cured it").then_some(()))
+    until("the demo's word that it is cured", Duration::from_secs(120), || said().contains("you cured it").then_some(()))
 }
 
 fn taken() -> Result<(), Failed> {

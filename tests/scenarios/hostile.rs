@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lab::installed::{Stamp, agent, ask, log_lines, prepare};
+use lab::installed::{Stamp, Told, agent, ask, log_lines, prepare};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{run, start};
 use lab::{Answer, Lab, Result};
@@ -76,7 +76,7 @@ fn master(lab: &Lab, name: &str) -> Result<(lab::process::Running, String)> {
     command = Command::new("ssh");
     command.args(["-M", "-N", "-S", &socket]).args(arguments);
     let running = start(&mut command, &[])?;
-    lab::process::until("a shared connection", Duration::from_secs(5), || fs::exists(&socket).unwrap_or(false).then_some(()))?;
+    lab::process::until("a shared connection", Duration::from_secs(60), || fs::exists(&socket).unwrap_or(false).then_some(()))?;
     Ok((running, socket))
 }
 
@@ -84,7 +84,7 @@ fn through(lab: &Lab, socket: &str, line: &[u8]) -> Result<Answer> {
     let plain = agent(lab)?.command(line);
     let mut command = Command::new("ssh");
     command.args(["-S", socket]).args(plain.get_args());
-    Ok(run(&mut command, Duration::from_secs(20))?.into())
+    Ok(run(&mut command, Duration::from_secs(60))?.into())
 }
 
 /// The records since `from`, by the hash of what was refused; each line of the log is one JSON object.
@@ -191,7 +191,7 @@ fn nothing_said(lab: &Lab) -> Result<()> {
     // An empty SSH_ORIGINAL_COMMAND can't be sent by ssh, but by sshd's successors: as sshd would, without one in between.
     let mut forced = Command::new("/usr/sbin/pve-verb");
     forced.args(["forced", "--key-name", "agent"]).env("SSH_ORIGINAL_COMMAND", "").current_dir("/");
-    let empty: Answer = run(&mut forced, Duration::from_secs(5))?.into();
+    let empty: Answer = run(&mut forced, Duration::from_secs(30))?.into();
     for answer in [none, empty] {
         assert_eq!(answer.status, 2, "{answer:?}");
         for verb in ["status", "forensics", "reset", "stop", "start", "cycle"] {
@@ -232,7 +232,7 @@ fn unreadable_line(lab: &Lab) -> Result<()> {
         let mut forced = Command::new("/usr/sbin/pve-verb");
         forced.args(["forced", "--key-name", "agent", "--allow", "everything"]);
         forced.env("SSH_ORIGINAL_COMMAND", request).env("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22").current_dir("/");
-        let answer: Answer = run(&mut forced, Duration::from_secs(5))?.into();
+        let answer: Answer = run(&mut forced, Duration::from_secs(30))?.into();
         assert_eq!(answer.status, 7, "{answer:?}");
         let record: Value = serde_json::from_slice(log_lines()?.split_off(from).last().expect("a record")).unwrap();
         let said = (&record["kind"], &record["exit_code"], &record["key_name"], &record["ssh_connection"]);
@@ -259,7 +259,7 @@ fn odd_ssh(lab: &Lab, program: &str, options: &[&str], after: &[&str]) -> Result
         plain.iter_mut().filter(|word| *word == "-p").for_each(|word| *word = "-P".into());
     }
     command.args(&plain).args(options).args(after);
-    Ok(run(&mut command, Duration::from_secs(15))?.into())
+    Ok(run(&mut command, Duration::from_secs(60))?.into())
 }
 
 fn sshd_services(lab: &Lab) -> Result<()> {
@@ -317,22 +317,33 @@ fn environment(lab: &Lab) -> Result<()> {
     lab::host::write("/etc/ssh/sshd_config.d/wide.conf", wide, 0o644)?;
     let sshd = lab.host.sshd_pid().unwrap();
     let reload = || {
+        // It starts anew and listens again before it says so here.
+        fs::remove_file("/run/lab/sshd.pid").unwrap();
         lab::vm::send(sshd, rustix::process::Signal::HUP)?;
-        std::thread::sleep(Duration::from_millis(700));
-        Ok::<_, lab::Error>(())
+        let listens = || fs::read_to_string("/run/lab/sshd.pid").is_ok_and(|pid| !pid.is_empty()).then_some(());
+        lab::process::until("sshd's new start", Duration::from_secs(60), listens)
     };
     reload()?;
-    let plain = ask(&agent(lab)?, "forensics")?.done();
-    let odd = odd_ssh(lab, "ssh", &options, &["breakglass@127.0.0.1", "forensics --json"]);
-    fs::remove_file("/etc/ssh/sshd_config.d/wide.conf").unwrap();
-    reload()?;
-    let odd = odd?;
-    assert_eq!(odd.status, 0, "{odd:?}");
-    // ssh's own words at LogLevel=VERBOSE are on stderr; the program adds none.
-    assert!(!String::from_utf8_lossy(&odd.stderr).contains("pve-verb"), "{odd:?}");
     let outcomes = |answer: &Answer| -> HashMap<String, String> {
         answer.events_of("probe").iter().map(|probe| (probe["name"].to_string(), probe["outcome"].to_string())).collect()
     };
+    let pair = || -> Result<(Told, Answer)> {
+        let plain = ask(&agent(lab)?, "forensics")?.done();
+        Ok((plain, odd_ssh(lab, "ssh", &options, &["breakglass@127.0.0.1", "forensics --json"])?))
+    };
+    // On a busy machine one question of many may get no answer in its time, once; what an environment changes, it changes each time.
+    let mut taken = pair();
+    for _ in 0..2 {
+        if taken.as_ref().is_ok_and(|(plain, odd)| outcomes(odd) != outcomes(&plain.answer)) {
+            taken = pair();
+        }
+    }
+    fs::remove_file("/etc/ssh/sshd_config.d/wide.conf").unwrap();
+    reload()?;
+    let (plain, odd) = taken?;
+    assert_eq!(odd.status, 0, "{odd:?}");
+    // ssh's own words at LogLevel=VERBOSE are on stderr; the program adds none.
+    assert!(!String::from_utf8_lossy(&odd.stderr).contains("pve-verb"), "{odd:?}");
     assert_eq!(outcomes(&odd), outcomes(&plain.answer), "the environment changed what was captured");
     let line = log_lines()?.pop().unwrap();
     let record: Value = serde_json::from_slice(&line).unwrap();

@@ -206,36 +206,53 @@ fn all_at_once(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn helpers_stopped(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
+/// A capture whose helpers were stopped before the first question to QEMU, and they. None where one was gone, or had given up its wait for
+/// the door, before it stood: who stops them may be off the processor for longer.
+fn with_helpers_stopped(lab: &Lab) -> Result<Option<(Told, Vec<u32>)>> {
     // Behind the door that only one of ours may open, `probe-guest` waits a second: long enough to be met before its first question.
     let door = File::options().create(true).truncate(true).write(true).open("/run/pve-verb/qmp-102.lock").unwrap();
     flock(&door, FlockOperation::LockExclusive).unwrap();
     write!(&door, "read by-the-lab").unwrap();
     let running = agent(lab)?.spawn("forensics --json")?;
-    let stopped = until("both helpers of the capture", Duration::from_secs(10), || {
+    let helpers = until("both helpers of the capture", Duration::from_secs(60), || {
         // The first `probe-host` is the observation's, which is over before there is a `probe-guest`.
         let pids = [processes("probe-guest"), processes("probe-host")].concat();
-        (pids.len() == 2).then_some(pids)
+        let over = String::from_utf8_lossy(&running.output_so_far()).contains("\"event\":\"receipt\"");
+        (pids.len() == 2 || over).then_some(pids)
     })?;
-    for pid in &stopped {
-        stop(*pid)?;
-    }
+    let stand = helpers.len() == 2 && helpers.iter().all(|pid| stop(*pid).is_ok());
     drop(door);
     let began = Instant::now();
-    let told = Told::read(running.finish(Duration::from_secs(30))?.into())?.done();
+    let told = Told::read(running.finish(Duration::from_secs(120))?.into())?.done();
     eprintln!("hostile guest: helpers stopped: {:?}", began.elapsed());
+    let gave_up = told.probe("qmp/query-block")["detail"].as_str().is_some_and(|why| why.contains("in use by"));
+    if stand && !gave_up {
+        return Ok(Some((told, helpers)));
+    }
+    let_go(helpers)?;
+    Ok(None)
+}
+
+/// What may be left of them goes on, and ends.
+fn let_go(helpers: Vec<u32>) -> Result<()> {
+    for pid in helpers {
+        let _gone = send(pid, Signal::CONT);
+    }
+    until("the helpers' end", Duration::from_secs(30), || {
+        [processes("probe-guest"), processes("probe-host")].concat().is_empty().then_some(())
+    })
+}
+
+fn helpers_stopped(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let met = (0..5).find_map(|_| with_helpers_stopped(lab).transpose()).transpose()?;
+    let (told, stopped) = met.expect("helpers that were met before their first question, of five captures");
     let bundle = Bundle::of(told);
     assert_eq!(bundle.judgement["code"], "qmp-unavailable", "silence of our own helper is no proof: {:#}", bundle.judgement);
     assert!(bundle.why_not("qmp/query-block").unwrap().contains("abandoned"));
     // What may be left of them goes on now, and has nowhere to write.
     let manifest: Value = bundle.json("manifest.json");
-    for pid in stopped {
-        let _gone = send(pid, Signal::CONT);
-    }
-    until("the helpers' end", Duration::from_secs(5), || {
-        [processes("probe-guest"), processes("probe-host")].concat().is_empty().then_some(())
-    })?;
+    let_go(stopped)?;
     let files = manifest["subject"].as_array().unwrap();
     for file in files {
         let bytes = fs::read(bundle.folder().join(file["name"].as_str().unwrap())).unwrap();

@@ -48,6 +48,11 @@ fn kinds(answer: &Answer) -> Vec<String> {
     answer.events().iter().map(|e| e["event"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
+/// So long that others log in while it runs, on a busy machine too; until the next VM is asked for.
+fn long_cycles() -> Result<()> {
+    station::lies("stop slow 4")
+}
+
 fn attached(answer: &Answer) -> Value {
     answer.events_of("accepted")[0]["attached"].clone()
 }
@@ -63,6 +68,7 @@ fn locked() -> Result<Value> {
 
 fn attaches(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
+    long_cycles()?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let first = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     locked()?;
@@ -114,6 +120,7 @@ fn replays(lab: &Lab) -> Result<()> {
 
 fn bound(lab: &Lab) -> Result<()> {
     let vm = bare_vm(lab)?;
+    long_cycles()?;
     let (ssh, other, id) = (anna(lab)?, lab.host.ssh(MODEL)?, fresh_id()?);
     let running = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     locked()?;
@@ -156,6 +163,7 @@ fn unknown(lab: &Lab) -> Result<()> {
 
 fn busy(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
+    long_cycles()?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let first = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     let holder = locked()?;
@@ -175,6 +183,7 @@ fn busy(lab: &Lab) -> Result<()> {
 
 fn same_new_id(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
+    long_cycles()?;
     for _ in 0..3 {
         let (ssh, id) = (anna(lab)?, fresh_id()?);
         let request = format!("cycle --json --request-id={id}");
@@ -219,6 +228,8 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
     let request = format!("cycle --json --request-id={id}");
     let first = body(&ssh.call(&request)?)?;
     let after = vm.pid();
+    // The worker tidies there behind its answer.
+    station::quiet(AMPLE)?;
     for entry in fs::read_dir("/run/pve-verb/spool").unwrap().flatten() {
         fs::remove_file(entry.path()).unwrap();
     }
@@ -230,6 +241,7 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
 
 fn attach_recorded(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
+    long_cycles()?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let running = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     locked()?;
@@ -289,10 +301,10 @@ fn taken_over(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let (mut child, holder) = late_holder(None)?;
     let answer = anna(lab)?.call("cycle --json")?;
-    let ended = child.try_wait().unwrap();
+    let ended = until("the holder's end", Duration::from_secs(20), || child.try_wait().unwrap());
     let _gone = child.kill();
     assert_eq!(answer.status, 0, "{}", answer.text());
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended.expect("the holder is dead")), Some(9));
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended?), Some(9));
     let told = body(&answer)?;
     assert!(told["degraded"].to_string().contains(holder["request_id"].as_str().unwrap()), "{told}");
     let chain = Chain::read()?;
@@ -312,6 +324,8 @@ fn reused_holder(lab: &Lab) -> Result<()> {
     assert_eq!(answer.status, 0, "{}", answer.text());
     assert_eq!(Chain::read()?.kind("takeover").pop().expect("a takeover record")["killed"], json!(false));
     assert!(!Path::new(&format!("/proc/{}", child.id())).exists());
-    assert!(processes("worker").is_empty() && send(child.id(), Signal::KILL).is_err());
+    // The worker tidies behind its answer, and then ends too.
+    station::quiet(AMPLE)?;
+    assert!(send(child.id(), Signal::KILL).is_err());
     Ok(())
 }

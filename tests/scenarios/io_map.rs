@@ -45,14 +45,15 @@ fn traced(lab: &Lab, what: impl FnOnce() -> Result<()>) -> Result<BTreeSet<Strin
     let mut strace = Command::new("strace");
     strace.args(["-f", "-I", "2", "-y", "-s", "300", "-e", CALLS, "-e", "signal=none", "-o", TRACE, "-p", &pid.to_string()]);
     let running = start(strace.current_dir("/"), &[])?;
-    until("strace's grip", Duration::from_secs(5), || {
+    until("strace's grip", Duration::from_secs(30), || {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0")).then_some(())
     })?;
     let done = what();
     std::thread::sleep(Duration::from_millis(500));
     lab::vm::send(running.pid(), rustix::process::Signal::INT)?;
-    running.finish(Duration::from_secs(120))?;
+    // From its start, and seven verbs under strace lie between.
+    running.finish(Duration::from_secs(900))?;
     done?;
     Ok(touched(&String::from_utf8_lossy(&fs::read(TRACE).expect("a trace")), PVE_VERB))
 }

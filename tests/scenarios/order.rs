@@ -11,6 +11,7 @@ use std::time::Duration;
 use lab::installed::{Told, agent, ask, prepare, qm_script};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
+use lab::station::matching;
 use lab::vm::BOOT;
 use lab::{Lab, Observed, Result, wedge};
 use serde_json::json;
@@ -115,10 +116,32 @@ fn no_connection_at(trace: &Trace, at: usize) {
     }
 }
 
-fn by_hand(verb: &str) -> Result<(Told, Trace)> {
+/// What a mutation answered, and its trace, of a VM that `ready` makes, whose pid is the last. The disk has seconds, which under strace on a
+/// busy machine it may miss: what is promised then other scenarios show, and here it is done once more.
+fn with_the_disk_in_time(ready: impl Fn() -> Result<u32>, act: impl Fn() -> Result<(Told, Trace)>) -> Result<(Told, Trace, u32)> {
+    let mut tries = 0;
+    loop {
+        let qemu = ready()?;
+        let (told, trace) = act()?;
+        let told = told.done();
+        let late = told.body["preserved_where"] != "disk" || told.body["degraded"].to_string().contains("on tmpfs only");
+        tries += 1;
+        if !late || tries == 3 {
+            return Ok((told, trace, qemu));
+        }
+    }
+}
+
+fn by_hand(verb: &str, ready: impl Fn() -> Result<u32>) -> Result<(Told, Trace, u32)> {
     let words: Vec<&str> = [verb, "--json"].into_iter().chain(CLAIM.split(' ')).collect();
-    let (end, trace) = trace::of(&words, &[])?;
-    Ok((Told { body: lab::Answer::from(end.clone()).receipt_body().unwrap_or_default(), answer: end.into() }.done(), trace))
+    with_the_disk_in_time(ready, || {
+        let (end, trace) = trace::of(&words, &[])?;
+        Ok((Told { body: lab::Answer::from(end.clone()).receipt_body().unwrap_or_default(), answer: end.into() }, trace))
+    })
+}
+
+fn fresh(lab: &Lab) -> Result<u32> {
+    Ok(lab.fresh()?.pid().unwrap())
 }
 
 fn bundle_of(told: &Told) -> String {
@@ -140,14 +163,12 @@ fn rejected(lab: &Lab) -> Result<()> {
     }
     // Their records are on disk with the next call; and so are not in the way of what the next trace is held against.
     assert_eq!(ask(&agent(lab)?, "status")?.answer.status, 0);
-    assert_eq!(fs::metadata(lab::chain::OVERFLOW).map_or(0, |m| m.len()), 0);
-    Ok(())
+    lab::worker::carried()
 }
 
 fn reset(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
-    let qemu = vm.pid().unwrap();
-    let (told, trace) = by_hand("reset")?;
+    let vm = &lab.vm;
+    let (told, trace, qemu) = by_hand("reset", || fresh(lab))?;
     let act = in_order(&trace, &bundle_of(&told), qemu);
     assert!(trace.lines[act].text.contains("system_reset"), "{}", trace.lines[act].text);
     children(&trace, trace.execs()[0].at);
@@ -156,10 +177,10 @@ fn reset(lab: &Lab) -> Result<()> {
 }
 
 fn resume(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
-    vm.qmp("stop", json!({}))?;
-    let (told, trace) = by_hand("start")?;
-    let act = in_order(&trace, &bundle_of(&told), vm.pid().unwrap());
+    let vm = &lab.vm;
+    let paused = || fresh(lab).and_then(|qemu| vm.qmp("stop", json!({})).map(|_| qemu));
+    let (told, trace, qemu) = by_hand("start", paused)?;
+    let act = in_order(&trace, &bundle_of(&told), qemu);
     assert!(trace.lines[act].text.contains("cont"), "{}", trace.lines[act].text);
     children(&trace, trace.execs()[0].at);
     assert_eq!(vm.observe(), Observed::State("running".into()));
@@ -167,10 +188,9 @@ fn resume(lab: &Lab) -> Result<()> {
 }
 
 fn cycle_through_sshd(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
-    let qemu = vm.pid().unwrap();
-    let (told, trace) = trace::attached(lab.host.sshd_pid().unwrap(), || ask(&agent(lab)?, &format!("cycle {CLAIM}")))?;
-    let told = told.done();
+    let vm = &lab.vm;
+    let cycle = || trace::attached(lab.host.sshd_pid().unwrap(), || ask(&agent(lab)?, &format!("cycle {CLAIM}")));
+    let (told, trace, qemu) = with_the_disk_in_time(|| fresh(lab), cycle)?;
     let act = in_order(&trace, &bundle_of(&told), qemu);
     assert!(trace.lines[act].text.contains("/usr/sbin/qm"), "{}", trace.lines[act].text);
     no_connection_at(&trace, act);
@@ -189,9 +209,9 @@ fn cycle_through_sshd(lab: &Lab) -> Result<()> {
 }
 
 fn stop(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
-    let (told, trace) = by_hand("stop").map(|(told, trace)| (bundle_of(&told), trace))?;
-    let act = in_order(&trace, &told, 0);
+    let vm = &lab.vm;
+    let (told, trace, _) = by_hand("stop", || fresh(lab))?;
+    let act = in_order(&trace, &bundle_of(&told), 0);
     no_connection_at(&trace, act);
     children(&trace, trace.execs()[0].at);
     // A mutating qm never gets SIGKILL; a helper that is late may.
@@ -206,18 +226,21 @@ fn stop(lab: &Lab) -> Result<()> {
 }
 
 fn start(lab: &Lab) -> Result<()> {
-    let vm = lab.stopped()?;
-    let (told, trace) = by_hand("start")?;
+    let vm = &lab.vm;
+    let (told, trace, _) = by_hand("start", || lab.stopped().map(|_| 0))?;
     in_order(&trace, &bundle_of(&told), 0);
     children(&trace, trace.execs()[0].at);
     vm.wait_for_ssh(BOOT)
 }
 
 fn kill(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
-    let qemu = vm.pid().unwrap();
-    wedge::qemu_stopped(vm)?.forget();
-    let (told, trace) = by_hand("cycle")?;
+    let vm = &lab.vm;
+    let hung = || {
+        let qemu = fresh(lab)?;
+        wedge::qemu_stopped(vm)?.forget();
+        Ok(qemu)
+    };
+    let (told, trace, qemu) = by_hand("cycle", hung)?;
     let act = in_order(&trace, &bundle_of(&told), qemu);
     assert!(trace.lines[act].text.starts_with("pidfd_send_signal("), "{}", trace.lines[act].text);
     let by_number =
@@ -243,9 +266,10 @@ fn descriptors(pid: u32) -> Vec<(u32, String)> {
 fn channel(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let slow = qm_script(lab, "sleep 4\nexec /usr/sbin/qm.real \"$@\"")?;
+    let sleeps = ["sleep", "4"].map(str::to_owned);
     let call = agent(lab)?.spawn(format!("stop --json {CLAIM}"))?;
-    until("qm's start", Duration::from_secs(15), || String::from_utf8_lossy(&call.output_so_far()).contains("\"qm-stop\"").then_some(()))?;
-    std::thread::sleep(Duration::from_millis(500));
+    // Its shell has begun its wait, so all that its start has to close is closed.
+    until("qm's start", Duration::from_secs(60), || (!matching(|words| words.starts_with(&sleeps)).is_empty()).then_some(()))?;
     let all: Vec<u32> = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     let command = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
     let front = all.iter().copied().find(|pid| command(pid).starts_with("/usr/sbin/pve-verb forced ")).expect("no front");
@@ -278,7 +302,7 @@ fn channel(lab: &Lab) -> Result<()> {
         assert!(!line.contains("zqx"), "{line}");
     }
     assert!(worker == 1 && qm >= 1, "{worker} workers, {qm} qm");
-    let end = call.finish(Duration::from_secs(60))?;
+    let end = call.finish(Duration::from_secs(120))?;
     drop(slow);
     assert_eq!((end.status, vm.observe()), (0, Observed::Stopped));
     Ok(())

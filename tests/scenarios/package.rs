@@ -206,7 +206,7 @@ fn let_in(lab: &Lab) -> Result<Ssh> {
     let line = inside("/usr/sbin/pve-verb", &["authorize", "/root/package.pub", "--key-name", "package", "--from", "127.0.0.1"])?;
     write(&format!("{ROOT}/etc/pve-verb/authorized_keys"), &line.success("authorize")?.text(), 0o600)?;
     inside("/usr/sbin/sshd", &["-p", &PORT.to_string(), "-E", "/root/sshd.log", "-o", "ListenAddress=127.0.0.1"])?.success("sshd")?;
-    until("the Debian's sshd", Duration::from_secs(5), || std::net::TcpStream::connect(("127.0.0.1", PORT)).ok())?;
+    until("the Debian's sshd", Duration::from_secs(30), || std::net::TcpStream::connect(("127.0.0.1", PORT)).ok())?;
     let public = fs::read_to_string(format!("{ROOT}/etc/ssh/ssh_host_ed25519_key.pub")).unwrap();
     write("/run/lab/known_debian", &format!("[127.0.0.1]:{PORT} {public}"), 0o644)?;
     Ok(Ssh::new("breakglass@127.0.0.1", PORT, &key, Path::new("/run/lab/known_debian")))

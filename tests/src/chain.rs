@@ -39,12 +39,15 @@ impl Chain {
     /// Reads the segments and the overflow, and checks numbers, hashes and signatures of all lines, and the head's claim.
     ///
     /// A torn last line on disk is allowed only where the head does not cover it: its writer had not answered yet.
+    ///
+    /// Also while somebody writes: the head is read before what it speaks of, and tmpfs before the disk that takes its records.
     pub fn read() -> Result<Self> {
         let key = public_key()?;
+        let claimed = head()?;
+        let overflow = fs::read(OVERFLOW).unwrap_or_default();
         let (disk, torn) = on_disk()?;
         let mut lines = disk;
         let on_disk = lines.len();
-        let overflow = fs::read(OVERFLOW).unwrap_or_default();
         for line in whole_lines(&overflow).0 {
             match (number(&line)?, lines.last().map(|last| number(last)).transpose()?) {
                 (seq, Some(last)) if seq <= last => {
@@ -76,7 +79,7 @@ impl Chain {
             records.push(record);
         }
         let (end, _) = before.unwrap_or_default();
-        if let Some((seq, head)) = head()? {
+        if let Some((seq, head)) = claimed {
             let at = usize::try_from(seq).ok().and_then(|n| n.checked_sub(1)).and_then(|n| lines.get(n));
             if seq > end || at.is_some_and(|line| hash_of(line) != head) {
                 return Err(broken(format!("head.json says {seq} {head}, the log ends with {end}")));

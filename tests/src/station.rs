@@ -121,9 +121,12 @@ pub fn matching(is: impl Fn(&[String]) -> bool) -> Vec<u32> {
 
 /// Waits until nothing of Breakglass and no `qm` runs any more.
 pub fn quiet(deadline: Duration) -> Result<()> {
+    // Twice in a row: a process that is just becoming another program has no command line for a moment.
+    let mut looks = 0;
     let idle = || {
         let ours = matching(|words| words.first().is_some_and(|name| name.ends_with("pve-verb")));
-        (ours.is_empty() && qm_processes().is_empty()).then_some(())
+        looks = if ours.is_empty() && qm_processes().is_empty() { looks + 1 } else { 0 };
+        (looks == 2).then_some(())
     };
     until("the end of every worker and every qm", deadline, idle)
 }

@@ -10,10 +10,11 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::chain::OVERFLOW;
 use crate::client::Answer;
 use crate::error::{Context, Error, Result};
 use crate::process::{Running, run, start, until};
-use crate::station::{console, fresh_id, processes};
+use crate::station::{console, fresh_id, processes, quiet};
 use crate::vm::send;
 
 /// The event spool of a request.
@@ -45,9 +46,14 @@ impl Moment {
     }
 }
 
+/// Whether that moment of a request has come.
+pub fn passed(id: &str, moment: Moment) -> bool {
+    events(id).iter().any(|event| moment.is(event))
+}
+
 /// Waits for that moment of a request that runs.
 pub fn reaches(id: &str, moment: Moment, deadline: Duration) -> Result<()> {
-    until(&format!("{moment:?}"), deadline, || events(id).iter().any(|event| moment.is(event)).then_some(()))
+    until(&format!("{moment:?}"), deadline, || passed(id, moment).then_some(()))
 }
 
 /// Kills the worker that runs, at once. Beside it there may be a child that has not become its own program yet, and dies with it.
@@ -100,15 +106,40 @@ pub fn traced(options: &[String], arrival: &[u8]) -> Result<Running> {
     start(&mut command, arrival)
 }
 
-/// Attaches `strace` with these options to the first process of this role that is not among `before`.
-pub fn attach(role: &str, before: &[u32], options: &[String], deadline: Duration) -> Result<Running> {
-    let pid = until(&format!("the start of a {role}"), deadline, || processes(role).into_iter().find(|pid| !before.contains(pid)))?;
-    start(Command::new("strace").args(options).args(["-p", &pid.to_string()]), &[])
+/// Attaches `strace` with these options to the first process of this role that is not among `before`. None where the request had come
+/// to its end by then: a helper lives for a second, and who looks for it may be off the processor for longer.
+pub fn attach(role: &str, before: &[u32], options: &[String], id: &str) -> Result<Option<Running>> {
+    let met = until(&format!("the start of a {role}"), Duration::from_secs(60), || {
+        let over = passed(id, Moment::Told("receipt"));
+        let pid = processes(role).into_iter().find(|pid| !before.contains(pid));
+        (pid.is_some() || over).then_some(pid)
+    })?;
+    met.map(|pid| start(Command::new("strace").args(options).args(["-p", &pid.to_string()]), &[])).transpose()
 }
 
-/// `status` on the console, and its receipt's body.
+/// `status` on the console, and its receipt's body. One that had no time to ask QEMU says so, and is asked again.
 pub fn status() -> Result<(Answer, Value)> {
-    let answer = console("status --json", Duration::from_secs(20))?;
-    let body = crate::station::body(&answer)?;
-    Ok((answer, body))
+    let mut tries = 0;
+    loop {
+        let answer = console("status --json", Duration::from_secs(20))?;
+        let body = crate::station::body(&answer)?;
+        tries += 1;
+        if body["state_after"] != "unknown" || tries == 5 {
+            return Ok((answer, body));
+        }
+    }
+}
+
+/// Waits until the disk has every record. What a call could not write in its time, as on a machine that is busy elsewhere, stays on tmpfs
+/// for the next call: so there is one as long as something is there.
+pub fn carried() -> Result<()> {
+    let patience = Duration::from_secs(60);
+    until("the way of every record to the disk", patience, || {
+        quiet(patience).ok()?;
+        if fs::metadata(OVERFLOW).map_or(0, |file| file.len()) == 0 {
+            return Some(());
+        }
+        let _whatever_it_says = console("status", Duration::from_secs(20));
+        None
+    })
 }

@@ -161,7 +161,7 @@ mod tests {
             Task::new(&["observe/scan"], |_| {}),
         ];
         all(planned.clone(), tasks, &mut out);
-        assert!(started.elapsed() < Duration::from_secs(2));
+        assert!(started.elapsed() < Duration::from_secs(30));
         let mut incoming = Incoming::new(planned);
         frame::write_hello(&mut out_first, Vec::new()).unwrap();
         incoming.feed(&[out_first, out].concat());

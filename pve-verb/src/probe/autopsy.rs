@@ -139,15 +139,19 @@ mod tests {
         (child, qemu)
     }
 
-    fn signal(child: &Child, signal: Signal) {
-        kill_process(Pid::from_child(child), signal).unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+    fn stop(child: &Child) {
+        kill_process(Pid::from_child(child), Signal::STOP).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while !Threads::of(child.id()).stopped() {
+            assert!(Instant::now() < until, "SIGSTOP does not stop it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
     fn what_a_killed_debugger_left_stopped_runs_again() {
         let (mut child, qemu) = sleeper();
-        signal(&child, Signal::STOP);
+        stop(&child);
         assert_eq!(settle(qemu, false, true), None);
         assert!(!Threads::of(qemu.pid).stopped());
         let _ = child.kill();
@@ -158,7 +162,7 @@ mod tests {
     fn what_was_stopped_stays_stopped_and_else_it_is_said() {
         let (mut child, qemu) = sleeper();
         assert!(settle(qemu, true, false).is_some_and(|s| s.contains("stopped before")));
-        signal(&child, Signal::STOP);
+        stop(&child);
         assert_eq!(settle(qemu, true, true), None);
         assert!(Threads::of(qemu.pid).stopped());
         let _ = child.kill();

@@ -207,10 +207,16 @@ mod tests {
     fn our_own_threads_can_be_read() {
         let (stop, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::Builder::new().name("odd (name)".into()).spawn(move || wait.recv()).unwrap();
-        std::thread::sleep(Duration::from_millis(20));
-        let all = threads(std::process::id());
-        let odd = all.iter().find(|t| t.name == "odd (name)").unwrap();
-        assert_eq!(odd.state, "S");
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        // It names itself, and then it waits.
+        let odd = loop {
+            let odd = threads(std::process::id()).into_iter().find(|t| t.name == "odd (name)" && t.state == "S");
+            if let Some(odd) = odd {
+                break odd;
+            }
+            assert!(std::time::Instant::now() < until, "no thread of that name waits");
+            std::thread::sleep(Duration::from_millis(5));
+        };
         assert!(odd.switches.unwrap().voluntary > 0);
         assert!(MainThread::of(std::process::id()).is_some());
         drop(stop);

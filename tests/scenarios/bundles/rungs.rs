@@ -26,6 +26,8 @@ fn narrow_run(lab: &Lab) -> Result<impl Drop> {
 /// Just that much room again: what earlier requests said is gone, and what they left free is filled.
 fn leave_little() {
     const ROOM: u64 = 340 << 10;
+    // A worker tidies behind its answer, and what it takes away meanwhile would be counted as taken.
+    station::quiet(AMPLE).unwrap();
     for spool in fs::read_dir("/run/pve-verb/spool").into_iter().flatten().flatten() {
         fs::remove_file(spool.path()).unwrap();
     }

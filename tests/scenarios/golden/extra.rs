@@ -70,8 +70,10 @@ fn terminated() -> Checked {
 fn abandoned() -> Checked {
     prepare("hung")?;
     let text = shell(
-        "p=$(cat /run/qemu-server/102.pid); qm stop 102 & client=$!; sleep 2; kill -KILL $client; ps -eo args | grep -c '^task UPID.*:qmstop:102:root@pam:'
-         sleep 6; ps -eo args | grep -c '^task UPID'; grep -o '^State.*T' /proc/$p/status; grep -c ':qmstop:.* 0$' /var/log/pve/tasks/active
+        "tasks() { ps -eo args | grep -c '^task UPID.*:qmstop:102:root@pam:'; }
+         count() { for _ in $(seq 300); do [ $(tasks) = $1 ] && return; sleep .1; done; }
+         p=$(cat /run/qemu-server/102.pid); qm stop 102 & client=$!; count 1; kill -KILL $client; tasks
+         count 0; ps -eo args | grep -c '^task UPID'; grep -o '^State.*T' /proc/$p/status; grep -c ':qmstop:.* 0$' /var/log/pve/tasks/active
          grep -c qmstop /var/log/pve/tasks/index; grep -hv '^#' /var/log/pve/tasks/*/*:qmstop:*; kill -CONT $p; sleep 1; qm status 102",
     )?;
     ensure(text == "1\n0\nState:\tT\n1\n0\nstatus: running\n", || text)
@@ -83,19 +85,19 @@ fn lies() -> Checked {
     let pid = || read("/run/qemu-server/102.pid");
     let before = pid();
     mode("stop success-without-acting\nstatus garbage\nreset hang\nstart fail-after-acting\n")?;
-    let got = qm("stop 102", 5)?;
+    let got = qm("stop 102", 30)?;
     ensure(got.code == "0" && pid() == before, || format!("success without acting: {got:?}"))?;
-    let got = qm("status 102", 5)?;
+    let got = qm("status 102", 30)?;
     ensure(got.code == "0" && got.stdout.contains('\u{fffd}'), || format!("garbage: {got:?}"))?;
     let got = qm("reset 102", 3)?;
     ensure(got.code == HUNG, || format!("hang: {got:?}"))?;
     mode("stop slow 1\nstart fail-after-acting\n")?;
-    let got = qm("stop 102", 9)?;
+    let got = qm("stop 102", 30)?;
     ensure(got.code == "0" && got.wall > 1.4 && pid().is_empty(), || format!("slow: {got:?}"))?;
-    let got = qm("start 102", 9)?;
+    let got = qm("start 102", 30)?;
     ensure(got.code == "255" && !pid().is_empty(), || format!("fail after acting: {got:?}"))?;
     mode("")?;
-    let got = qm("status 102", 5)?;
+    let got = qm("status 102", 30)?;
     ensure(got.stdout == "status: running\n", || format!("honest again: {got:?}"))
 }
 
@@ -129,13 +131,13 @@ fn scope() -> Checked {
 }
 
 fn help() -> Checked {
-    let got = qm("help", 5)?;
+    let got = qm("help", 30)?;
     ensure(got.code == "0" && got.stdout.contains("STAND-IN"), || format!("{got:?}"))
 }
 
 fn refused() -> Checked {
     prepare("echo 'args: -nonsense' >> $conf")?;
-    let got = qm("start 102", 9)?;
+    let got = qm("start 102", 30)?;
     let said = got.stdout.contains("kvm: -nonsense") && got.stderr == "start failed: QEMU exited with code 1\n";
     ensure(got.code == "255" && said, || format!("{got:?}"))
 }

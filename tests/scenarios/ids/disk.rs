@@ -14,6 +14,7 @@ pub(crate) fn hangs_later(lab: &Lab) -> Result<()> {
         let request = format!("cycle --json --request-id={id}");
         let first = body(&ssh.call(&request)?)?;
         let after = (vm.pid(), vm.start_ticks());
+        station::quiet(AMPLE)?;
         let hung = hang_the_disk();
         if spool_stays {
             // The worst: the copy on tmpfs is gone as well, and only the spool tells.
@@ -76,6 +77,8 @@ pub(crate) fn slow_worker(lab: &Lab) -> Result<()> {
     let vm = bare_vm(lab)?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let before = (vm.pid(), vm.start_ticks());
+    // Whoever tidies there behind an earlier answer is not meant.
+    station::quiet(AMPLE)?;
     fs::create_dir_all(OWN).unwrap();
     fs::write(format!("{OWN}/cgroup.freeze"), "1").unwrap();
     let answer = ssh.call(format!("cycle --json --request-id={id}"));

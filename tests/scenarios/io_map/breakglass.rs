@@ -116,10 +116,13 @@ pub(crate) fn full_run(lab: &Lab) -> Result<()> {
             lab::vm::send(pid, rustix::process::Signal::TERM)?;
         }
     }
-    watch.finish(Duration::from_secs(30))?;
+    // From its start, and the webhook alone may have taken two minutes.
+    watch.finish(Duration::from_secs(240))?;
     all.append(&mut read(TRACE));
-    until("the keyholder's end", Duration::from_secs(10), || (!Path::new(SOCKET).exists()).then_some(()))?;
-    std::thread::sleep(Duration::from_millis(300));
+    until("the keyholder's end", Duration::from_secs(60), || (!Path::new(SOCKET).exists()).then_some(()))?;
+    // And strace's, which has then written all that it saw.
+    let tracer = |words: &[String]| words.first().is_some_and(|name| name == "strace") && words.iter().any(|word| word == KEYS);
+    until("the end of the keyholder's trace", Duration::from_secs(60), || station::matching(tracer).is_empty().then_some(()))?;
     drop(keys);
     let mut keyholder = read(KEYS);
     // What each has to be seen doing, or the trace is none.

@@ -79,7 +79,7 @@ pub(crate) fn of(arguments: &[&str], env: &[(&str, &str)]) -> Result<(Finished, 
 pub(crate) fn attached<T>(pid: u32, what: impl FnOnce() -> Result<T>) -> Result<(T, Trace)> {
     let output = "/run/lab/trace-sshd";
     let running = start(strace(output).args(["-p", &pid.to_string()]), &[])?;
-    until("strace's grip", Duration::from_secs(5), || {
+    until("strace's grip", Duration::from_secs(30), || {
         std::fs::read_to_string(format!("/proc/{pid}/status"))
             .ok()?
             .lines()
@@ -95,7 +95,7 @@ pub(crate) fn attached<T>(pid: u32, what: impl FnOnce() -> Result<T>) -> Result<
 /// strace detaches at SIGINT and leaves what it followed alone.
 fn let_go(running: Running) -> Result<Finished> {
     lab::vm::send(running.pid(), rustix::process::Signal::INT)?;
-    running.finish(Duration::from_secs(130))
+    running.finish(Duration::from_secs(600))
 }
 
 impl Trace {
