@@ -270,8 +270,9 @@ impl Follower {
     fn discard_in(self, folder: &Path, id: &RequestId) {
         let named = path_of(folder, id);
         // Only whoever holds this file's lock takes its name away: so between the look and the act nobody else does, and no worker of
-        // another caller can have made a new spool under the name. Others hold the lock for moments, to see who lives.
-        let until = Instant::now() + Duration::from_millis(200);
+        // another caller can have made a new spool under the name. Others hold the lock for moments, to see who lives; where one is off
+        // the CPU that long, the old refusal would be told as this call's.
+        let until = Instant::now() + Duration::from_secs(2);
         while flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_err() {
             if Instant::now() >= until {
                 return;

@@ -79,15 +79,19 @@ fn settle(qemu: QemuProcess, stopped: bool, killed: bool) -> Option<String> {
     let until = Instant::now() + deadline::SETTLE;
     let mut continued = false;
     loop {
+        // Judged is only what was looked at after the time was over, and after the SIGCONT.
+        let late = Instant::now() >= until;
         let now = Threads::of(qemu.pid);
         let traced = now.0.iter().any(|t| t.tracer != 0);
         if !traced && !stopped && !continued && (killed || now.stopped()) {
             continued = true;
             kill::resume(qemu);
-        } else if !traced && now.stopped() == stopped {
+            continue;
+        }
+        if !traced && now.stopped() == stopped {
             return None;
         }
-        if Instant::now() >= until {
+        if late {
             let how = match (traced, now.stopped()) {
                 (true, _) => "still traces it",
                 (false, true) => "left it stopped",
