@@ -16,7 +16,7 @@ def main(link):
         phone.press("Cycle")
         phone.reads("The host advises this", 30)
         phone.press("Cycle now")
-        phone.until("a run", lambda: phone.path().startswith("/runs/"))
+        phone.at_path("/runs/")
         phone.has(".card.outcome", 300)
         phone.reads("valid, signed by", 30)
         phone.reads("Looks healthy", 180)
