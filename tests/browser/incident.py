@@ -58,7 +58,7 @@ def incident(server, phone, desk, name):
     phone.picture(f"lab-home-stalled-{name}", whole=True)
 
     # Two actions from the cold phone: the button, and yes.
-    phone.press("Cycle")
+    phone.press_to("Cycle", "/verbs/cycle/confirm")
     phone.reads("Block stalled", 15)
     phone.reads("The host advises this", 15)
     phone.press("Cycle now")

@@ -13,7 +13,7 @@ def main(link):
         phone.open(link).reads("Block stalled", 120)
         phone.reads("Advice: cycle")
         phone.picture("newcomer-stalled")
-        phone.press("Cycle")
+        phone.press_to("Cycle", "/verbs/cycle/confirm")
         phone.reads("The host advises this", 30)
         phone.press("Cycle now")
         phone.at_path("/runs/")

@@ -161,6 +161,17 @@ class Phone:
 
         self.until(f"a button {words!r}", pressed, within)
 
+    def press_to(self, words, start):
+        """Presses what leads to this path. What has just moved is not pressed by the page's own rule, so a person may have to press again."""
+        for _ in range(4):
+            if not self.path().startswith(start):
+                self.press(words)
+            try:
+                return self.at_path(start, 15)
+            except AssertionError:
+                continue
+        raise AssertionError(f"{words!r} never leads to {start}; the page says:\n{self.text()}")
+
     def approve(self, call):
         """Approves a call of Claude's. What has just moved is not pressed by the page's own rule, so a person may have to press again."""
 
