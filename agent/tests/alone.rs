@@ -129,7 +129,8 @@ async fn where_a_person_has_to_allow_it_and_no_model_can_be_had_the_runbook_does
 /// A copy of the state as a kill in the middle of the cycle leaves it: the id is on the disk, the result is not.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_incident_of_the_watch_s_that_was_killed_in_mid_verb_is_gone_on_with_under_the_same_id() {
-    let slow = Duration::from_secs(2);
+    // So long that the copy is made in the middle.
+    let slow = Duration::from_secs(8);
     let desk = with(Api::start(|body, _| actors::good(body)), recorded(STALL), Settings::default(), Budget::default(), slow);
     let Opened { id, end } = opener(&desk).open(&notice()).unwrap();
     let incident = desk.store.get_by_name(&id).unwrap();
@@ -180,7 +181,8 @@ async fn an_incident_of_the_watch_s_that_was_killed_in_mid_verb_is_gone_on_with_
 /// In mid-cycle a person stops the runbook: what it had begun has an end in the log all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stopped_runbook_had_begun_comes_to_its_end_in_the_log() {
-    let slow = Duration::from_millis(700);
+    // So long that the person is in time.
+    let slow = Duration::from_secs(8);
     let dead = Api::replies(vec![Reply::Error { status: 401, kind: "authentication_error", headers: vec![], code: None }]);
     let desk = with(dead, recorded(STALL), Settings::default(), Budget::default(), slow);
     let Opened { id, end } = opener(&desk).open(&notice()).unwrap();
@@ -197,7 +199,7 @@ async fn what_a_stopped_runbook_had_begun_comes_to_its_end_in_the_log() {
             watcher.next().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), fetched).await.expect("nobody waits for the cycle any more");
+    tokio::time::timeout(Duration::from_secs(30), fetched).await.expect("nobody waits for the cycle any more");
     let proved = |what: &What| matches!(what, What::VerbEnded { verb: Verb::Cycle, receipt: Some(_), .. });
     assert_eq!(desk.lines(&incident).iter().filter(|what| proved(what)).count(), 1);
     assert_eq!(desk.verbs().iter().filter(|verb| verb.mutates()).count(), 1, "{:?}", desk.verbs());

@@ -51,7 +51,8 @@ fn ctrl_c_stops_the_turn_says_what_goes_on_and_how_to_come_back() {
     let left = Instant::now();
     let end = child.wait_with_output().unwrap();
     let said = String::from_utf8(end.stdout).unwrap();
-    assert!(left.elapsed() < Duration::from_secs(5), "after {:?}", left.elapsed());
+    // The host says nothing for a minute.
+    assert!(left.elapsed() < Duration::from_secs(20), "after {:?}", left.elapsed());
     assert_eq!(end.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("goes on running to its own end: cycle (request {id})")), "{said}");
     let incident = std::path::PathBuf::from(said.lines().last().unwrap());

@@ -8,6 +8,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use agent::claude::{Budget, Session, Settings, Turned, verdict};
+use agent::evals::world::{Act, World};
 use agent::incident::{Asks, By, Decision, Store, What};
 use api::actors::{self, results};
 use api::{Api, Reply, exec, say, text, verb};
@@ -204,7 +205,7 @@ async fn what_a_person_does_by_hand_comes_in_the_operator_s_channel_without_a_wo
 async fn a_turn_that_a_person_stops_says_what_goes_on_and_another_can_follow() {
     let script =
         |body: &Value, n| if n == 0 && actors::called(body).is_empty() { say(vec![verb("pve_cycle"), verb("pve_status")]) } else { done() };
-    let desk = with(Api::start(script), recorded(STALL), Settings::default(), Budget::default(), Duration::from_millis(600));
+    let desk = with(Api::start(script), recorded(STALL), Settings::default(), Budget::default(), Duration::from_secs(5));
     let (incident, mut session) = desk.session();
     let person = {
         let incident = incident.clone();
@@ -222,23 +223,31 @@ async fn a_turn_that_a_person_stops_says_what_goes_on_and_another_can_follow() {
     assert_eq!(session.prompt("And now?", None).await, Turned::Said);
     desk.faultless();
     // It ran to its end, and nothing else of that answer.
+    let mut watcher = incident.watch(0);
+    let ended = async {
+        while !incident.facts().running.is_empty() {
+            watcher.next().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it never ends");
     tokio::time::sleep(Duration::from_millis(800)).await;
     assert_eq!(desk.verbs(), [Verb::Cycle]);
-    assert!(incident.facts().running.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_is_stopped_in_the_middle_of_an_answer_too() {
-    let desk = desk(Api::start(|_, n| if n == 0 { Reply::Silence(Duration::from_secs(3)) } else { done() }), recorded(STALL));
+    let desk = desk(Api::start(|_, n| if n == 0 { Reply::Silence(Duration::from_secs(60)) } else { done() }), recorded(STALL));
     let (incident, mut session) = desk.session();
-    let stop = incident.clone();
+    let (stop, api) = (incident.clone(), desk.api.clone());
     tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        while api.requests().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         stop.cancel();
     });
     let begun = Instant::now();
     assert!(matches!(session.prompt("Hello.", None).await, Turned::Cancelled(_)));
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(15));
     assert_eq!(session.prompt("And now?", None).await, Turned::Said);
     desk.faultless();
 }
@@ -331,23 +340,27 @@ async fn a_devvm_that_boots_is_waited_for_in_one_call_and_otherwise_nobody_waits
     let desk = desk(Api::start(script), case);
     let (incident, mut session) = desk.session();
     let begun = Instant::now();
+    let tries = |world: &World| world.acts().iter().filter(|act| matches!(act, Act::Exec { .. })).count();
     let stop = {
-        let incident = incident.clone();
+        let (incident, world) = (incident.clone(), desk.world.clone());
         tokio::spawn(async move {
             let mut watcher = incident.watch(0);
             while !(incident.facts().mutated && incident.facts().commands.len() == 1) {
                 watcher.next().await;
             }
             let early = begun.elapsed();
-            tokio::time::sleep(Duration::from_secs(4)).await;
+            while tries(&world) < 3 {
+                assert!(begun.elapsed() < Duration::from_secs(25), "it is not tried again");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
             incident.cancel();
             early
         })
     };
     assert!(matches!(session.prompt("Hello.", None).await, Turned::Cancelled(_)));
-    assert!(stop.await.unwrap() < Duration::from_secs(3), "before anything was changed a dead devvm is no reason to wait");
+    // A wait would be 30 s, the command's own time.
+    assert!(stop.await.unwrap() < Duration::from_secs(15), "before anything was changed a dead devvm is no reason to wait");
     let tries = desk.commands().len();
-    assert!(tries >= 3, "tried again: {tries}");
     // Nobody waits any more: it does not run later behind anybody's back.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(desk.commands().len() <= tries + 1);

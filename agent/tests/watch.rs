@@ -110,10 +110,13 @@ async fn a_stall_is_told_once_though_the_webhook_fails_at_first_and_not_again_af
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(told(&hook), Vec::<String>::new(), "a healthy VM is no news");
     wedge(&world).await;
-    until("the stall is told", 20, || told(&hook) == ["worse block-stalled"]).await;
+    until("the stall is told", 60, || told(&hook) == ["worse block-stalled"]).await;
     let notice = hook.lock().unwrap().told[0].1.clone();
     assert_eq!((&notice["recommend"], &notice["vmid"], &notice["v"]), (&"cycle".into(), &102.into(), &1.into()), "{notice}");
     assert!(notice["text"].as_str().unwrap().contains("no block operation completed") && notice["incident"].is_null(), "{notice}");
+    // Ended right after it was told, and before that is on the disk, it would be told twice.
+    let kept = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    until("that it was told is kept", 20, || kept("untold.json") == "[]" && kept("watch.json").contains("block-stalled")).await;
     watch.abort();
     let watch = start(&settings, folder.path().to_owned(), &world, None);
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -131,7 +134,7 @@ async fn a_stall_is_told_once_though_the_webhook_fails_at_first_and_not_again_af
         grant: None,
     };
     world.verb(ask, tell).await;
-    until("the recovery is told", 20, || told(&hook) == ["worse block-stalled", "better block-stalled"]).await;
+    until("the recovery is told", 60, || told(&hook) == ["worse block-stalled", "better block-stalled"]).await;
     watch.abort();
 }
 
@@ -142,7 +145,7 @@ async fn with_incidents_on_the_vm_is_recovered_and_explained_and_nobody_asked() 
     wedge(&world).await;
     let opener: Arc<dyn Opener> = Arc::new(ByRunbook(Arc::clone(&world)));
     let watch = start(&settings(&url, On::Incident), folder.path().to_owned(), &world, Some(opener));
-    until("it is over", 30, || told(&hook).len() == 4).await;
+    until("it is over", 90, || told(&hook).len() == 4).await;
     assert_eq!(told(&hook), ["worse block-stalled", "opened block-stalled", "ended block-stalled", "better block-stalled"]);
     let ended = hook.lock().unwrap().told[2].1.clone();
     assert_eq!((&ended["healthy"], &ended["incident"]), (&true.into(), &"1f0c9a2e-0000-4000-8000-000000000001".into()), "{ended}");
@@ -197,7 +200,7 @@ async fn while_one_incident_is_at_work_another_trouble_opens_none_and_is_not_for
     let opener = Arc::new(ByHand::default());
     let count = || opener.count.load(std::sync::atomic::Ordering::Relaxed);
     let watch = start(&settings(&url, On::Incident), folder.path().to_owned(), &world, Some(opener.clone() as Arc<dyn Opener>));
-    until("the first incident", 20, || count() == 1).await;
+    until("the first incident", 60, || count() == 1).await;
     let (tell, _told) = mpsc::channel(64);
     let ask = agent::hands::VerbAsk {
         verb: proto::Verb::Cycle,
@@ -210,19 +213,20 @@ async fn while_one_incident_is_at_work_another_trouble_opens_none_and_is_not_for
         grant: None,
     };
     world.verb(ask, tell).await;
-    until("the other trouble is told", 30, || told(&hook).contains(&"worse guest-unresponsive".to_owned())).await;
+    until("the other trouble is told", 60, || told(&hook).contains(&"worse guest-unresponsive".to_owned())).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(count(), 1, "the first one is at work, and the guest boots by its doing");
     drop(opener.opened.lock().unwrap().pop());
-    until("what is still wrong gets the next one", 10, || count() == 2).await;
+    until("what is still wrong gets the next one", 40, || count() == 2).await;
     watch.abort();
 }
 
 #[test]
 fn what_could_not_be_told_before_a_kill_is_told_after_it() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // Its own from here on, so that nobody else takes it, and nobody listens there yet.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
     let settings = settings(&format!("http://{address}/secret-path"), On::Notify);
     let (folder, world) = (tempfile::tempdir().unwrap(), world());
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -237,13 +241,15 @@ fn what_could_not_be_told_before_a_kill_is_told_after_it() {
     let second = runtime();
     let shared = Arc::new(Mutex::new(Hook::default()));
     second.block_on(async {
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let listener = socket.listen(64).unwrap();
         let app = Router::new().route("/secret-path", axum::routing::post(hook)).with_state(Arc::clone(&shared));
         tokio::spawn(async move { axum::serve(listener, app).await });
         start(&settings, folder.path().to_owned(), &world, None);
-        until("it is told", 10, || told(&shared) == ["worse block-stalled"]).await;
+        until("it is told", 60, || told(&shared) == ["worse block-stalled"]).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(told(&shared), ["worse block-stalled"], "once");
+        let file = folder.path().join("untold.json");
+        until("it is forgotten", 20, || std::fs::read_to_string(&file).is_ok_and(|kept| kept == "[]")).await;
     });
     second.shutdown_background();
     let kept = std::fs::read_to_string(folder.path().join("untold.json")).unwrap();

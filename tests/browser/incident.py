@@ -58,12 +58,11 @@ def incident(server, phone, desk, name):
     phone.picture(f"lab-home-stalled-{name}", whole=True)
 
     # Two actions from the cold phone: the button, and yes.
-    phone.press("Cycle")
+    phone.press_to("Cycle", "/verbs/cycle/confirm")
     phone.reads("Block stalled", 15)
     phone.reads("The host advises this", 15)
     phone.press("Cycle now")
-    phone.until("a run", lambda: phone.path().startswith("/runs/"))
-    run = phone.path()
+    run = phone.at_path("/runs/")
     say(f"run {run}")
     phone.reads("pieces captured", 60)
     desk.reads("cycle runs:", 60)
@@ -103,7 +102,7 @@ def incident(server, phone, desk, name):
     phone.picture(f"lab-run-done-{name}")
     for device in (phone, desk):
         assert device.overflows() == [], device.overflows()
-        shown = [one.get_attribute("class") for one in device.all(".card.outcome")]
+        shown = device.each(".card.outcome", "className")
         assert shown == ["card outcome good"], shown
     phone.press("The evidence")
     phone.reads("block-stalled")

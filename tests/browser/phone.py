@@ -115,6 +115,13 @@ class Phone:
     def all(self, css):
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
+    def each(self, css, name):
+        """This property of each; at one moment, as a page that lives exchanges its parts between two questions."""
+        return self.driver.execute_script("return [...document.querySelectorAll(arguments[0])].map((one) => one[arguments[1]])", css, name)
+
+    def unfold(self):
+        self.driver.execute_script("for (const fold of document.querySelectorAll('details')) fold.open = true")
+
     def until(self, what, holds, within=30):
         """Waits until it holds, by itself: no reload, the page has to come to it."""
         end = time.monotonic() + within
@@ -130,6 +137,11 @@ class Phone:
 
     def reads(self, words, within=30):
         return self.until(repr(words), lambda: words in self.text(), within)
+
+    def at_path(self, start, within=30):
+        """Waits for a page under this path, to which a press leads: a click is over before its page has come."""
+        self.until(f"a page under {start}", lambda: self.path().startswith(start), within)
+        return self.path().split("#")[0]
 
     def has(self, css, within=30):
         return self.until(css, lambda: self.all(css), within)[0]
@@ -148,6 +160,17 @@ class Phone:
             return False
 
         self.until(f"a button {words!r}", pressed, within)
+
+    def press_to(self, words, start):
+        """Presses what leads to this path. What has just moved is not pressed by the page's own rule, so a person may have to press again."""
+        for _ in range(4):
+            if not self.path().startswith(start):
+                self.press(words)
+            try:
+                return self.at_path(start, 15)
+            except AssertionError:
+                continue
+        raise AssertionError(f"{words!r} never leads to {start}; the page says:\n{self.text()}")
 
     def approve(self, call):
         """Approves a call of Claude's. What has just moved is not pressed by the page's own rule, so a person may have to press again."""

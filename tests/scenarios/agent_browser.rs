@@ -54,9 +54,10 @@ fn phone(lab: &Lab, javascript: &str) -> Result<()> {
     if until("the browser at a healthy page", Duration::from_secs(120), || said().contains("stall now").then_some(())).is_err() {
         return browsing.finish(Duration::ZERO)?.success("the browser before the stall").map(drop);
     }
-    let stalled = wedge::block_stall(vm)?;
-    // So that there is a middle, in which another device joins and the server is killed, also where a browser takes its time.
+    // So that there is a middle, in which another device joins and the server is killed, also where a browser takes its time. Before the
+    // stall: whoever sees that one presses at once.
     station::lies("stop slow 20\n")?;
+    let stalled = wedge::block_stall(vm)?;
     let ended = browsing.finish(Duration::from_secs(600))?.success("the browser")?;
     station::honest();
     stalled.forget();

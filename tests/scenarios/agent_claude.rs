@@ -19,7 +19,7 @@ use keyholder::holds;
 use lab::installed::prepare;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{Running, start, until};
-use lab::{Lab, Result, wedge};
+use lab::{Lab, Result, station, wedge};
 use serde_json::{Value, json};
 
 const SCENARIOS: &[Scenario] = &[
@@ -184,6 +184,7 @@ fn unattended(lab: &Lab) -> Result<()> {
     until("the first look", Duration::from_secs(30), || log(&watch).contains("watching").then_some(()))?;
     std::thread::sleep(Duration::from_secs(8));
     let before = vm.pid();
+    station::slow_stop()?;
     let stalled = wedge::block_stall(vm)?;
     let begun = Instant::now();
     let (told, notice) = until("the webhook", Duration::from_secs(130), || hook.told("worse"))?;
@@ -198,6 +199,7 @@ fn unattended(lab: &Lab) -> Result<()> {
     watch.kill()?;
     let again = start(&mut desk.command(&["watch"]), &[])?;
     let (_, ended) = until("the incident's end", AMPLE, || hook.told("ended"))?;
+    station::honest();
     stalled.forget();
     holds_no_key(&desk, &again, "watch with Claude");
     faultless(&api);
@@ -235,6 +237,7 @@ fn killed(lab: &Lab) -> Result<()> {
         _ => say(vec![text("The cycle is done; I have its receipt.")]),
     };
     let (desk, api) = with(lab, "", script)?;
+    station::slow_stop()?;
     let running = start(&mut desk.command(&["chat", "Cycle it."]), &[])?;
     until("the cycle's evidence", Duration::from_secs(90), || {
         String::from_utf8_lossy(&running.output_so_far()).contains("  evidence: ").then_some(())
@@ -243,6 +246,7 @@ fn killed(lab: &Lab) -> Result<()> {
     let (folder, _) = newest();
     let id = folder.file_name().unwrap().to_str().unwrap().to_owned();
     let end = start(&mut desk.command(&["chat", "--incident", &id]), &[])?.finish(AMPLE)?;
+    station::honest();
     faultless(&api);
     let text = end.text() + &String::from_utf8_lossy(&end.stderr);
     assert!(end.status == 0 && text.contains("I have its receipt"), "{} {text}", end.status);

@@ -42,7 +42,7 @@ fn logins(lab: &Lab) -> Result<()> {
     let guest = ssh(image.to_str().unwrap(), &["-p", "2222", "-o", "HostKeyAlias=devvm", "breakglass@127.0.0.1", "sudo -n id -u"]);
     assert_eq!(String::from_utf8_lossy(&guest.stdout).trim(), "0", "{guest:?} {}", keys.log());
 
-    let log = until("both lines", Duration::from_secs(5), || Some(keys.log()).filter(|log| log.matches("\"signed\"").count() == 2))?;
+    let log = until("both lines", Duration::from_secs(20), || Some(keys.log()).filter(|log| log.matches("\"signed\"").count() == 2))?;
     let signed: Vec<serde_json::Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let signed: Vec<&serde_json::Value> = signed.iter().filter(|line| line["event"] == "signed").collect();
     for line in &signed {
@@ -74,6 +74,9 @@ fn closed(lab: &Lab) -> Result<()> {
         assert!(holds(pid, seed), "the keyholder's own memory");
         assert!(!holds(lab.host.sshd_pid().unwrap(), seed), "sshd never had it");
     }
+    // It says so in a line of its own, after the one with which it begins to serve.
+    let told = |log: &String| log.contains("\"memory_locked\":true") || log.contains("memory is not locked");
+    until("its word about its memory", Duration::from_secs(20), || Some(keys.log()).filter(told))?;
     let locked = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let locked = locked.lines().find(|line| line.starts_with("VmLck:")).unwrap().to_owned();
     assert_eq!(locked.contains(" 0 kB"), keys.log().contains("memory is not locked"), "{locked} {}", keys.log());

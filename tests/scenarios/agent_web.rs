@@ -22,7 +22,7 @@ use lab::agent::STATE;
 use lab::installed::prepare;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{Running, start, until};
-use lab::station::bare_vm;
+use lab::station::{bare_vm, slow_stop};
 use lab::{Lab, Result, wedge};
 use serde_json::Value;
 
@@ -93,14 +93,14 @@ fn stall(lab: &Lab) -> Result<()> {
     drop(server);
     assert!(page("/").is_none());
     let _server = serve(&desk)?;
-    let live = shows(&run, "Cycle of VM 102", 5);
+    let live = shows(&run, "Cycle of VM 102", 30);
     assert!(live.contains("asked after") || live.contains("card outcome"), "{live}");
     let end = shows(&run, "card outcome", 260);
     stalled.forget();
     assert!(end.contains("card outcome good") && end.contains("valid, signed by"), "{end}");
     eprintln!("recovered {:.0} s after the stall, the server killed and started again in between", begun.elapsed().as_secs_f32());
     assert_ne!(vm.pid(), before, "a fresh QEMU process");
-    shows("/", "Looks healthy", 60);
+    shows("/", "Looks healthy", 120);
 
     // Done once, on the host too.
     let id = run.rsplit('/').next().unwrap().to_owned();
@@ -174,7 +174,8 @@ fn many_minds(body: &Value, _: usize) -> Reply {
 
 /// The lines of an incident.
 fn lines(id: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(format!("{STATE}/incidents/{id}/events.jsonl")).unwrap();
+    // A line that is being written is none yet, and may end within a character.
+    let text = String::from_utf8_lossy(&std::fs::read(format!("{STATE}/incidents/{id}/events.jsonl")).unwrap()).into_owned();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -207,6 +208,7 @@ fn many(lab: &Lab) -> Result<()> {
         until("an incident's look", Duration::from_secs(120), || has(id, "result", "Signed receipt").then_some(()))?;
     }
     until("all of them think", Duration::from_secs(30), || (api.requests().len() == 18).then_some(()))?;
+    slow_stop()?;
     let first = open(0);
     let watched: Vec<Stream> = (0..20).map(|n| Stream::of(if n % 2 == 0 { &first } else { &others[0] }, "resumed")).collect();
     until("the cycle's evidence", Duration::from_secs(60), || has(&first, "verb_news", "\"preserved\"").then_some(()))?;

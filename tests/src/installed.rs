@@ -129,7 +129,8 @@ pub fn prompt(ssh: &Ssh, read: &str, within: Duration) -> Result<Told> {
 /// VM 102 at one moment, as far as something that was sent to it would show.
 #[derive(Debug)]
 pub struct Stamp {
-    at: Instant,
+    /// Before and after the guest was asked.
+    at: (Instant, Instant),
     process: (Option<u32>, Option<u64>),
     state: Observed,
     uptime: Option<Duration>,
@@ -139,10 +140,11 @@ pub struct Stamp {
 impl Stamp {
     /// Looks at it. The guest is asked for its uptime where it runs.
     pub fn of(vm: &Vm) -> Self {
+        let began = Instant::now();
         let state = vm.observe();
         let uptime = if state == Observed::State("running".into()) { vm.uptime().ok() } else { None };
         let process = (vm.pid().or_else(|| vm.scope().first().copied()), vm.start_ticks());
-        Self { at: Instant::now(), process, state, uptime, tasks: fs::read_to_string(TASKS).unwrap_or_default() }
+        Self { at: (began, Instant::now()), process, state, uptime, tasks: fs::read_to_string(TASKS).unwrap_or_default() }
     }
 
     /// Panics where anything was sent to the VM since.
@@ -151,7 +153,8 @@ impl Stamp {
         assert_eq!((now.process, &now.state), (self.process, &self.state), "the VM changed: {why}");
         assert_eq!(now.tasks, self.tasks, "a qm task ran: {why}");
         if let Some(before) = self.uptime {
-            let least = before + (now.at - self.at).saturating_sub(Duration::from_secs(2));
+            // Between the two answers of the guest there is at least this much, however long each took to come.
+            let least = before + (now.at.0 - self.at.1).saturating_sub(Duration::from_secs(2));
             assert!(now.uptime.is_some_and(|after| after >= least), "the guest started again: {:?} then {:?}: {why}", before, now.uptime);
         }
         now
@@ -160,6 +163,8 @@ impl Stamp {
 
 /// Every line of the audit log, in order, with those that the next call carries to disk.
 pub fn log_lines() -> Result<Vec<Vec<u8>>> {
+    // Before the segments: what is carried to disk meanwhile stands in both then, and not in neither.
+    let pending = fs::read(crate::chain::OVERFLOW).unwrap_or_default();
     let mut segments: Vec<_> =
         fs::read_dir("/var/log/pve-verb").context("read the log's folder")?.flatten().map(|entry| entry.path()).collect();
     segments.retain(|path| path.extension().is_some_and(|ending| ending == "jsonl"));
@@ -169,7 +174,6 @@ pub fn log_lines() -> Result<Vec<Vec<u8>>> {
         let bytes = fs::read(&segment).context(format!("read {}", segment.display()))?;
         lines.extend(bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec));
     }
-    let pending = fs::read(crate::chain::OVERFLOW).unwrap_or_default();
     let pending: Vec<_> = pending.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !lines.contains(&line.to_vec())).collect();
     lines.extend(pending.into_iter().map(<[u8]>::to_vec));
     Ok(lines)

@@ -81,6 +81,12 @@ pub fn lies(how: &str) -> Result<()> {
     write(QM_MODE, how, 0o644)
 }
 
+/// `qm stop` does its work 8 s later, until [`honest`] or the next [`bare_vm`]: so that a mutation has a middle, also where whoever does
+/// something in it is off the CPU for a second or two.
+pub fn slow_stop() -> Result<()> {
+    lies("stop slow 8\n")
+}
+
 /// `qm` is honest again.
 pub fn honest() {
     let _absent = fs::remove_file(QM_MODE);

@@ -38,6 +38,8 @@ pub(crate) struct Paced {
     pub(crate) node: String,
     /// The host says nothing.
     pub(crate) silent: AtomicBool,
+    /// A mutation stands behind its evidence until this is off: so that a test has all the time that it needs in the middle.
+    pub(crate) held: AtomicBool,
 }
 
 fn steps(verb: Verb) -> &'static [StepName] {
@@ -80,6 +82,9 @@ impl Paced {
                 let _nobody = news.send(one).await;
                 if !preserved || ask.dry_run {
                     continue;
+                }
+                while self.held.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 for name in steps(verb) {
                     for (outcome, ms) in [(StepOutcome::Started, 0), (StepOutcome::Done, pace.as_millis() as u64)] {
@@ -219,8 +224,13 @@ impl How {
 impl Page {
     /// Serves one on this state folder.
     pub(crate) async fn serve(state: &Path, how: How) -> Self {
-        let hands =
-            Arc::new(Paced { world: World::new(how.case).unwrap(), pace: how.pace, node: how.node, silent: AtomicBool::new(false) });
+        let hands = Arc::new(Paced {
+            world: World::new(how.case).unwrap(),
+            pace: how.pace,
+            node: how.node,
+            silent: AtomicBool::default(),
+            held: AtomicBool::default(),
+        });
         Self::with(state, hands, how.door, how.claude, how.listen).await
     }
 

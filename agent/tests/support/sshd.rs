@@ -48,7 +48,7 @@ impl Sshd {
         let config = "[keyholder]\nsocket = \"DIR/agent.sock\"\nkey_files = [\"DIR/verbs\", \"DIR/devvm\"]\n";
         let keyholder = Keyholder::start(config, &[("verbs", &key(1).0), ("devvm", &key(2).0)], &[]).ready();
         let folder = tempfile::tempdir().unwrap();
-        // Free a moment ago; another test's sshd would say so in its log.
+        // Free a moment ago; where somebody else was quicker sshd says so in its log, and there is another one.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let dir = folder.path().to_str().unwrap().to_owned();
         let write = |name: &str, text: &str, mode: u32| {
@@ -74,6 +74,10 @@ impl Sshd {
         let sshd = Self { folder, port, keyholder, child };
         let end = Instant::now() + Duration::from_secs(20);
         while !sshd.log().contains("Server listening") {
+            if sshd.log().contains("Cannot bind any address") {
+                drop(sshd);
+                return Self::start(host_key, forced);
+            }
             assert!(Instant::now() < end, "sshd does not listen: {}", sshd.log());
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -41,8 +41,8 @@ pub(crate) fn newest() -> (PathBuf, Vec<Value>) {
         fs::read_dir(format!("{STATE}/incidents")).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     folders.sort_by_key(|path| path.metadata().unwrap().modified().unwrap());
     let folder = folders.pop().unwrap();
-    let text = fs::read_to_string(folder.join("events.jsonl")).unwrap();
-    // A line that is being written is none yet.
+    // A line that is being written is none yet, and may end within a character.
+    let text = String::from_utf8_lossy(&fs::read(folder.join("events.jsonl")).unwrap()).into_owned();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     (folder, whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }

@@ -41,7 +41,11 @@ fn json(method: &str, path: &str, form: &str) -> Result<Value> {
 
 /// Presses `cycle`, confirms, waits; how it ended.
 pub(crate) fn cycle() -> Result<Value> {
-    let asked = json("GET", "/verbs/cycle/confirm", "")?;
+    // The question is bound to what was seen: asked before the first look, it would count no more once that has come.
+    let asked = until("a question about what was seen", Duration::from_secs(60), || {
+        std::thread::sleep(Duration::from_millis(200));
+        json("GET", "/verbs/cycle/confirm", "").ok().filter(|asked| !asked["seen"].is_null())
+    })?;
     let begun = json("POST", "/verbs/cycle", &format!("token={}&reason=image", asked["token"].as_str().unwrap()))?;
     let run = begun["run"].as_str().unwrap().to_owned();
     until("the cycle's end", Duration::from_secs(300), || {
