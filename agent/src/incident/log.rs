@@ -139,10 +139,10 @@ impl Log {
     }
 }
 
-/// The lock by which one process at a time writes. Who only asks whether it is held ([`is_written`]) holds it for a moment too, and is
-/// outwaited.
+/// The lock by which one process at a time writes. Who only asks whether it is held ([`is_written`]) holds it for a moment too, or for as
+/// long as it is off the CPU, and is outwaited for a second.
 fn own(file: &File) -> Result<(), Bad> {
-    for _ in 0..50 {
+    for _ in 0..500 {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
