@@ -19,6 +19,7 @@ pub mod capture;
 pub mod channel;
 pub mod cli;
 pub mod config;
+mod config_lock;
 pub mod deadline;
 pub mod disk;
 pub mod door;

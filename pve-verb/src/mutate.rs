@@ -34,6 +34,8 @@ pub struct Report {
     pub touched: bool,
     /// Whether nothing had to be sent.
     pub already: bool,
+    /// What was found not to be in the way, for a dry run to tell.
+    pub checked: Vec<String>,
     /// What the last step that failed said.
     pub trouble: Option<String>,
     /// For `reset`: whether QEMU said that it reset.
@@ -47,7 +49,8 @@ pub struct Report {
 pub fn apply(run: &mut Run, preserved: Preserved) -> Result<Mutated, Stop> {
     let plan = preflight::plan(&preserved)?;
     run.planned(&plan, preserved.verb());
-    let mut done = Mutated { preserved, report: Report { already: matches!(plan, Plan::Already), ..Report::default() } };
+    let checked = preflight::free(run, &preserved, &plan)?;
+    let mut done = Mutated { preserved, report: Report { already: matches!(plan, Plan::Already), checked, ..Report::default() } };
     if done.report.already || done.preserved.authorised().dry_run() {
         return Ok(done);
     }

@@ -4,13 +4,15 @@
 //! and says what will be done. Neither changes anything.
 
 use proto::{Code, RunState, Verb, VmState};
+use std::time::Duration;
 
 use crate::bundle::Preserved;
 use crate::capture::Unresponsive;
+use crate::config_lock::{self, ConfigLock};
 use crate::lock::Locked;
 use crate::probe::observe::{Observation, Process, observe};
-use crate::pve::{Config, Ha};
-use crate::rate::Rates;
+use crate::pve::{Config, Ha, mib};
+use crate::rate::{Idle, Rates};
 use crate::run::{Run, Stop};
 use crate::text::say;
 use crate::{deadline, facts, host};
@@ -98,6 +100,18 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
             Some(missing) => return precondition(say::volumes_missing(vmid, verb, missing)),
             None => run.degrade("whether the VM's volumes are there could not be told".to_owned()),
         }
+        match &seen.memory {
+            Some(memory) => match memory.beyond() {
+                Some(most) => return precondition(say::too_little_memory(vmid, verb, (mib(memory.need), mib(most)))),
+                None if memory.need > memory.to_be_had() => run.degrade(format!(
+                    "the VM asks for {} MiB of memory and about {} MiB are to be had: the start may fail, or the host may end something for it",
+                    mib(memory.need),
+                    mib(memory.to_be_had())
+                )),
+                None => {}
+            },
+            None => run.degrade("whether the host has the memory for the VM could not be told".to_owned()),
+        }
     }
     match &seen.lock {
         Some(lock) if verb != Verb::Start || (stopped && forbids(lock, &Plan::Start)) => {
@@ -129,37 +143,50 @@ fn pve_lock(vmid: proto::Vmid, lock: &str, seen: &Observation) -> proto::Message
 /// A key that asks too often waits, without touching another key's allowance.
 fn rates(run: &Run, locked: &Locked) -> Result<(), Stop> {
     let authorised = locked.authorised();
-    let key = &authorised.caller().key_name;
-    if authorised.caller().is_console() || authorised.dry_run() {
+    let (key, verb) = (&authorised.caller().key_name, authorised.verb());
+    if authorised.caller().is_console() {
         return Ok(());
     }
     let now = host::boot_ms();
     let limits = run.limits();
     let at =
-        |wait: std::time::Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
-    let message = match authorised.verb() {
-        Verb::Reset | Verb::Stop | Verb::Cycle => match Rates::load().mutation_wait(key, &limits, now) {
-            Some(wait) if wait.as_secs() < u64::from(limits.min_interval_s) => {
-                Some(say::too_soon(u64::from(limits.min_interval_s), at(wait)))
-            }
-            Some(wait) => Some(say::too_many(limits.mutations_per_hour, at(wait))),
-            None => None,
-        },
+        |wait: Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
+    let idle = |wait| say::too_many_idle(limits.forensics_per_minute, at(wait));
+    let message = match verb {
+        Verb::Status => None,
         Verb::Forensics => {
-            let counted = Rates::update(|rates| {
-                let wait = rates.forensics_wait(key, &limits, now);
-                if wait.is_none() {
-                    rates.count_forensics(key, now);
-                }
-                wait
-            });
-            // A count that can't be kept is no reason to refuse evidence.
-            let wait = counted.unwrap_or_else(|_| Rates::load().forensics_wait(key, &limits, now));
+            let wait = counted(|r| r.forensics_wait(key, &limits, now), |r| r.count_forensics(key, now));
             wait.map(|wait| say::too_many_forensics(limits.forensics_per_minute, at(wait)))
         }
-        Verb::Status | Verb::Start => None,
+        _ if authorised.dry_run() => {
+            counted(|r| r.idle_wait(Idle::Dry, key, &limits, now), |r| r.count_idle(Idle::Dry, key, now)).map(idle)
+        }
+        _ => {
+            let rates = Rates::load();
+            // What a `start` does is never too often, only what it does not do.
+            let mutation = rates.mutation_wait(key, &limits, now).filter(|_| verb != Verb::Start).map(|wait| {
+                if wait.as_secs() < u64::from(limits.min_interval_s) {
+                    say::too_soon(u64::from(limits.min_interval_s), at(wait))
+                } else {
+                    say::too_many(limits.mutations_per_hour, at(wait))
+                }
+            });
+            mutation.or_else(|| rates.idle_wait(Idle::Call(verb), key, &limits, now).map(idle))
+        }
     };
     message.map_or(Ok(()), |message| Err(Stop::policy(message)))
+}
+
+/// Asks how long to wait and, where that is not at all, counts: as one act. A count that can't be kept is no reason to refuse evidence.
+fn counted(wait: impl Fn(&Rates) -> Option<Duration>, count: impl Fn(&mut Rates)) -> Option<Duration> {
+    let asked = Rates::update(|rates| {
+        let must = wait(rates);
+        if must.is_none() {
+            count(rates);
+        }
+        must
+    });
+    asked.unwrap_or_else(|_| wait(&Rates::load()))
 }
 
 /// What will be done, now that the evidence is safe.
@@ -215,6 +242,45 @@ fn resume(preserved: &Preserved) -> Result<Plan, Stop> {
         Some(lock) if forbids(lock, &Plan::Resume) => Err(Stop::busy_pve(pve_lock(vmid, lock, before), state)),
         _ => Ok(Plan::Resume),
     }
+}
+
+/// The last look before anything is begun, for a dry run too: whether somebody else holds PVE's file lock. Gives what was found not to be
+/// in the way. `reset` takes the lock itself.
+///
+/// # Errors
+/// Busy: `qm` would wait for it, give up, and leave off a VM whose QEMU was ended for a start.
+pub fn free(run: &mut Run, preserved: &Preserved, plan: &Plan) -> Result<Vec<String>, Stop> {
+    let (verb, vmid, before) = (preserved.verb(), preserved.authorised().vmid(), &preserved.seen().before);
+    let mut checked = Vec::new();
+    if !needs_config_lock(plan) || (matches!(plan, Plan::Reset) && !preserved.authorised().dry_run()) {
+        return Ok(checked);
+    }
+    match config_lock::look(vmid) {
+        Ok(()) => checked.push("PVE's file lock is free".to_owned()),
+        Err(ConfigLock::Busy(by)) if goes_without(plan, verb, &before.config) => {
+            let by = by.map_or_else(String::new, |by| format!(" ({by})"));
+            run.degrade(format!("another process{by} holds PVE's file lock on the VM's configuration"));
+        }
+        Err(ConfigLock::Busy(by)) => return Err(Stop::busy_pve(say::config_busy(vmid, by.as_deref()), preserved.seen().state)),
+        Err(ConfigLock::Unusable(why)) => run.degrade(format!("whether somebody holds PVE's file lock on the VM could not be told: {why}")),
+    }
+    if let (Verb::Start | Verb::Cycle, Some(memory)) = (verb, &before.memory) {
+        checked.push(format!("{} MiB of memory asked for, about {} MiB to be had", mib(memory.need), mib(memory.to_be_had())));
+    }
+    Ok(checked)
+}
+
+/// Whether a process that works on the VM's configuration stands in the way of this plan.
+const fn needs_config_lock(plan: &Plan) -> bool {
+    match plan {
+        Plan::Already | Plan::Resume => false,
+        Plan::Reset | Plan::Start | Plan::Stop | Plan::Kill(_) => true,
+    }
+}
+
+/// A `stop` by a proved kill starts nothing. Where `/etc/pve` hangs it is the only way to stop, and tasks that hang with it hold the lock.
+fn goes_without(plan: &Plan, verb: Verb, config: &Config) -> bool {
+    matches!((plan, verb, config), (Plan::Kill(_), Verb::Stop, Config::Unreadable(_)))
 }
 
 /// The look again, right before acting: a lock that somebody took meanwhile, and for what is sent to QEMU itself another QEMU than

@@ -219,6 +219,7 @@ static TABLE: &[Row] = &[
     host("observe/pve", 1_000, OBSERVE),
     host("observe/tasks", 500, OBSERVE),
     host("observe/volumes", 500, OBSERVE),
+    host("observe/memory", 500, OBSERVE),
     // QEMU's own word.
     vm("qmp/greeting.json", QMP, BOTH),
     vm("qmp/query-status.json", QMP, BOTH),

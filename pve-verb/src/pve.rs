@@ -3,9 +3,11 @@
 //! `/etc/pve` is FUSE: any of these reads may hang for ever, so they run in the probe helper's threads. Nothing is written, and no
 //! PVE program is asked: `qm` hangs where this only times out.
 
+mod memory;
 mod redact;
 mod storage;
 
+pub use memory::{Memory, look as memory, mib};
 pub use redact::{redact_cmdline, redact_config};
 pub use storage::missing;
 

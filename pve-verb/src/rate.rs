@@ -6,7 +6,7 @@
 
 use crate::config::Limits;
 use crate::host::path;
-use proto::KeyName;
+use proto::{KeyName, Verb};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -19,6 +19,26 @@ const WAIT: Duration = Duration::from_millis(300);
 const HOUR_MS: u64 = 3_600_000;
 const MINUTE_MS: u64 = 60_000;
 
+/// What takes a bundle and changes nothing, and is no `forensics`. Each has a count of its own, so that none of them, called in a loop,
+/// stands in the way of another: whoever shares its key can still ask for the verb that helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// A dry run, of whichever verb.
+    Dry,
+    /// A call of this verb that ended without an intent.
+    Call(Verb),
+}
+
+impl Idle {
+    /// Its count's name: a key's name holds no space.
+    fn of(self, key: &KeyName) -> String {
+        match self {
+            Self::Dry => format!("dry-run {key}"),
+            Self::Call(verb) => format!("{verb} {key}"),
+        }
+    }
+}
+
 /// Milliseconds of CLOCK_BOOTTIME at which each key mutated, and captured.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Rates {
@@ -26,6 +46,8 @@ pub struct Rates {
     mutations: BTreeMap<KeyName, Vec<u64>>,
     #[serde(default)]
     forensics: BTreeMap<KeyName, Vec<u64>>,
+    #[serde(default)]
+    idle: BTreeMap<String, Vec<u64>>,
 }
 
 impl Rates {
@@ -75,6 +97,16 @@ impl Rates {
     /// Whether this key may capture now; else how long until it may.
     pub fn forensics_wait(&self, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
         wait(self.forensics.get(key).map_or(&[][..], Vec::as_slice), limits.forensics_per_minute, MINUTE_MS, now_ms)
+    }
+
+    /// Whether this key may do this once more; else how long until it may. The limit is that of captures.
+    pub fn idle_wait(&self, what: Idle, key: &KeyName, limits: &Limits, now_ms: u64) -> Option<Duration> {
+        wait(self.idle.get(&what.of(key)).map_or(&[][..], Vec::as_slice), limits.forensics_per_minute, MINUTE_MS, now_ms)
+    }
+
+    /// Counts what changed nothing.
+    pub fn count_idle(&mut self, what: Idle, key: &KeyName, now_ms: u64) {
+        count(self.idle.entry(what.of(key)).or_default(), MINUTE_MS, now_ms);
     }
 
     /// Counts a mutation that reached intent.
@@ -170,5 +202,23 @@ mod tests {
         assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, 2), Some(Duration::from_millis(MINUTE_MS - 2)));
         assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 2), None);
         assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, MINUTE_MS), None);
+    }
+
+    #[test]
+    fn what_changes_nothing_has_a_count_for_each_key_and_kind() {
+        let mut rates = Rates::default();
+        for at in [0, 1] {
+            assert_eq!(rates.idle_wait(Idle::Dry, &key("a"), &LIMITS, at), None);
+            rates.count_idle(Idle::Dry, &key("a"), at);
+            rates.count_idle(Idle::Call(Verb::Start), &key("a"), at);
+        }
+        let full = Some(Duration::from_millis(MINUTE_MS - 2));
+        assert_eq!(rates.idle_wait(Idle::Dry, &key("a"), &LIMITS, 2), full);
+        assert_eq!(rates.idle_wait(Idle::Call(Verb::Start), &key("a"), &LIMITS, 2), full);
+        assert_eq!(rates.idle_wait(Idle::Call(Verb::Cycle), &key("a"), &LIMITS, 2), None, "what helps is not held by it");
+        assert_eq!(rates.idle_wait(Idle::Dry, &key("b"), &LIMITS, 2), None);
+        assert_eq!(rates.forensics_wait(&key("a"), &LIMITS, 2), None);
+        assert_eq!(rates.mutation_wait(&key("a"), &LIMITS, 2), None);
+        assert_eq!(rates.idle_wait(Idle::Dry, &key("a"), &LIMITS, MINUTE_MS), None);
     }
 }

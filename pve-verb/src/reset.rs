@@ -2,14 +2,9 @@
 //!
 //! Not `qm reset`: that only queues the reset, does not look whether it happened, and leaves a paused VM in `prelaunch`.
 
-use proto::{RunState, StepName, StepOutcome, Vmid};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use proto::{RunState, StepName, StepOutcome};
 
+use crate::config_lock::{self, ConfigLock};
 use crate::deadline;
 use crate::mutate::{Mutated, declare_intent, door, open};
 use crate::preflight::{self, Plan};
@@ -25,9 +20,9 @@ use crate::text::say;
 pub(crate) fn reset(run: &mut Run, done: &mut Mutated, plan: &Plan) -> Result<(), Stop> {
     let (vmid, state) = (done.vmid(), done.preserved().seen().state);
     // `qm` must not start, stop or migrate the VM under our hands.
-    let _config = match config_lock(Path::new("/run/lock/qemu-server"), vmid) {
+    let _config = match config_lock::take(vmid) {
         Ok(lock) => Some(lock),
-        Err(ConfigLock::Busy) => return Err(Stop::busy_pve(say::config_busy(vmid), state)),
+        Err(ConfigLock::Busy(by)) => return Err(Stop::busy_pve(say::config_busy(vmid, by.as_deref()), state)),
         // Not proved to be in anybody's hands: that is no reason to leave the VM as it is.
         Err(ConfigLock::Unusable(why)) => {
             run.degrade(format!("PVE's file lock on the VM's configuration could not be taken, so a qm could act meanwhile: {why}"));
@@ -70,47 +65,5 @@ fn resume_if_left_prelaunch(run: &mut Run, done: &mut Mutated, qmp: &mut Session
             done.parts().1.trouble = Some(format!("cont after the reset: {e}"));
             run.step_ended(StepName::Resume, began, StepOutcome::Failed, Some(e.to_string()));
         }
-    }
-}
-
-/// Why PVE's flock is not ours.
-#[derive(Debug, PartialEq, Eq)]
-enum ConfigLock {
-    /// Another process holds it.
-    Busy,
-    /// The file can't be opened or locked: why.
-    Unusable(String),
-}
-
-/// PVE's own flock on the VM's configuration, in this folder; freed on drop.
-fn config_lock(folder: &Path, vmid: Vmid) -> Result<File, ConfigLock> {
-    let path = folder.join(format!("lock-{vmid}.conf"));
-    let unusable = |e: &dyn std::fmt::Display| ConfigLock::Unusable(format!("{}: {e}", path.display()));
-    let open = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path);
-    let file = open.map_err(|e| unusable(&e))?;
-    let until = Instant::now() + deadline::CONFIG_LOCK;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(ConfigLock::Busy),
-            Err(e) => return Err(unusable(&e)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_lock_that_somebody_holds_is_busy() {
-        let folder = tempfile::tempdir().unwrap();
-        let held = config_lock(folder.path(), Vmid::DEVVM).unwrap();
-        assert_eq!(config_lock(folder.path(), Vmid::DEVVM).unwrap_err(), ConfigLock::Busy);
-        drop(held);
-        assert!(config_lock(folder.path(), Vmid::DEVVM).is_ok());
-        let nowhere = config_lock(&folder.path().join("absent"), Vmid::DEVVM).unwrap_err();
-        assert!(matches!(nowhere, ConfigLock::Unusable(why) if why.contains("lock-102.conf")));
     }
 }

@@ -11,7 +11,7 @@ use crate::run::Run;
 use crate::writer::{ArtifactPath, Op, Reply, Shelved, Uptime};
 use crate::{deadline, host, lock};
 
-/// `forensics` bundles have a quota of their own.
+/// What only tells of the VM has a quota of its own: bundles of `forensics`, and of calls that ended without an intent.
 pub const FORENSICS: Quota = Quota { keep: 20, keep_bytes: 1 << 30 };
 /// How long a mutation's bundle stays at least: 30 days of the host being up.
 const YOUNG_MS: u64 = 30 * 24 * 3_600_000;
@@ -33,12 +33,17 @@ impl From<&Evidence> for Quota {
     }
 }
 
+/// Whether it was made for something that may have changed the VM.
+fn mutations(bundle: &Shelved) -> bool {
+    bundle.name.verb() != Some(Verb::Forensics) && !bundle.idle
+}
+
 /// Which of them go, oldest first. `shelf` is in the order of the log; `reviewed` is the number of the newest review.
-pub fn due(shelf: &[Shelved], mutations: Quota, reviewed: Option<u64>) -> Vec<&Shelved> {
-    let (own, others): (Vec<_>, Vec<_>) = shelf.iter().partition(|b| b.name.verb() == Some(Verb::Forensics));
+pub fn due(shelf: &[Shelved], quota: Quota, reviewed: Option<u64>) -> Vec<&Shelved> {
+    let (acts, looks): (Vec<_>, Vec<_>) = shelf.iter().partition(|b| mutations(b));
     let settled = |b: &Shelved| reviewed.is_some_and(|at| b.seq < at) && b.aged_ms >= YOUNG_MS;
-    let mut gone = over(&own, FORENSICS, |_| true);
-    gone.extend(over(&others, mutations, settled));
+    let mut gone = over(&looks, FORENSICS, |_| true);
+    gone.extend(over(&acts, quota, settled));
     gone
 }
 
@@ -59,14 +64,15 @@ fn over<'a>(kind: &[&'a Shelved], quota: Quota, may_go: impl Fn(&Shelved) -> boo
     gone
 }
 
-/// Enters what is new on the shelf and drops what is due. All of it may fail; the next call tries again.
-pub fn tidy(run: &mut Run, seq: u64, own: Option<BundleName>) {
+/// Enters what is new on the shelf, `own` as the bundle of a request that was `idle` or had an intent, and drops what is due. All of it may
+/// fail; the next call tries again.
+pub fn tidy(run: &mut Run, seq: u64, own: Option<BundleName>, idle: bool) {
     let vmid = run.vmid();
     let now = Uptime { boot_id: run.host.boot_id.clone(), boot_ms: host::boot_ms() };
-    let Ok(Reply::Shelf { bundles }) = run.disk.call(&Op::Shelve { vmid, seq, own, now }, &[], deadline::CARRY) else { return };
-    let mutations = Quota::from(&run.host.config.evidence);
+    let Ok(Reply::Shelf { bundles }) = run.disk.call(&Op::Shelve { vmid, seq, own, idle, now }, &[], deadline::CARRY) else { return };
+    let quota = Quota::from(&run.host.config.evidence);
     // Looking through the log for a review is worth it only where one could free anything.
-    let reviewed = if due(&bundles, mutations, Some(u64::MAX)).iter().all(|b| b.name.verb() == Some(Verb::Forensics)) {
+    let reviewed = if due(&bundles, quota, Some(u64::MAX)).iter().all(|b| !mutations(b)) {
         None
     } else {
         match run.disk.call(&Op::LogReviewed {}, &[], deadline::CARRY) {
@@ -74,7 +80,7 @@ pub fn tidy(run: &mut Run, seq: u64, own: Option<BundleName>) {
             _ => None,
         }
     };
-    for bundle in due(&bundles, mutations, reviewed).into_iter().take(AT_ONCE) {
+    for bundle in due(&bundles, quota, reviewed).into_iter().take(AT_ONCE) {
         if lock::holder().is_some() || run.disk.is_late() || !drop_one(run, vmid, bundle) {
             return;
         }

@@ -84,8 +84,11 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
         let state = done.preserved().seen().state;
         let verb = done.verb();
         let qemu = facts::qemu(&done.preserved().seen().before);
-        let message =
-            if done.report().already { say::already(verb, done.vmid(), state) } else { say::plan(verb, done.vmid(), &[run.plan()]) };
+        let message = if done.report().already {
+            say::already(verb, done.vmid(), state)
+        } else {
+            say::plan(verb, done.vmid(), &done.report().checked, &[run.plan()])
+        };
         let already = done.report().already;
         return Verified { outcome: Outcome::Done, message, already, state, qemu, touched: false, held: Some(done.close()) };
     }

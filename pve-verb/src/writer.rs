@@ -107,6 +107,8 @@ pub enum Op {
         seq: u64,
         /// The bundle of the request whose record that is.
         own: Option<BundleName>,
+        /// Whether that request ended without an intent.
+        idle: bool,
         /// The clock by which they grow older.
         now: Uptime,
     },
@@ -270,7 +272,7 @@ impl Root {
             Op::BundlePut { vmid, name, path } => self.bundle_put(vmid, &name, &path, payload),
             Op::BundleSeal { vmid, name } => self.bundle_seal(vmid, &name),
             Op::BundleAbandon { vmid, name } => self.bundle_abandon(vmid, &name),
-            Op::Shelve { vmid, seq, own, now } => self.shelve(vmid, seq, own.as_ref(), &now),
+            Op::Shelve { vmid, seq, own, idle, now } => self.shelve(vmid, seq, own.as_ref().map(|name| (name, idle)), &now),
             Op::BundleDrop { vmid, name } => self.bundle_drop(vmid, &name),
             Op::LogReviewed {} => self.log_reviewed(),
             Op::BundleList { vmid } => self.bundle_list(vmid),

@@ -19,6 +19,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
     let rejected = |line: &[u8]| say::rejected(&Request::parse(line).unwrap_err());
     let grant = |why| say::grant(Verb::Cycle, &why);
     let now = Some(QemuProcess { pid: 4711, started: 1 });
+    let checked = ["PVE's file lock is free".to_owned(), "4096 MiB of memory asked for, about 9000 MiB to be had".to_owned()];
     vec![
         (
             "2 refused-request",
@@ -43,6 +44,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("too_many", say::too_many(12, at)),
                 ("too_soon", say::too_soon(10, at)),
                 ("too_many_forensics", say::too_many_forensics(6, at)),
+                ("too_many_idle", say::too_many_idle(6, at)),
                 ("grant missing", grant(BadGrant::Missing)),
                 ("grant expired", grant(BadGrant::Expired(at))),
                 ("grant not yet", grant(BadGrant::NotYet(at))),
@@ -70,7 +72,8 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("locked_by_task", say::locked_by_task("backup", "UPID:pve:00001400:0009C2A1:6A01B2C3:vzdump:102:root@pam:")),
                 ("locked_by_nobody", say::locked_by_nobody(vm, "backup")),
                 ("locked_by_unknown", say::locked_by_unknown(vm, "backup")),
-                ("config_busy", say::config_busy(vm)),
+                ("config_busy", say::config_busy(vm, Some("task UPID:pve:0, pid 4711"))),
+                ("config_busy, nobody named", say::config_busy(vm, None)),
                 ("sockets_busy", say::sockets_busy(vm, "read 1f1f1f1f-1f1f-4f1f-9f1f-1f1f1f1f1f1f")),
             ],
         ),
@@ -99,6 +102,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("pve_hung, cycle", say::pve_hung(Verb::Cycle, "no answer in 1 s")),
                 ("pve_hung, start", say::pve_hung(Verb::Start, "no answer in 1 s")),
                 ("volumes_missing", say::volumes_missing(vm, Verb::Cycle, &["scsi0 (local:102/vm-102-disk-0.qcow2)".to_owned()])),
+                ("too_little_memory", say::too_little_memory(vm, Verb::Cycle, (65_536, 32_000))),
                 ("reset_of_stopped", say::reset_of_stopped(vm)),
                 ("reset_of_block_stalled", say::reset_of_block_stalled(vm)),
                 ("reset_of_io_error", say::reset_of_io_error(vm)),
@@ -140,8 +144,8 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("cycle", say::done(Verb::Cycle, vm, now, 4_900)),
                 ("already, start", say::already(Verb::Start, vm, VmState::Running)),
                 ("already, stop", say::already(Verb::Stop, vm, VmState::Stopped)),
-                ("plan", say::plan(Verb::Cycle, vm, &["kill pid 4711", "qm start 102", "observe"])),
-                ("plan, nothing", say::plan(Verb::Start, vm, &[])),
+                ("plan", say::plan(Verb::Cycle, vm, &checked, &["kill pid 4711", "qm start 102", "observe"])),
+                ("plan, nothing", say::plan(Verb::Start, vm, &[], &[])),
             ],
         ),
         (

@@ -56,6 +56,10 @@ impl Floods {
         if !matches!(kind, Kind::Refused | Kind::Read) || kind == Kind::Read && !crowded {
             return false;
         }
+        if kind == Kind::Refused && !crowded && facts.get("bundle").is_some_and(|bundle| !bundle.is_null()) {
+            // It took evidence, so a rate of its own bounds it, and its bundle needs a number.
+            return false;
+        }
         let key_name = word("key_name");
         let flood = self.0.entry(format!("{kind:?} {key_name}")).or_insert_with(|| Flood {
             of: kind,
@@ -131,6 +135,19 @@ mod tests {
         assert!(floods.due(134_000).is_empty(), "one a minute");
         assert_eq!(floods.due(136_000).len(), 1);
         assert!(!floods.counts(Kind::Refused, &facts("a", "refused-request"), false, at(HOUR_MS + 1)), "the next hour");
+    }
+
+    #[test]
+    fn a_refusal_that_has_evidence_gets_a_record_of_its_own() {
+        let mut floods = Floods::default();
+        let with = |bundle: Value| {
+            let mut facts = facts("a", "refused-precondition");
+            facts.insert("bundle".to_owned(), bundle);
+            facts
+        };
+        assert!((0..2_000).all(|n| !floods.counts(Kind::Refused, &with(json!("20261121T003000.123Z-reset-1f0c9a2e")), false, at(n))));
+        assert!((0..2_000).any(|n| floods.counts(Kind::Refused, &with(Value::Null), false, at(n))), "without it is counted");
+        assert!(floods.counts(Kind::Refused, &with(json!("20261121T003000.123Z-reset-1f0c9a2e")), true, at(1)), "no room");
     }
 
     #[test]

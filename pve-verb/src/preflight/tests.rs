@@ -18,6 +18,7 @@ fn seen(process: Process, lock: Option<&str>) -> Observation {
         survivor: None,
         survivor_searched: true,
         volumes_missing: Some(Vec::new()),
+        memory: None,
         threads_d: Vec::new(),
         main_thread: None,
     }
@@ -80,4 +81,21 @@ fn what_changed_since_the_evidence_was_taken_stops_what_it_harms() {
         assert_eq!(outcome(&before, &now, &plan), wanted, "{plan:?} with {now:?}");
     }
     assert_eq!(outcome(&locked, &locked, &Plan::Start), "goes on", "it was judged before");
+}
+
+#[test]
+fn only_a_stop_by_a_proved_kill_under_a_hung_pve_goes_on_beside_somebody_s_file_lock() {
+    let hung = Config::Unreadable("it hung".to_owned());
+    for (plan, verb, config, goes) in [
+        (kill(), Verb::Stop, &hung, true),
+        (kill(), Verb::Stop, &Config::Here, false),
+        (kill(), Verb::Cycle, &hung, false),
+        (kill(), Verb::Cycle, &Config::Here, false),
+        (Plan::Stop, Verb::Stop, &hung, false),
+        (Plan::Start, Verb::Start, &Config::Here, false),
+    ] {
+        assert!(needs_config_lock(&plan), "{plan:?}");
+        assert_eq!(goes_without(&plan, verb, config), goes, "{plan:?}, {verb}, {config:?}");
+    }
+    assert!(needs_config_lock(&Plan::Reset) && !needs_config_lock(&Plan::Resume) && !needs_config_lock(&Plan::Already));
 }

@@ -5,7 +5,7 @@ use super::{Answer, Planned, Set};
 use crate::helper::run::Task as Thread;
 use crate::helper::{Helper, Job, Kind};
 use crate::procfs::{self, Identity, MainThread, Pidfile};
-use crate::pve::{self, Config, Ha};
+use crate::pve::{self, Config, Ha, Memory};
 use proto::{ProbeOutcome, Vmid};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -69,6 +69,8 @@ pub struct Observation {
     pub survivor_searched: bool,
     /// The volumes that are proved to be missing; none where that could not be looked at.
     pub volumes_missing: Option<Vec<String>>,
+    /// What a start asks of the host's memory, where that could be read.
+    pub memory: Option<Memory>,
     /// Threads in state D: `name (tid) in wchan`.
     pub threads_d: Vec<String>,
     /// The main thread, for [`procfs::unresponsive_proof`].
@@ -128,6 +130,7 @@ fn assemble(answers: &[Answer]) -> Observation {
         pidfile_stale: process.pidfile_stale,
         scope: process.scope,
         volumes_missing: volumes.ok(),
+        memory: part::<Memory>(answers, "observe/memory").ok(),
         survivor_searched: survivor.is_ok(),
         survivor: survivor.ok().flatten(),
         threads_d: process.threads_d,
@@ -173,6 +176,13 @@ pub(crate) fn tasks(vmid: Vmid, planned: &[Planned]) -> Vec<Thread> {
             match pve::missing(vmid) {
                 Ok(missing) => out.facts("observe/volumes", since, None, json!(missing)),
                 Err(e) => out.without("observe/volumes", since, ProbeOutcome::Failed, &e.to_string()),
+            }
+        }),
+        Thread::new(&["observe/memory"], move |out| {
+            let since = Instant::now();
+            match pve::memory(vmid) {
+                Ok(memory) => out.facts("observe/memory", since, None, json!(memory)),
+                Err(e) => out.without("observe/memory", since, ProbeOutcome::Failed, &e.to_string()),
             }
         }),
         Thread::new(&["observe/tasks"], move |out| {

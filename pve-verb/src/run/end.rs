@@ -122,6 +122,7 @@ impl Run {
         let Value::Object(facts) = facts else { return Outcome::Internal.exit_code() };
         let Some(record) = self.record.take() else { return Outcome::Internal.exit_code() };
         let closed = record.close(&mut self.log, how, outcome, facts);
+        self.count_idle(end);
         let made = receipt::make(closed, self.facts.clone(), self.signer.as_ref().map_err(String::as_str));
         let (receipt, body) = match made {
             Ok(made) => made,
@@ -138,12 +139,13 @@ impl Run {
         // The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
         crate::spool::prune();
         crate::litter::sweep();
-        if how != Closing::Refused && self.made.is_some() {
-            // So can what they had to leave on tmpfs, and old bundles.
+        if self.made.is_some() {
+            // So can what they had to leave on tmpfs, and old bundles. Also after a refusal that has evidence: asked again and again it would
+            // fill the disk.
             operation::tidy(&self);
             if let Some(at) = &body.audit {
                 let own = self.made.take();
-                retention::tidy(&mut self, at.seq, own);
+                retention::tidy(&mut self, at.seq, own, !end.is_begun());
             }
         }
         body.exit_code

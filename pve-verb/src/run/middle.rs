@@ -9,8 +9,8 @@ use super::Run;
 use crate::audit::Kind;
 use crate::operation::{self, LastIntent, Operation};
 use crate::policy::Authorised;
-use crate::promise::Event;
-use crate::rate::Rates;
+use crate::promise::{Event, Stage};
+use crate::rate::{Idle, Rates};
 use crate::run::Stop;
 use crate::text::say;
 use crate::{deadline, host, lock};
@@ -52,6 +52,15 @@ impl Run {
         }
         if let Err(e) = Rates::update(|rates| rates.count_mutation(&authorised.caller().key_name, host::boot_ms())) {
             self.degrade(format!("the mutation could not be counted: {e}"));
+        }
+    }
+
+    /// Counts a call that took a bundle and ended without an intent. A dry run was counted before it captured.
+    pub fn count_idle(&mut self, end: Stage) {
+        let Some(verb) = self.facts.verb.filter(|verb| verb.mutates() && !self.facts.dry_run) else { return };
+        if self.made.is_some() && !end.is_begun() {
+            // It changed nothing, and its answer is made: a count that can't be kept is no reason to say more.
+            let _ = Rates::update(|rates| rates.count_idle(Idle::Call(verb), &self.facts.key_name, host::boot_ms()));
         }
     }
 

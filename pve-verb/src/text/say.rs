@@ -80,6 +80,14 @@ pub fn too_many_forensics(limit: u32, again_at: Timestamp) -> Message {
     )
 }
 
+/// Too many calls within the minute that took a bundle and changed nothing.
+pub fn too_many_idle(limit: u32, again_at: Timestamp) -> Message {
+    Message::new(
+        format!("This key has asked for this {limit} times within a minute without anything being changed."),
+        format!("Look at status, whose next step may be another verb, or try again at {again_at}."),
+    )
+}
+
 /// Why a grant is no good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadGrant {
@@ -226,9 +234,10 @@ pub fn locked_by_unknown(vmid: Vmid, word: &str) -> Message {
 }
 
 /// PVE's flock on the configuration is held by another process.
-pub fn config_busy(vmid: Vmid) -> Message {
+pub fn config_busy(vmid: Vmid, by: Option<&str>) -> Message {
+    let by = by.map_or_else(String::new, |by| format!(" ({})", show(by)));
     Message::new(
-        format!("Another process of PVE's works on VM {vmid}'s configuration and holds its file lock."),
+        format!("Another process{by} works on VM {vmid}'s configuration and holds its file lock."),
         "Try again in a minute; `qm unlock` does not release this lock.",
     )
 }

@@ -31,6 +31,10 @@ pub struct Shelved {
     pub bytes: u64,
     /// For how long the host was up since, in milliseconds.
     pub aged_ms: u64,
+    /// Whether its request said, at its end, that it never had an intent. Nobody else can: one that was killed may have had one, and one
+    /// that is at work may have one at any moment. So what is not known to be idle counts as a mutation's.
+    #[serde(default)]
+    pub idle: bool,
 }
 
 /// CLOCK_BOOTTIME, in one boot: the wall clock may jump, this one only stops when the host is off.
@@ -65,7 +69,7 @@ pub(crate) fn index(bytes: &[u8]) -> Vec<Shelved> {
 }
 
 impl Root {
-    pub(super) fn shelve(&self, vmid: Vmid, seq: u64, own: Option<&BundleName>, now: &Uptime) -> io::Result<Reply> {
+    pub(super) fn shelve(&self, vmid: Vmid, seq: u64, own: Option<(&BundleName, bool)>, now: &Uptime) -> io::Result<Reply> {
         let shelf = self.shelf(vmid);
         durable::folder(&shelf)?;
         let lock = self.shelf_lock()?;
@@ -79,18 +83,19 @@ impl Root {
         index.bundles.retain(|b| here.contains(&b.name));
         for bundle in &mut index.bundles {
             bundle.aged_ms = bundle.aged_ms.saturating_add(older);
-            if Some(&bundle.name) == own {
+            if let Some((_, idle)) = own.filter(|(name, _)| *name == &bundle.name) {
                 // Another call met it before its own request came to its end.
-                bundle.seq = seq;
+                (bundle.seq, bundle.idle) = (seq, idle);
             }
         }
         let known: HashSet<BundleName> = index.bundles.iter().map(|b| b.name.clone()).collect();
         let mut new: Vec<_> = names.into_iter().filter(|name| !known.contains(name)).collect();
         // Whatever else is new here was made before: by a call that was refused or killed, or that found no disk.
-        new.sort_by_key(|name| Some(name) == own);
+        new.sort_by_key(|name| own.is_some_and(|(own, _)| own == name));
         for name in new {
             let bytes = size(&shelf.join(name.as_str()))?;
-            index.bundles.push(Shelved { name, seq, bytes, aged_ms: 0 });
+            let idle = own.is_some_and(|(own, idle)| idle && own == &name);
+            index.bundles.push(Shelved { name, seq, bytes, aged_ms: 0, idle });
         }
         index.seen = Some(now.clone());
         let after = serde_json::to_vec(&index)?;

@@ -58,11 +58,12 @@ pub fn already(verb: Verb, vmid: Vmid, state: VmState) -> Message {
     Message::new(format!("VM {vmid} was {state} already, so nothing was sent."), next)
 }
 
-/// A dry run: what would be done.
-pub fn plan(verb: Verb, vmid: Vmid, steps: &[&str]) -> Message {
+/// A dry run: what was looked at, and what would be done.
+pub fn plan(verb: Verb, vmid: Vmid, checked: &[String], steps: &[&str]) -> Message {
+    let checked = if checked.is_empty() { String::new() } else { format!(" ({})", show(&checked.join("; "))) };
     let steps = if steps.is_empty() { "nothing, it is so already".to_owned() } else { steps.join(", then ") };
     Message::new(
-        format!("A dry run of {verb} on VM {vmid} found nothing in its way; it would do: {}.", show(&steps)),
+        format!("A dry run of {verb} on VM {vmid} found nothing in its way{checked}; it would do: {}.", show(&steps)),
         "Send it again without --dry-run, and with a new request id, to do it.",
     )
 }

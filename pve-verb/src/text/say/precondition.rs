@@ -110,6 +110,15 @@ pub fn volumes_missing(vmid: Vmid, verb: Verb, missing: &[String]) -> Message {
     )
 }
 
+/// The configuration asks for more memory than the kernel could give at all; both in MiB.
+pub fn too_little_memory(vmid: Vmid, verb: Verb, (need, most): (u64, u64)) -> Message {
+    let stays = if verb == Verb::Cycle { "; the VM was left as it is" } else { "" };
+    Message::new(
+        format!("VM {vmid} could not be started: its configuration asks for {need} MiB, and this host can give {most} MiB at most{stays}."),
+        format!("Ask for less: on the host run `qm set {vmid} --memory MIB`, then {verb} again."),
+    )
+}
+
 /// `start` on a process that can't be resumed.
 pub fn start_of(vmid: Vmid, state: RunState) -> Message {
     let cause = match state {
