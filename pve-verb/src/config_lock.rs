@@ -28,7 +28,7 @@ pub(crate) enum ConfigLock {
 
 /// Takes it, for as long as the file lives.
 pub(crate) fn take(vmid: Vmid) -> Result<File, ConfigLock> {
-    lock(&file(Path::new(FOLDER), vmid), OpenOptions::new().read(true).append(true).create(true).mode(0o644))
+    lock(&file(Path::new(FOLDER), vmid), OpenOptions::new().read(true).append(true).create(true).mode(0o644), deadline::CONFIG_LOCK)
 }
 
 /// Whether it is free now. It is let go at once: whoever is called next needs it.
@@ -44,14 +44,14 @@ fn look_at(path: &Path) -> Result<(), ConfigLock> {
     match std::fs::metadata(path) {
         // Nobody has locked anything of this VM since the host booted.
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        _ => lock(path, OpenOptions::new().read(true)).map(drop),
+        _ => lock(path, OpenOptions::new().read(true), deadline::CONFIG_LOOK).map(drop),
     }
 }
 
-fn lock(path: &Path, how: &OpenOptions) -> Result<File, ConfigLock> {
+fn lock(path: &Path, how: &OpenOptions, within: Duration) -> Result<File, ConfigLock> {
     let unusable = |e: &dyn std::fmt::Display| ConfigLock::Unusable(format!("{}: {e}", path.display()));
     let file = how.open(path).map_err(|e| unusable(&e))?;
-    let until = Instant::now() + deadline::CONFIG_LOCK;
+    let until = Instant::now() + within;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
@@ -87,7 +87,7 @@ mod tests {
     fn only_a_lock_that_somebody_holds_is_busy() {
         let folder = tempfile::tempdir().unwrap();
         let path = file(folder.path(), Vmid::DEVVM);
-        let take = |path: &Path| lock(path, OpenOptions::new().read(true).append(true).create(true));
+        let take = |path: &Path| lock(path, OpenOptions::new().read(true).append(true).create(true), Duration::ZERO);
         assert_eq!(look_at(&path), Ok(()));
         assert!(!path.exists(), "a look makes nothing");
         let held = take(&path).unwrap();

@@ -35,8 +35,10 @@ pub const RECORD: Duration = s(1);
 pub const WRITE: Duration = ms(700);
 /// Looking for a caller's head in the log.
 pub const WITNESS: Duration = ms(300);
-/// Waiting for PVE's own lock on the VM's configuration: `reset` takes it, the others look.
+/// Waiting for PVE's own lock on the VM's configuration before `reset`.
 pub const CONFIG_LOCK: Duration = s(1);
+/// Looking whether somebody else holds it before `qm` is called or QEMU killed: a `qm` that only reads or writes is done by then.
+pub const CONFIG_LOOK: Duration = ms(400);
 /// Waiting for another of our own connections to QMP to end. A read gives way in less (`qmp::door`).
 pub const QMP_DOOR: Duration = ms(800);
 /// How long a QEMU that moved since the proof is watched before it is killed, or not.
@@ -130,7 +132,7 @@ mod tests {
 
     /// A proved kill, then `qm stop` (to clean up, or because the kill found another process).
     fn stop() -> Duration {
-        CONFIG_LOCK + OBSERVE + STILL_PROVED + DIES + QMP_DOOR + QM_STOP + QM_TERM
+        CONFIG_LOOK + OBSERVE + STILL_PROVED + DIES + QMP_DOOR + QM_STOP + QM_TERM
     }
 
     fn start() -> Duration {
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn start_fits() {
-        let all = evidence() + CONFIG_LOCK + start() + end();
+        let all = evidence() + CONFIG_LOOK + start() + end();
         assert!(all < published(Verb::Start), "{all:?}");
     }
 

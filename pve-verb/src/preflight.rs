@@ -149,8 +149,7 @@ fn rates(run: &Run, locked: &Locked) -> Result<(), Stop> {
     }
     let now = host::boot_ms();
     let limits = run.limits();
-    let at =
-        |wait: Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
+    let at = |wait: Duration| proto::Timestamp::from_unix_ms(host::now().unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0));
     let idle = |wait| say::too_many_idle(limits.forensics_per_minute, at(wait));
     let message = match verb {
         Verb::Status => None,

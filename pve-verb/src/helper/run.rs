@@ -173,6 +173,7 @@ mod tests {
         assert_eq!(
             got.iter().map(|(n, o)| (n.as_str(), *o)).collect::<Vec<_>>(),
             [
+                ("observe/memory", ProbeOutcome::TimedOut),
                 ("observe/process", ProbeOutcome::TimedOut),
                 ("observe/pve", ProbeOutcome::Failed),
                 ("observe/scan", ProbeOutcome::TimedOut),

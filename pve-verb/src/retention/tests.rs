@@ -9,7 +9,13 @@ fn shelved(n: u64, verb: Verb, bytes: u64, days: u64) -> Shelved {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     let at = Timestamp::from_unix_ms(1_795_220_999_123 - n * 1000);
-    Shelved { name: BundleName::new(at, verb, &RequestId::from_random(id)), seq: n * 10, bytes, aged_ms: days * 24 * 3_600_000, idle: false }
+    Shelved {
+        name: BundleName::new(at, verb, &RequestId::from_random(id)),
+        seq: n * 10,
+        bytes,
+        aged_ms: days * 24 * 3_600_000,
+        idle: false,
+    }
 }
 
 const TEN: Quota = Quota { keep: 10, keep_bytes: 1000 };

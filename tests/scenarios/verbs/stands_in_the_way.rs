@@ -28,6 +28,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_the_pidfile_names_another_process_then_that_one_is_left_alone", reused_pid),
     ("when_qemu_was_killed_behind_everyones_back_then_start_works", stale_pidfile),
     ("when_another_task_holds_pves_file_lock_then_reset_waits_and_does_not_send", config_flock),
+    ("when_another_task_holds_pves_file_lock_then_nothing_is_stopped_that_could_not_be_started", config_flock_before_qm),
+    ("when_the_configuration_asks_for_more_memory_than_the_host_has_then_a_running_vm_is_left_running", too_much_memory),
 ];
 
 const MUTATING: [&str; 4] = ["reset", "stop", "start", "cycle"];
@@ -223,14 +225,20 @@ fn stale_pidfile(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Another process holds PVE's file lock until it is told to go.
 #[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
-fn config_flock(lab: &Lab) -> Result<()> {
-    let vm = lab.fresh()?;
+fn flock_held() -> Result<std::process::Child> {
     let lock = ["--no-fork", "/run/lock/qemu-server/lock-102.conf", "sleep", "300"];
-    let mut holder = std::process::Command::new("flock").args(lock).spawn().unwrap();
+    let holder = std::process::Command::new("flock").args(lock).spawn().unwrap();
     // With the lock taken it becomes `sleep`.
     let name = format!("/proc/{}/comm", holder.id());
     until("the file lock", Duration::from_secs(20), || (fs::read_to_string(&name).ok()? == "sleep\n").then_some(()))?;
+    Ok(holder)
+}
+
+fn config_flock(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let mut holder = flock_held()?;
     let result = refused(vm, &mut Stamp::of(vm), &agent(lab)?, "reset", 4, "holds its file lock");
     let _gone = holder.kill();
     let _reaped = holder.wait();
@@ -241,5 +249,60 @@ fn config_flock(lab: &Lab) -> Result<()> {
     fs::rename("/run/lock/qemu-server.away", "/run/lock/qemu-server").unwrap();
     let told = told?.done();
     assert!(told.body["degraded"].to_string().contains("file lock on the VM's configuration could not be taken"), "{:#}", told.body);
+    Ok(())
+}
+
+fn config_flock_before_qm(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let planned = ask(&agent(lab)?, "cycle --dry-run")?.done();
+    let said = planned.message();
+    assert!(said.contains("PVE's file lock is free; 256 MiB of memory asked for, about "), "{said}");
+    let mut holder = flock_held()?;
+    let by = format!("(sleep, pid {}) works on VM 102's configuration and holds its file lock", holder.id());
+    let tried = || -> Result<()> {
+        let mut before = Stamp::of(vm);
+        for line in ["stop", "cycle", "cycle --dry-run", "reset --dry-run"] {
+            refused(vm, &mut before, &agent(lab)?, line, 4, &by)?;
+        }
+        assert_eq!(ask(&agent(lab)?, "start")?.done().body["already"], true, "what needs nothing waits for nobody");
+        // A QEMU that would be killed too: `qm start` would give up behind it.
+        let pid = vm.pid();
+        let hung = wedge::qemu_stopped(vm)?;
+        let told = ask(&agent(lab)?, "cycle")?;
+        assert_eq!((told.answer.status, told.code().as_str(), told.steps().len()), (4, "qemu-unresponsive", 0), "{:#}", told.body);
+        drop(hung);
+        assert_eq!((vm.pid(), vm.observe()), (pid, Observed::State("running".into())));
+        let vm = lab.stopped()?;
+        refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 4, &by).map(drop)
+    };
+    let tried = tried();
+    let _gone = holder.kill();
+    let _reaped = holder.wait();
+    tried?;
+    ask(&agent(lab)?, "start")?.done();
+    Ok(())
+}
+
+fn too_much_memory(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    // Pending, so the QEMU that runs has what it needs, and the next one would not start.
+    lab.host.set_conf(|conf| conf.pending.set("memory", "4000000"))?;
+    let overcommit = fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap();
+    if overcommit.trim() == "1" {
+        // This kernel promises anything to anybody: nothing is proved, and it is said.
+        let told = ask(&agent(lab)?, "cycle --dry-run")?.done();
+        assert!(told.body["degraded"].to_string().contains("asks for 4000000 MiB of memory"), "{:#}", told.body);
+        return Ok(());
+    }
+    let mut before = Stamp::of(vm);
+    for line in ["cycle", "cycle --dry-run"] {
+        let told = refused(vm, &mut before, &agent(lab)?, line, 6, "its configuration asks for 4000000 MiB, and this host can give ")?;
+        assert!(told.message().contains("the VM was left as it is"), "{}", told.message());
+    }
+    assert_eq!(ask(&agent(lab)?, "start")?.done().body["already"], true, "what runs already needs no more");
+    ask(&agent(lab)?, "stop")?.done();
+    refused(vm, &mut Stamp::of(vm), &agent(lab)?, "start", 6, "its configuration asks for 4000000 MiB")?;
+    lab.stopped()?;
+    ask(&agent(lab)?, "start")?.done();
     Ok(())
 }
