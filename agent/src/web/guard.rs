@@ -95,7 +95,10 @@ async fn admit(app: &App, mut request: Request, named: &mut Option<Who>) -> Resu
     let who = identify(app, peer, headers, json).await?;
     *named = Some(who.clone());
     if who.how == How::Metrics && (request.uri().path() != "/metrics" || *request.method() != Method::GET) {
-        let said = Message::new("This token opens /metrics and nothing else.", "Use one whose line of web.tokens_file has no :metrics at its end.");
+        let said = Message::new(
+            "This token opens /metrics and nothing else.",
+            "Use one whose line of web.tokens_file has no :metrics at its end.",
+        );
         return Err(shell::refusal(StatusCode::FORBIDDEN, &said, json));
     }
     // What a page elsewhere can't know or send needs no look at the name of the host.

@@ -234,7 +234,8 @@ pub(crate) fn tables() {
     assert_eq!(torn_rows("| a |\n| --- |\n| b |\n\n| c |\n| d |\n"), [5]);
     assert_eq!(torn_rows("text\n| a |\n| --- |\n| b | c |\n"), [2, 4]);
     let all = output("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.md"]);
-    let torn: Vec<String> = all.lines().flat_map(|path| torn_rows(&read(path)).into_iter().map(move |line| format!("{path}:{line}"))).collect();
+    let torn: Vec<String> =
+        all.lines().flat_map(|path| torn_rows(&read(path)).into_iter().map(move |line| format!("{path}:{line}"))).collect();
     assert!(torn.is_empty(), "rows that are drawn as raw pipes, or lose a cell: {torn:#?}");
     assert!(all.lines().count() > 30, "{all}");
 }
