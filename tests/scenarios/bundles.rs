@@ -277,6 +277,7 @@ fn shown(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+#[allow(clippy::zombie_processes, reason = "a failing scenario ends its pid namespace, and with it the child")]
 fn retention(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     let ssh = anna(lab)?;

@@ -143,3 +143,36 @@ fn size(bundle: &Path) -> io::Result<u64> {
     let entries = Tree::open(bundle)?.map(|tree| tree.entries()).transpose()?.unwrap_or_default();
     Ok(entries.iter().filter_map(|e| e.bytes).sum())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_request_says_that_a_bundle_is_of_no_mutation() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path().to_owned());
+        let shelf = root.shelf(Vmid::DEVVM);
+        let named = |n: u32| -> BundleName { format!("20261121T003000.123Z-cycle-{n:08x}").parse().unwrap() };
+        let make = |n| std::fs::create_dir_all(shelf.join(named(n).as_str())).unwrap();
+        let shelve = |seq, own: Option<u32>, idle| {
+            let own = own.map(named);
+            let now = Uptime { boot_id: "a".to_owned(), boot_ms: 5_000 };
+            match root.shelve(Vmid::DEVVM, seq, own.as_ref().map(|name| (name, idle)), &now).unwrap() {
+                Reply::Shelf { bundles } => bundles.into_iter().map(|b| (b.name, b.idle)).collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            }
+        };
+        // Bundle 1 is of a request that is at work, or was killed; 2 says of itself that it had no intent.
+        make(1);
+        make(2);
+        assert_eq!(shelve(10, Some(2), true), [(named(1), false), (named(2), true)]);
+        assert_eq!(shelve(20, Some(1), true), [(named(1), true), (named(2), true)], "its own end comes later");
+        make(3);
+        assert_eq!(shelve(30, None, true), [(named(1), true), (named(2), true), (named(3), false)], "nobody's word");
+        // An index of an earlier version says nothing about it.
+        let text = std::fs::read_to_string(shelf.join(INDEX)).unwrap();
+        std::fs::write(shelf.join(INDEX), text.replace(",\"idle\":true", "").replace(",\"idle\":false", "")).unwrap();
+        assert_eq!(shelve(40, None, true), [(named(1), false), (named(2), false), (named(3), false)]);
+    }
+}

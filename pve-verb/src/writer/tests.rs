@@ -321,31 +321,6 @@ fn the_shelf_is_in_the_order_of_the_log_and_grows_older_by_the_hosts_uptime() {
 }
 
 #[test]
-fn only_its_own_request_says_that_a_bundle_is_of_no_mutation() {
-    let place = Place::new();
-    let shelf = place.path(path::EVIDENCE).join("102");
-    let shelve = |seq: u64, own: Option<u32>, idle: bool| {
-        let now = Uptime { boot_id: "a".to_owned(), boot_ms: 5_000 };
-        match place.does(Op::Shelve { vmid: VMID, seq, own: own.map(named), idle, now }, &[]) {
-            Reply::Shelf { bundles } => bundles.into_iter().map(|b| (b.name, b.idle)).collect::<Vec<_>>(),
-            other => panic!("{other:?}"),
-        }
-    };
-    let make = |n: u32| std::fs::create_dir_all(shelf.join(named(n).as_str())).unwrap();
-    // Bundle 1 is of a request that is at work or was killed; 2 says of itself that it had no intent.
-    make(1);
-    make(2);
-    assert_eq!(shelve(10, Some(2), true), [(named(1), false), (named(2), true)]);
-    assert_eq!(shelve(20, Some(1), true), [(named(1), true), (named(2), true)], "its own end comes later");
-    make(3);
-    assert_eq!(shelve(30, None, true), [(named(1), true), (named(2), true), (named(3), false)], "nobody's word");
-    // An index of an earlier version says nothing about it.
-    let text = std::fs::read_to_string(shelf.join(INDEX)).unwrap();
-    std::fs::write(shelf.join(INDEX), text.replace(",\"idle\":true", "").replace(",\"idle\":false", "")).unwrap();
-    assert_eq!(shelve(40, None, true), [(named(1), false), (named(2), false), (named(3), false)]);
-}
-
-#[test]
 fn the_newest_review_is_found() {
     let place = Place::new();
     let reviewed = || place.does(Op::LogReviewed {}, &[]);
