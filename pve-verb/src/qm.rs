@@ -11,8 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
-use crate::spawn::{self, Started};
 use crate::deadline;
+use crate::spawn::{self, Started};
 
 /// The two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

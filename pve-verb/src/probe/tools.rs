@@ -104,16 +104,4 @@ mod tests {
         commands.sort();
         assert_eq!(planned, commands);
     }
-
-    #[test]
-    fn all_of_them_together_are_done_in_time() {
-        // Once of five is enough: whoever measures may have been off the processor.
-        let in_time = (0..5).any(|_| {
-            let started = Instant::now();
-            let answers = run_tools(started + Duration::from_secs(5));
-            assert_eq!(answers.len(), TOOLS.len());
-            started.elapsed() < Duration::from_secs(4)
-        });
-        assert!(in_time);
-    }
 }
