@@ -208,7 +208,7 @@ fn descriptors() {
     flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let mut child = begun(&hung.program());
     drop(lock);
-    let free = flock(&File::open(&path).unwrap(), FlockOperation::NonBlockingLockExclusive);
+    let free = flock(File::open(&path).unwrap(), FlockOperation::NonBlockingLockExclusive);
     child.term();
     let ended = child.ended_by(Instant::now() + AMPLE);
     assert!(matches!(ended, Some(Ended::NotBegun(None))), "{ended:?}");
