@@ -21,6 +21,11 @@ const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"
 /// The worker's oom_score_adj.
 const PROTECTED: &str = "-900";
 
+/// How much is read of a stream at once.
+const CHUNK: usize = 16 * 1024;
+/// What a pipe holds.
+const PIPE: usize = 64 * 1024;
+
 /// How an evidence tool ended.
 #[derive(Debug)]
 pub enum ToolOutcome {
@@ -187,6 +192,7 @@ fn attend(program: &str, mut command: Command, within: Duration, most: usize) ->
     if status.is_none() {
         let _ = kill_process_group(pid, Signal::KILL);
         let _ = child.try_wait();
+        output.drain();
         return ToolOutcome::TimedOut { output: Raw::new(output.kept) };
     }
     let cut = output.cut || errors.cut;
@@ -214,6 +220,16 @@ impl<R: Read + AsFd> Stream<R> {
         Self { from, kept: Vec::new(), most, cut: false }
     }
 
+    /// Takes what stands in the pipe already: no more than fits in one, since whoever writes may not have stopped.
+    fn drain(&mut self) {
+        let now = Instant::now();
+        for _ in 0..PIPE / CHUNK {
+            if self.pump(now) {
+                break;
+            }
+        }
+    }
+
     /// Reads once if something comes within 20 ms (the other stream must not fill up meanwhile); true at its end.
     fn pump(&mut self, until: Instant) -> bool {
         let Some(from) = &mut self.from else { return true };
@@ -221,7 +237,7 @@ impl<R: Read + AsFd> Stream<R> {
         if !ready(from.as_fd(), PollFlags::IN, soon).unwrap_or(true) {
             return false;
         }
-        let mut chunk = [0; 16 * 1024];
+        let mut chunk = [0; CHUNK];
         match from.read(&mut chunk) {
             Ok(0) | Err(_) => self.from = None,
             Ok(n) => {
@@ -260,6 +276,15 @@ mod tests {
         };
         assert_eq!(output.as_bytes(), b"first\n");
         assert!(started.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_stands_in_the_pipe_at_the_end_is_taken_too() {
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&to, &[7; 40_000]).unwrap();
+        let mut stream = Stream::new(Some(std::fs::File::from(from)), 39_000);
+        stream.drain();
+        assert_eq!((stream.kept.len(), stream.cut), (39_000, true));
     }
 
     #[test]

@@ -72,9 +72,7 @@ const EVIL: &[(&str, Attempt)] = &[
         Ok(socket(AddressFamily::NETLINK, SocketType::RAW, None).map(drop)?)
     }),
     ("listen", |_| UnixListener::bind("new").map(drop)),
-    ("listen in the abstract name space", |_| {
-        UnixListener::bind_addr(&SocketAddr::from_abstract_name("pve-verb-sandbox")?).map(drop)
-    }),
+    ("listen in the abstract name space", |_| UnixListener::bind_addr(&SocketAddr::from_abstract_name("pve-verb-sandbox")?).map(drop)),
     ("connect to a socket elsewhere", |p| UnixStream::connect(p.folder.join("elsewhere")).map(drop)),
     ("connect to an abstract socket", |p| UnixStream::connect_addr(&abstract_name(&p.folder)?).map(drop)),
     ("connect to a socket elsewhere, around the corner", |_| UnixStream::connect("../elsewhere").map(drop)),

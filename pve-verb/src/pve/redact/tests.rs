@@ -84,8 +84,30 @@ fn librbd(secret: &str) -> String {
 /// What means something, in any order.
 fn pieces() -> impl Strategy<Value = String> {
     const PIECES: &[&str] = &[
-        "args: ", "password", "key", "\"data\"", "\\\"data\\\"", "=", ":", "\"", "'", "\\", ",", " ", "\n", "x", "rbd:", "json:{", "}", "http://", "%3A//", "@",
-        "io.systemd.credential:", "on", "(redacted)", "/",
+        "args: ",
+        "password",
+        "key",
+        "\"data\"",
+        "\\\"data\\\"",
+        "=",
+        ":",
+        "\"",
+        "'",
+        "\\",
+        ",",
+        " ",
+        "\n",
+        "x",
+        "rbd:",
+        "json:{",
+        "}",
+        "http://",
+        "%3A//",
+        "@",
+        "io.systemd.credential:",
+        "on",
+        "(redacted)",
+        "/",
     ];
     prop::collection::vec(prop::sample::select(PIECES), 0..30).prop_map(|pieces| pieces.concat())
 }
