@@ -21,6 +21,9 @@ const HARMLESS: [&str; 4] = ["on", "off", "yes", "no"];
 /// In a string of the SMBIOS, what follows is a credential for systemd: `value=io.systemd.credential:NAME=SECRET`.
 const CREDENTIAL: &str = "io.systemd.credential";
 
+/// How often a line is looked at again at most. What any program takes is done after the first.
+const LOOKS: usize = 8;
+
 /// How a text is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Style {
@@ -35,17 +38,29 @@ pub fn redact_config(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
         let (body, end) = line.strip_suffix('\n').map_or((line, ""), |b| (b, "\n"));
-        match body.split_once(':') {
-            Some((key, _)) if KEYS.contains(&key.trim()) => out.push_str(&format!("{key}: {REDACTED}")),
-            Some((key, args)) if key.trim() == "args" => {
-                let args = words::each(&redact_json(args), |word| redact_values(word, Style::Argument));
-                out.push_str(&format!("{key}:{args}"));
+        let mut shown = redact_line(body);
+        // What is taken out may have opened or closed a quote around what follows: so once more, until there is nothing to do.
+        for _ in 0..LOOKS {
+            let again = redact_line(&shown);
+            if again == shown {
+                break;
             }
-            _ => out.push_str(&redact_values(body, Style::Line)),
+            shown = again;
         }
+        out.push_str(&shown);
         out.push_str(end);
     }
     out
+}
+
+fn redact_line(line: &str) -> String {
+    match line.split_once(':') {
+        Some((key, _)) if KEYS.contains(&key.trim()) => format!("{key}: {REDACTED}"),
+        Some((key, args)) if key.trim() == "args" => {
+            format!("{key}:{}", words::each(&redact_json(args), |word| redact_values(word, Style::Argument)))
+        }
+        _ => redact_values(line, Style::Line),
+    }
 }
 
 /// A command line without its secrets, an argument a line.
@@ -76,7 +91,8 @@ fn redact_json(text: &str) -> String {
             Some(depth) => string_end(text, value + depth + 1, depth),
             None => text[value..].find(bare).map_or(text.len(), |at| value + at),
         };
-        if HARMLESS.contains(&text[value..end].trim_matches(['"', '\\'])) {
+        let done = depth.is_none() && text[value..].starts_with(REDACTED);
+        if done || HARMLESS.contains(&text[value..end].trim_matches(['"', '\\'])) {
             continue;
         }
         let open = depth.map_or("", |depth| &text[value..=value + depth]);
@@ -108,9 +124,8 @@ fn redact_urls(text: &str, style: Style) -> String {
         if start < from || !(text[..slashes].ends_with(':') || text[..slashes].ends_with("%3A")) {
             continue;
         }
-        let end = value_end(text, start, start, style, false);
-        let authority = &text[start..end];
-        let authority = &authority[..authority.find('/').unwrap_or(authority.len())];
+        let path = text[start..].find('/').map_or(text.len(), |at| start + at);
+        let authority = &text[start..value_end(&text[..path], start, start, style, false)];
         if let Some(at) = authority.rfind('@')
             && let Some(user) = authority[..at].find([':', '%'])
         {
@@ -126,10 +141,14 @@ fn redact_urls(text: &str, style: Style) -> String {
 fn redact_members(text: &str, style: Style) -> String {
     let mut out = String::with_capacity(text.len());
     let mut from = 0;
+    let credentials = text.contains(CREDENTIAL);
     for (equals, _) in text.match_indices('=') {
         let name = last_name(text[..equals].trim_ascii_end());
+        if equals < from || !(MEMBERS.contains(&name) || credentials) {
+            continue;
+        }
         let part = &text[part_start(text, equals)..equals];
-        if equals < from || !(MEMBERS.contains(&name) || part.contains(CREDENTIAL)) {
+        if !(MEMBERS.contains(&name) || part.contains(CREDENTIAL)) {
             continue;
         }
         // `name = value` is nobody's command line, but a person's note.
