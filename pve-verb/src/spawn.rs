@@ -26,6 +26,11 @@ const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"
 /// The worker's oom_score_adj.
 const PROTECTED: &str = "-900";
 
+/// How much is read of a stream at once.
+const CHUNK: usize = 16 * 1024;
+/// What a pipe holds.
+const PIPE: usize = 64 * 1024;
+
 /// How an evidence tool ended.
 #[derive(Debug)]
 pub enum ToolOutcome {
@@ -144,6 +149,7 @@ fn attend(program: &'static str, args: &[&str], within: Duration, most: usize) -
         None => {
             child.kill_group();
             let _ = child.ended_by(Instant::now());
+            output.drain();
             ToolOutcome::TimedOut { output: Raw::new(output.kept) }
         }
         Some(Ended::Exit(status)) => ToolOutcome::Finished { status, output: Raw::new(output.kept), errors: Raw::new(errors.kept), cut },
@@ -177,6 +183,16 @@ impl<R: Read + AsFd> Stream<R> {
         Self { from: Some(from), kept: Vec::new(), most, cut: false }
     }
 
+    /// Takes what stands in the pipe already: no more than fits in one, since whoever writes may not have stopped.
+    fn drain(&mut self) {
+        let now = Instant::now();
+        for _ in 0..PIPE / CHUNK {
+            if self.pump(now) {
+                break;
+            }
+        }
+    }
+
     /// Reads once if something comes within 20 ms (the other stream must not fill up meanwhile); true at its end.
     fn pump(&mut self, until: Instant) -> bool {
         let Some(from) = &mut self.from else { return true };
@@ -184,7 +200,7 @@ impl<R: Read + AsFd> Stream<R> {
         if !ready(from.as_fd(), PollFlags::IN, soon).unwrap_or(true) {
             return false;
         }
-        let mut chunk = [0; 16 * 1024];
+        let mut chunk = [0; CHUNK];
         match from.read(&mut chunk) {
             Ok(0) | Err(_) => self.from = None,
             Ok(n) => {
@@ -194,5 +210,19 @@ impl<R: Read + AsFd> Stream<R> {
             }
         }
         self.from.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_the_pipe_at_the_end_is_taken_too() {
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&to, &[7; 40_000]).unwrap();
+        let mut stream = Stream::new(File::from(from), 39_000);
+        stream.drain();
+        assert_eq!((stream.kept.len(), stream.cut), (39_000, true));
     }
 }

@@ -4,8 +4,10 @@
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout, clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use proto::ProbeOutcome;
+use proto::{ProbeOutcome, QemuProcess, Vmid};
+use pve_verb::probe::autopsy;
 use pve_verb::probe::tools::run_tools;
+use pve_verb::procfs::start_time;
 use pve_verb::spawn::{self, Ended, Started, ToolOutcome, start, tool};
 use rustix::fs::{FlockOperation, flock};
 use std::ffi::OsString;
@@ -30,6 +32,7 @@ const TESTS: &[(&str, fn())] = &[
     ("what_got_sigterm_before_it_began_never_runs_also_where_its_starter_ignored_that_and_is_gone", terminated),
     ("what_hangs_before_it_begins_has_no_descriptor_of_its_starters", descriptors),
     ("nothing_is_begun_for_another_program", orphan),
+    ("whatever_a_debugger_is_killed_at_the_process_runs_on", debugger_killed),
 ];
 
 fn main() -> ExitCode {
@@ -224,4 +227,21 @@ fn orphan() {
     let mut shell = Command::new("/bin/sh");
     let status = shell.args(["-c", "\"$0\" begin /usr/bin/touch \"$1\"; exit $?"]).arg(own).arg(&mark).status().unwrap();
     assert_eq!((status.code(), mark.exists()), (Some(3), false), "ESRCH");
+}
+
+fn debugger_killed() {
+    for ms in [620, 700, 800, 1_000] {
+        // Once of three is enough: whoever is to settle it may have been off the processor.
+        let as_before = (0..3).any(|_| {
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+            let qemu = QemuProcess { pid: child.id(), started: start_time(child.id()).unwrap() };
+            let (answer, trouble) = autopsy::ask(Vmid::DEVVM, qemu, Duration::from_millis(ms));
+            let now = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+            let _ = child.kill();
+            let _ = child.wait();
+            assert!(!answer.detail.is_some_and(|why| why.starts_with("not asked")));
+            trouble.is_none() && !now.contains("State:\tT") && now.contains("TracerPid:\t0\n")
+        });
+        assert!(as_before, "with {ms} ms");
+    }
 }
