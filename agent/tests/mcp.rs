@@ -26,6 +26,10 @@ struct Slow {
 }
 
 impl Hands for Slow {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         self.asked.lock().unwrap().push(ask.clone());
         Box::pin(async move {

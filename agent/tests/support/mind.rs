@@ -53,6 +53,10 @@ pub(crate) struct Slow {
 }
 
 impl Hands for Slow {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             if ask.verb.mutates() && !ask.attach {

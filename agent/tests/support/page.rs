@@ -101,6 +101,10 @@ impl Paced {
 }
 
 impl Hands for Paced {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             while self.silent.load(Ordering::Relaxed) {
