@@ -149,7 +149,8 @@ fn a_receipt_about_another_vm_is_not_believed_and_with_its_key_nothing_is_change
     config.host.as_mut().unwrap().vmid = "105".parse().unwrap();
     let ssh = Ssh::open(&config).unwrap();
     let status = "4f0a3c52-7c1e-4b57-9a52-0d6b2f3c1a01";
-    let end = runtime().block_on(ssh.verb(ask(Verb::Status, status), mpsc::channel(1).0));
+    let (tell, _) = mpsc::channel(1);
+    let end = runtime().block_on(ssh.verb(ask(Verb::Status, status), tell));
     assert_eq!((end.status, end.said.what.as_str()), (agent::UNKNOWN, "The key is for VM 102, and [host] vmid says 105."));
     assert!(matches!(end.checked, Err(Unproved::OtherVm { .. })) && end.said.next.contains("vmid = 102"), "{}", end.said);
 
