@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::{Code, Message, Verb};
+use proto::{Code, Message, Verb, Vmid};
 use sha2::{Digest, Sha256};
 
 use crate::evals::{Table, Who};
@@ -38,8 +38,13 @@ pub use probe::{Found, probe};
 pub use settings::{Autonomy, Budget, Credential, Settings};
 pub use turn::{Session, Turned};
 
-/// The system prompt.
-pub const SYSTEM: &str = include_str!("claude/system.md");
+/// The system prompt, but for the VM's number.
+const SYSTEM: &str = include_str!("claude/system.md");
+
+/// The system prompt of a conversation about this VM.
+fn system(vmid: Vmid) -> String {
+    SYSTEM.replace("{VMID}", &vmid.to_string())
+}
 
 /// What the conversations of all incidents share.
 pub struct Mind {
@@ -80,7 +85,7 @@ impl Mind {
     }
 }
 
-/// SHA-256 of the system prompt and of the tools' definitions, in hex: with the model, what a score is about.
+/// SHA-256 of the system prompt (the VM's number left open) and of the tools' definitions, in hex: with the model, what a score is about.
 pub fn fingerprints() -> (String, String) {
     let hash = |text: &str| Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect::<String>();
     (hash(SYSTEM), hash(&tools::definitions().to_string()))
@@ -91,6 +96,15 @@ pub fn has_passed(model: &str, state: &Path) -> bool {
     let (prompt_sha256, tools_sha256) = fingerprints();
     let who = Who { model: model.to_owned(), prompt_sha256, tools_sha256 };
     Table::newest(state, &who).is_some_and(|table| table.passed() == table.lines.len())
+}
+
+/// Which of the models that may act have not passed, in one sentence: for whoever lets them act.
+pub fn unproven(mind: Option<&Arc<Mind>>, state: &Path) -> Option<String> {
+    let models: Vec<String> = mind?.settings.models().into_iter().filter(|model| !has_passed(model, state)).collect();
+    let have = if models.len() == 1 { "has" } else { "have" };
+    let names = proto::escape_cut(models.join(" and ").as_bytes(), 200);
+    (!models.is_empty())
+        .then(|| format!("{names} {have} not passed the recorded incidents with this prompt and these tools: try breakglass evals."))
 }
 
 /// How long the end of an incident waits for the devvm's sshd; where something was changed it may be booting.

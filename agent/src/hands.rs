@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use proto::{Event, Grant, Origin, RequestId, Unit64, Unit200, Verb};
+use proto::{Event, Grant, Origin, RequestId, Unit64, Unit200, Verb, Vmid};
 use tokio::sync::mpsc::Sender;
 
 use crate::receipt::{Proved, Unproved};
@@ -116,6 +116,9 @@ pub enum ExecEnd {
 
 /// What the agent can do.
 pub trait Hands: Send + Sync {
+    /// The VM that the verbs are about: what every text and question names.
+    fn vmid(&self) -> Vmid;
+
     /// Runs a verb to its end, however often the connection is lost, and tells what comes. Ends by itself after the verb's deadline
     /// and a grace; `news` may be dropped at any time.
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd>;

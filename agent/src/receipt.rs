@@ -45,6 +45,13 @@ pub enum Unproved {
     Body(NotAReceipt),
     /// Signed: the host could not read a request. It can't say whose, as it did not read the id either.
     NotUnderstood(proto::Message),
+    /// Signed, and about another VM than the one that was asked for.
+    OtherVm {
+        /// The one that was asked for.
+        wanted: Vmid,
+        /// The one that it is about.
+        got: Vmid,
+    },
     /// Signed, and about something else: what was wanted, what it is about.
     Foreign {
         /// The member that differs.
@@ -116,7 +123,7 @@ fn foreign(body: &ReceiptBody, unchecked: &Unchecked, pinned: &Pinned, asked: &A
         return differs("verb", &verb, &body.verb.map_or("none".to_owned(), |verb| verb.to_string()));
     }
     if let Some(vmid) = asked.vmid.filter(|vmid| *vmid != body.vmid) {
-        return differs("VM", &vmid, &body.vmid);
+        return Some(Unproved::OtherVm { wanted: vmid, got: body.vmid });
     }
     if !pinned.speaks_for(&body.node) {
         return differs("host", &"the one that the key belongs to", &body.node);

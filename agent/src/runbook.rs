@@ -156,7 +156,7 @@ fn somebody_did_it(code: Code, state: VmState) -> bool {
 async fn settled(a: &mut Acting<'_>, unattended: bool) -> Ended {
     let why = match a.back(a.patience.soft).await {
         Ok(guest) if guest.starved() => return soften(a, Some(guest)).await,
-        Ok(_) => return Ended::well("VM 102 looks healthy and the devvm answers: nothing was changed."),
+        Ok(_) => return Ended::well(format!("VM {} looks healthy and the devvm answers: nothing was changed.", a.hands.vmid())),
         Err(why) => why,
     };
     if let Verdict::Known(again) = a.verb(Verb::Forensics, "runbook: once more, as the devvm does not answer").await
@@ -166,7 +166,7 @@ async fn settled(a: &mut Acting<'_>, unattended: bool) -> Ended {
         return advised(a, code, &again).await;
     }
     Ended::badly(
-        format!("From the host VM 102 looks healthy, and the devvm can't be used: {why}."),
+        format!("From the host VM {} looks healthy, and the devvm can't be used: {why}.", a.hands.vmid()),
         "Look at its console in the bundle; reset boots the guest anew.",
     )
 }
@@ -246,8 +246,9 @@ async fn returned(a: &mut Acting<'_>, verb: Verb) -> Result<Ended, String> {
     let Verdict::Known(now) = now else { return Ok(Ended::badly("The devvm answers again, and the host does not.", "Ask with status.")) };
     if now.code == Some(Code::Healthy) {
         return Ok(Ended::well(format!(
-            "{verb} was done and observed; the devvm answers over SSH again, up for {} s, and VM 102 looks healthy.",
-            guest.up_s
+            "{verb} was done and observed; the devvm answers over SSH again, up for {} s, and VM {} looks healthy.",
+            guest.up_s,
+            a.hands.vmid()
         )));
     }
     Ok(Ended::badly(format!("{verb} was done and the devvm answers, but: {}", now.sentence), now.why))

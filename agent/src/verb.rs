@@ -201,7 +201,12 @@ impl Show {
             Body::Accepted(accepted) => {
                 self.deadline = Some(Duration::from_millis(accepted.deadline_ms));
                 let joined = if accepted.attached { " It runs already: you look on." } else { "" };
-                self.line(&format!("{} takes it, for at most {} s.{joined}", plain(&accepted.node), accepted.deadline_ms / 1000));
+                self.line(&format!(
+                    "{} takes it for VM {}, for at most {} s.{joined}",
+                    plain(&accepted.node),
+                    accepted.vmid,
+                    accepted.deadline_ms / 1000
+                ));
             }
             Body::Probe(probe) => match probe.outcome {
                 ProbeOutcome::Captured => self.captured += 1,

@@ -162,7 +162,7 @@ impl Watch {
         let memory = self.remembered();
         let (trouble, since) = memory.told.or_else(|| memory.last.last().copied()).unwrap_or((Trouble::HostSilent, now()));
         let (sentence, next) = (String::new(), String::new());
-        let seen = Seen { look: Look::Bad(trouble), vmid: Vmid::DEVVM, sentence, next, recommend: None };
+        let seen = Seen { look: Look::Bad(trouble), vmid: self.hands.vmid(), sentence, next, recommend: None };
         self.ended(opened, notice(Kind::Opened, trouble, since, &seen));
     }
 
@@ -183,7 +183,7 @@ impl Watch {
     async fn look(&self) -> Seen {
         let silent = |said: &Message| Seen {
             look: Look::Bad(Trouble::HostSilent),
-            vmid: Vmid::DEVVM,
+            vmid: self.hands.vmid(),
             sentence: said.what.clone(),
             next: said.next.clone(),
             recommend: None,

@@ -369,3 +369,12 @@ async fn a_devvm_that_boots_is_waited_for_in_one_call_and_otherwise_nobody_waits
     assert_eq!((desk.commands().len(), incident.facts().commands.len()), (now, 0));
     desk.faultless();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_model_is_told_which_vm_it_is_about() {
+    let world = World::of(recorded(STALL), "105".parse().unwrap()).unwrap();
+    let desk = support::in_world(Api::replies(vec![done()]), world, Settings::default(), Budget::default(), Duration::ZERO);
+    assert_eq!(desk.session().1.prompt("Hello.", None).await, Turned::Said);
+    let system = desk.api.requests()[0]["system"].to_string();
+    assert!(system.contains("you bring VM 105, ") && !system.contains("VMID") && !system.contains("102"), "{system}");
+}

@@ -44,6 +44,7 @@ fn sample(all: bool) -> String {
 #[test]
 fn the_sample_is_read_as_it_is_and_says_each_default() {
     let (bare, all) = (Config::parse(&sample(false)).unwrap(), Config::parse(&sample(true)).unwrap());
+    assert!([&bare, &all].iter().all(|config| config.host.as_ref().unwrap().vmid == Vmid::DEVVM));
     assert!(bare.host.is_some() && bare.devvm.is_none() && bare.watch.is_none() && bare.keyholder.is_none());
     let devvm = all.devvm.as_ref().unwrap();
     assert_eq!((devvm.user.as_str(), devvm.sudo), (breakglass().as_str(), yes()));
@@ -102,6 +103,7 @@ fn what_is_out_of_range_is_refused_by_its_name() {
         ("[web]\nidentity_header = \"X Name\"\n", "X Name"),
         ("[web]\nlisten = \"localhost:8102\"\n", "line 2: \"localhost:8102\" is no address: write IP:PORT"),
         ("[host]\naddress = \"192.0.2.1\"\n", "line 2: \"192.0.2.1\" is no address: write IP:PORT"),
+        ("[host]\nvmid = 99\n", "line 2: 99 is not a VM id"),
         ("[devvm]\naddress = \"devvm:22\"\n", "line 2: \"devvm:22\" is no address: write IP:PORT"),
         ("[vault]\naddress = \"https://192.0.2.1:8200\"\nrole = \"r\"\npath = \"p\"\n", "[keyholder]"),
         ("[state]\ndir = 1\n", "line 2"),

@@ -315,6 +315,10 @@ async fn what_a_stopped_turn_left_running_is_fetched_after_a_restart_and_not_rem
 struct Pieces(&'static [&'static str]);
 
 impl Hands for Pieces {
+    fn vmid(&self) -> proto::Vmid {
+        proto::Vmid::DEVVM
+    }
+
     fn verb(
         &self,
         _: crate::hands::VerbAsk,

@@ -54,6 +54,16 @@ fn verbs(world: &World) -> Vec<Verb> {
 }
 
 #[test]
+fn the_report_names_the_vm_that_it_is_about() {
+    let text = format!(
+        "about = \"a test\"\nsays = \"help\"\nstart = \"well\"\n[state.well]\nvm = \"running\"\ncode = \"healthy\"\nsentence = \"Well.\"\n\
+         why = \"Nothing.\"\nanswers = [{{ when = [\"meminfo\"], prints = \"\"\"{WELL}\"\"\" }}]\n[expect]\nends = [\"well\"]\n"
+    );
+    let world = World::of(Case::parse("test", &text).unwrap(), "105".parse().unwrap()).unwrap();
+    assert!(run_in(&world, false).0.said.what.starts_with("VM 105 looks healthy"));
+}
+
+#[test]
 fn a_healthy_vm_is_left_alone() {
     let world = world("well", "");
     let (ended, _) = run_in(&world, false);

@@ -115,6 +115,9 @@ pub fn watch(config: &Config) -> Result<(), Message> {
         let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?);
         let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
         let mind = Mind::new(&config.claude, config.budget, &store, &hands)?;
+        if let Some(said) = crate::claude::unproven(mind.as_ref(), &config.state.dir) {
+            warn!(event = "unproven", "{said}");
+        }
         let taken = unfinished(mind.as_ref(), &hands, &store);
         for opened in &taken {
             store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);

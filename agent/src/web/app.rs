@@ -120,6 +120,11 @@ impl App {
         self.claude.autonomy == Autonomy::Approve
     }
 
+    /// Which models have not shown that they deserve it, in one sentence.
+    pub(super) fn unproven(&self) -> Option<String> {
+        crate::claude::unproven(self.talks.mind().as_ref(), &self.state)
+    }
+
     /// The incident that is going on, if one is.
     pub(super) fn current(&self) -> Option<IncidentId> {
         let now = crate::incident::now().unix_ms();

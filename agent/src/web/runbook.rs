@@ -56,6 +56,9 @@ pub(super) async fn confirm(
     };
     app.looks.interest();
     let look = app.looks.fresh(RECENT, WAIT).await;
+    if let Some(said) = look.is_for_another_vm() {
+        return shell::refusal(StatusCode::CONFLICT, said, json);
+    }
     ask(&app, &who, incident.as_ref(), &asked, &look, None, json)
 }
 
@@ -95,7 +98,7 @@ fn ask(app: &Arc<App>, who: &Who, incident: Option<&IncidentId>, asked: &Asked, 
             }
         }
         h2.over { "As it looks now" }
-        (state(look, false))
+        (state(app, look, false))
     };
     shell::html(status, page("Run the runbook?", "", Some(who), &Fresh::default(), &body))
 }
@@ -134,6 +137,9 @@ pub(super) async fn begin(
         Err(none) => return none,
     };
     let look = app.looks.latest();
+    if let Some(said) = look.is_for_another_vm() {
+        return shell::refusal(StatusCode::CONFLICT, said, json);
+    }
     if let Err(stale) = app.tokens.spend(asked.token.as_deref().unwrap_or_default(), &about(&who, named.as_ref(), &look)) {
         return ask(&app, &who, named.as_ref(), &asked, &look, Some(stale), json);
     }

@@ -80,6 +80,9 @@ pub fn serve(config: &Config) -> Result<(), Message> {
         })?;
         let at = listener.local_addr().map_err(fault)?;
         tracing::info!(event = "serve", address = %at, model = config.claude.credential().is_ok_and(|key| key.is_some()), "listening");
+        if let Some(said) = app.unproven() {
+            tracing::warn!(event = "unproven", "{said}");
+        }
         if let Some(link) = app.link() {
             // Not on standard output, which the log shipper reads.
             let _nobody_reads = writeln!(io::stderr(), "Open this once: http://{at}/link/{link}");

@@ -53,6 +53,10 @@ pub(crate) struct Slow {
 }
 
 impl Hands for Slow {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             if ask.verb.mutates() && !ask.attach {
@@ -74,12 +78,17 @@ pub(crate) fn desk(api: Api, case: Case) -> Desk {
 
 /// A desk with these settings.
 pub(crate) fn with(api: Api, case: Case, settings: Settings, budget: Budget, slow: Duration) -> Desk {
+    in_world(api, World::new(case).unwrap(), settings, budget, slow)
+}
+
+/// A desk in this world.
+pub(crate) fn in_world(api: Api, world: World, settings: Settings, budget: Budget, slow: Duration) -> Desk {
     // On memory where there is some: every line is synced.
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let key = folder.path().join("key");
     std::fs::write(&key, format!("{KEY}\n")).unwrap();
     let settings = Settings { base_url: Some(api.url.clone()), api_key_file: Some(key), ..settings };
-    let world = Arc::new(World::new(case).unwrap());
+    let world = Arc::new(world);
     let hands: Arc<dyn Hands> = if slow.is_zero() { world.clone() } else { Arc::new(Slow { world: Arc::clone(&world), verb: slow }) };
     let store = Store::open(folder.path(), 1 << 30, false).unwrap();
     let mind = Mind::new(&settings, budget, &store, &hands).unwrap().unwrap();
