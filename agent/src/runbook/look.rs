@@ -221,7 +221,9 @@ impl Acting<'_> {
         let end = tokio::time::Instant::now() + within;
         loop {
             match self.asked().await {
-                Err(silence) if !silence.is_for_good() && tokio::time::Instant::now() < end => tokio::time::sleep(self.patience.pause).await,
+                Err(silence) if !silence.is_for_good() && tokio::time::Instant::now() < end => {
+                    tokio::time::sleep(self.patience.pause).await
+                }
                 answer => return answer,
             }
         }

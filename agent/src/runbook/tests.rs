@@ -219,7 +219,8 @@ fn what_could_not_be_recorded_is_not_sent() {
     struct Full(usize);
     impl Journal for Full {
         fn asks(&mut self, _: &VerbAsk) -> Result<(), proto::Message> {
-            self.0 = self.0.checked_sub(1).ok_or_else(|| proto::Message::new("The log can't be written: it is full.", "Make room there."))?;
+            self.0 =
+                self.0.checked_sub(1).ok_or_else(|| proto::Message::new("The log can't be written: it is full.", "Make room there."))?;
             Ok(())
         }
         fn news(&mut self, _: &VerbAsk, _: &VerbNews) {}
