@@ -309,7 +309,7 @@ async fn after_a_kill_in_mid_verb_the_conversation_goes_on_with_the_receipt() {
         attach: false,
         grant: None,
     };
-    agent::hands::Hands::verb(&*slow.world, again, tell).await;
+    Hands::verb(&*slow.world, again, tell).await;
     let store = Store::open(copy.path(), 1 << 30, false).unwrap();
     assert_eq!(store.unfinished(), std::slice::from_ref(&id));
     let incident = store.resume(&id).unwrap();
