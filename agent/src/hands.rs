@@ -105,6 +105,10 @@ pub enum ExecEnd {
     Lost(String),
     /// No connection: nothing ran.
     Unreachable(String),
+    /// Its sshd let nobody in, there was no key to log in with, or it could not be tried: nothing ran.
+    Refused(String),
+    /// The configuration names no devvm: nothing ran, and nothing ever will.
+    Absent,
     /// The devvm showed another host key than the pinned one: nothing ran. A person compares the two and accepts the new one.
     HostKeyChanged {
         /// The pinned key's fingerprint.

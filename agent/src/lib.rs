@@ -34,6 +34,7 @@ pub mod runbook;
 pub mod say;
 mod shown;
 pub mod signers;
+mod silence;
 pub mod ssh;
 pub mod untrusted;
 pub mod verb;

@@ -186,6 +186,7 @@ async fn the_runbook_asks_once_on_a_page_that_shows_what_it_would_do() {
         "{}",
         asked.text
     );
+    assert!(asked.text.contains("one more verb may follow: <b>start</b>"), "{}", asked.text);
     assert_eq!(anna.post("/runbook", &[]).await.status, 409, "no token");
     assert_eq!(anna.post("/incidents", &[("runbook", "yes")]).await.status, 422, "there is one way to it");
     let run = anna.confirm("cycle").await;
@@ -251,6 +252,7 @@ async fn the_runbook_s_question_says_that_it_starts_what_was_stopped_on_purpose(
         anna.until("/", first).await;
         let asked = anna.get("/runbook").await.text;
         assert!(asked.contains(said), "{case}: {asked}");
+        assert_eq!(asked.contains("one more verb may follow"), said.contains("<b>"), "{case}: {asked}");
     }
 }
 

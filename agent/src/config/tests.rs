@@ -67,7 +67,7 @@ fn the_shipped_configurations_of_both_containers_are_read() {
     let server = mapped("k8s/base/config.yaml", "  server.toml: |");
     assert!(server.keyholder.is_none() && server.host.is_some() && server.watch.is_some());
     assert_eq!(server.web.proxies, ["10.42.0.0/16".parse().unwrap()]);
-    assert_eq!(server.web.identity_header.unwrap(), "x-forwarded-user");
+    assert_eq!(server.web.identity_header.unwrap(), "x-auth-request-user");
 }
 
 #[test]

@@ -73,5 +73,5 @@ pub fn evals(args: &Evals, config: &Path, player: impl FnOnce(&Config) -> Result
 /// In a replay nothing boots, and nobody has to wait for what does not come.
 const fn quick() -> Patience {
     let ms = Duration::from_millis;
-    Patience { boot: ms(200), soft: ms(200), pause: ms(20), again: ms(20), all: Duration::from_secs(60) }
+    Patience { boot: ms(200), soft: ms(200), pause: ms(20), again: ms(20), apart: ms(20), all: Duration::from_secs(60) }
 }

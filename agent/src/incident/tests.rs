@@ -367,3 +367,16 @@ async fn a_secret_that_comes_in_pieces_is_in_no_line_and_every_other_word_is() {
     }
     assert_eq!(std::fs::read_to_string(incident.folder().join("artifacts/exec/1.txt")).unwrap(), pieces.concat());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_log_does_not_take_nobody_sends_neither_a_person_nor_the_runbook() {
+    let (folder, world) = (tempfile::tempdir().unwrap(), world());
+    let incident = store(folder.path()).create("it hangs", By::Watch, None).unwrap();
+    incident.state().log.dies();
+    let hands: Arc<dyn Hands> = world.clone();
+    assert!(incident.verb(&hands, incident.task(), By::Human, proto::Verb::Cycle, Asks::default()).is_err());
+    let mut notes = Notes::new(Arc::clone(&incident), incident.task());
+    let ended = crate::runbook::run(&*world, &mut notes, crate::runbook::Patience::default(), true).await;
+    assert!(!ended.healthy && ended.said.to_string().contains("can't be written"), "{ended:?}");
+    assert_eq!(world.acts(), [], "what is asked is on the disk before it is sent");
+}

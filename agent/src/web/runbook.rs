@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Form, Json};
 use maud::{Markup, html};
-use proto::{Code, Message};
+use proto::{Code, Message, Verb};
 use serde::Deserialize;
 
 use super::app::App;
@@ -21,7 +21,7 @@ use super::press::{RECENT, WAIT, person};
 use super::shell::{self, Fresh, page, see_other};
 use super::tokens::{About, Stale};
 use crate::incident::{BY_HAND, By, IncidentId};
-use crate::runbook::{Next, next};
+use crate::runbook::{Next, next, second};
 
 /// What its form says.
 #[derive(Debug, Default, Deserialize)]
@@ -114,13 +114,26 @@ fn would(known: Option<&Known>) -> (bool, Markup) {
     match next(code, known.state(), known.advised()) {
         Next::Soften => (
             true,
-            html! { p.note.warn { "Now it would end the guest's largest process over SSH, and " b { "reset" } " where that does not help." } },
+            html! {
+                p.note.warn { "Now it would end the guest's largest process over SSH, and " b { "reset" } " where that does not help." }
+                (after(Verb::Reset))
+            },
         ),
         Next::Verb(verb) => {
             let on_purpose = if code == Code::Stopped { ", also where it was stopped on purpose" } else { "" };
-            (true, html! { p.note.warn { "Now it would " b { (verb) } " the VM" (on_purpose) "." } })
+            (true, html! { p.note.warn { "Now it would " b { (verb) } " the VM" (on_purpose) "." } (after(verb)) })
         }
         Next::Person => (false, html! { p.note { "Now it would change nothing: what is so is for a person." } }),
+    }
+}
+
+/// What it may do after that.
+fn after(verb: Verb) -> Markup {
+    html! {
+        p.note {
+            "Where the host's evidence still finds the VM unwell then, or off, one more verb may follow: " b { (second(verb)) }
+            ". Never a third, and none on a VM that the host calls healthy."
+        }
     }
 }
 

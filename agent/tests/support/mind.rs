@@ -71,6 +71,28 @@ impl Hands for Slow {
     }
 }
 
+/// Hands with a devvm on which every command ends like this.
+pub(crate) struct Unasked {
+    /// What the verbs act on.
+    pub(crate) world: Arc<World>,
+    /// The end.
+    pub(crate) end: ExecEnd,
+}
+
+impl Hands for Unasked {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
+    fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
+        self.world.verb(ask, news)
+    }
+
+    fn exec(&self, _: ExecAsk, _: Sender<ExecNews>) -> Doing<'_, ExecEnd> {
+        Box::pin(async { self.end.clone() })
+    }
+}
+
 /// A desk of this case.
 pub(crate) fn desk(api: Api, case: Case) -> Desk {
     with(api, case, Settings::default(), Budget::default(), Duration::ZERO)
