@@ -16,6 +16,8 @@ pub struct Unchecked {
     pub(crate) receipt: Receipt,
     /// The id that the answer's unsigned envelope claims.
     pub(crate) request_id: RequestId,
+    /// The whole line, without its newline.
+    pub(crate) line: String,
 }
 
 /// Why there is no receipt to check.
@@ -109,7 +111,8 @@ impl Reader {
             return Ok(serde_json::from_str(line).ok());
         }
         let last: Last = serde_json::from_str(line).map_err(no_event)?;
-        self.receipt = Some(Unchecked { receipt: Receipt { body: last.body, sig: last.sig }, request_id: last.request_id });
+        let receipt = Receipt { body: last.body, sig: last.sig };
+        self.receipt = Some(Unchecked { receipt, request_id: last.request_id, line: line.to_owned() });
         Ok(None)
     }
 

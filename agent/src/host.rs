@@ -2,7 +2,7 @@
 //! receipt and nothing else. Evidence and receipts are kept in the state folder, and the newest audit head goes back as the witness.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
@@ -10,8 +10,11 @@ use proto::{Ack, Body, Draft, Event, Message, Request, Verb};
 use tokio::sync::mpsc::Sender;
 
 use crate::answer::{Broken, Reader};
+use crate::bound::Bound;
 use crate::config::Config;
 use crate::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
+use crate::incident::Store;
+use crate::mirror::Mirror;
 use crate::receipt::{Asked, Proved, Unproved, check};
 use crate::ssh::{Failure, Said, Target, Wire};
 use crate::{UNKNOWN, devvm, say};
@@ -39,6 +42,8 @@ pub struct Ssh {
     signing_key: crate::signers::Pinned,
     devvm: Option<devvm::Devvm>,
     keep: Mutex<Keep>,
+    bound: Arc<Bound>,
+    mirror: Mirror,
 }
 
 impl Ssh {
@@ -51,13 +56,22 @@ impl Ssh {
         let socket = auth_sock(config)?;
         let target = Target { address: host.address, user: host.user.clone(), host_key: host.host_key.clone(), key_hint: "verbs" };
         let devvm = config.devvm.as_ref().map(|devvm| devvm::Devvm::new(devvm, &config.state.dir)).transpose()?;
+        let keep = Keep::open(&config.state.dir, config.state.keep_bytes)?;
         Ok(Self {
             wire: Wire::new(socket),
             host: target,
             signing_key: host.signing_key.clone(),
             devvm,
-            keep: Mutex::new(Keep::open(&config.state.dir, config.state.keep_bytes)?),
+            bound: keep.bound(),
+            keep: Mutex::new(keep),
+            mirror: Mirror::default(),
         })
+    }
+
+    /// Each proved receipt, as it came, is a line where the incidents' lines are told too: for verbs and for looks.
+    pub fn told_with(mut self, store: &Store) -> Self {
+        self.mirror = store.mirror();
+        self
     }
 
     /// Keeps a session to the host ready from here on.
@@ -100,6 +114,9 @@ impl Ssh {
 
     async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>, waits: Waits) -> VerbEnd {
         let after_it = ask.attach;
+        if ask.verb != Verb::Status {
+            self.bound.make(keep::ANSWER);
+        }
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
@@ -153,15 +170,13 @@ impl Ssh {
         };
         let mut call = self.wire.call(&self.host, line, waits.until, waits.spare);
         let mut reader = Reader::new();
-        let mut evidence = Evidence::new(self.keep().folder(&ask.request_id));
-        let mut raw = Vec::new();
+        let mut evidence = self.keep().evidence(&ask.request_id);
         let mut lost = None;
         while let Some(said) = call.next().await {
             match said {
                 Said::Started => self.wire.warm(&self.host),
                 Said::Output { stderr: false, bytes } => {
                     *heard = Instant::now();
-                    keep::last_line(&mut raw, &bytes);
                     let mut events = Vec::new();
                     reader.feed(&bytes, |event| events.push(event));
                     for event in events {
@@ -177,7 +192,8 @@ impl Ssh {
         let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: None };
         let checked = reader.end().map_err(Unproved::Answer).and_then(|unchecked| check(&unchecked, Some(&self.signing_key), &asked));
         if let Ok(proved) = &checked {
-            self.keep().store(proved, &raw);
+            self.mirror.tell(proved.line());
+            self.keep().store(proved);
         }
         (checked, lost.or(Some(Lost::By(Failure::Lost("the answer ended before its receipt".to_owned())))))
     }
