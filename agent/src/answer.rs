@@ -150,6 +150,16 @@ mod tests {
     }
 
     #[test]
+    fn the_receipt_s_line_is_kept_as_it_came_however_the_bytes_come() {
+        let text = format!("{{\"v\":1,\"event\":\"weather\"}}\n{RECEIPT}\n");
+        for size in 1..=text.len() {
+            let mut reader = Reader::new();
+            text.as_bytes().chunks(size).for_each(|chunk| reader.feed(chunk, |_| ()));
+            assert_eq!(reader.end().unwrap().line, RECEIPT, "in pieces of {size}");
+        }
+    }
+
+    #[test]
     fn a_receipt_is_exactly_one_and_last() {
         assert_eq!(read("").unwrap_err(), Broken::Empty);
         assert_eq!(read("{\"v\":1,\"event\":\"weather\"}\n").unwrap_err(), Broken::NoReceipt);

@@ -137,3 +137,104 @@ pub(crate) fn size(folder: &Path) -> u64 {
         })
         .sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::*;
+    use crate::incident::{By, IncidentId, Store, Task, What};
+    use proto::Message;
+
+    const BIG: usize = 100_000;
+
+    /// An incident of some size, that ended or did not; nobody holds it.
+    fn incident(state: &Path, ended: bool) -> IncidentId {
+        let store = Store::open(state, u64::MAX, false).unwrap();
+        let incident = store.create("it hangs", By::Human, None).unwrap();
+        incident.note(Task(0), By::Human, What::Said { text: "x".repeat(BIG) });
+        if ended {
+            incident.end(Task(0), true, &Message::new("Well.", "Sleep."));
+        }
+        later();
+        incident.id().clone()
+    }
+
+    fn evidence(state: &Path, name: &str) -> PathBuf {
+        let folder = state.join("evidence").join(name);
+        fs::create_dir_all(folder.join("qmp")).unwrap();
+        fs::write(folder.join("qmp/query-status.json"), "x".repeat(BIG)).unwrap();
+        later();
+        folder
+    }
+
+    fn later() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+
+    #[test]
+    fn one_bound_holds_for_incidents_evidence_and_receipts_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        let at = |id: &IncidentId| state.join("incidents").join(id.as_str());
+        let goes_on = incident(state, false);
+        let (first, old, second, new) = (evidence(state, "1"), incident(state, true), evidence(state, "2"), incident(state, true));
+        let newest = evidence(state, "3");
+        fs::create_dir(state.join("receipts")).unwrap();
+        fs::write(state.join("receipts/1.json"), "x".repeat(BIG)).unwrap();
+        // Neither kind alone is over it.
+        let bound = Bound::new(state, 500_000);
+        bound.make(0);
+        assert!(size(state) <= 500_000, "{}", size(state));
+        assert!(!first.exists() && !at(&old).exists() && !second.exists(), "the oldest of both kinds");
+        assert!(at(&goes_on).exists() && at(&new).exists() && newest.exists() && state.join("receipts/1.json").exists());
+        // What comes has its room too, but nothing that has to stay goes for it.
+        bound.make(1 << 40);
+        assert!(size(state) > 250_000 && !at(&new).exists() && at(&goes_on).exists() && newest.exists());
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_oldest_and_not_what_is_written_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        let (old, newest) = (evidence(state, "1"), evidence(state, "2"));
+        let bound = Bound::new(state, u64::MAX);
+        let mut tries = 0;
+        let written = bound.writes(|| {
+            tries += 1;
+            // The kernel's own word for it.
+            if old.exists() { File::options().write(true).open("/dev/full")?.write_all(b"x") } else { Ok(()) }
+        });
+        assert!(written.is_ok() && tries == 2 && newest.exists(), "{written:?} after {tries}");
+        // Where nothing can go there is no second try, and any other error is none of its business.
+        let full = || File::options().write(true).open("/dev/full")?.write_all(b"x");
+        assert_eq!(bound.writes(full).unwrap_err().kind(), ErrorKind::StorageFull);
+        let other = evidence(state, "3");
+        assert_eq!(bound.writes(|| File::open(state.join("none"))).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(newest.exists() && other.exists());
+    }
+
+    #[test]
+    fn what_a_failed_beginning_left_goes_and_one_that_begins_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        let whole = incident(state, false);
+        let made = |name: &str, log: bool| {
+            let path = state.join("incidents").join(name);
+            fs::create_dir(&path).unwrap();
+            if log {
+                fs::write(path.join("events.jsonl"), "").unwrap();
+            }
+            path
+        };
+        let (bare, empty) = (made("1f0c9a2e-7c1e-4b57-9a52-0d6b2f3c1a01", false), made("1f0c9a2e-7c1e-4b57-9a52-0d6b2f3c1a02", true));
+        let begins = made("1f0c9a2e-7c1e-4b57-9a52-0d6b2f3c1a03", false);
+        let before = SystemTime::now() - Duration::from_secs(120);
+        for old in [bare.clone(), empty.clone(), empty.join("events.jsonl"), state.join("incidents").join(whole.as_str())] {
+            File::open(old).unwrap().set_modified(before).unwrap();
+        }
+        Bound::new(state, u64::MAX).make(0);
+        assert!(!bare.exists() && !empty.exists() && begins.exists() && state.join("incidents").join(whole.as_str()).exists());
+    }
+}

@@ -91,6 +91,12 @@ impl Log {
         Ok((log, torn))
     }
 
+    /// One in this file, whatever it takes.
+    #[cfg(test)]
+    pub(super) fn on(file: File) -> Self {
+        Self { file, ends: vec![0], prev: Sha256Hex::zero() }
+    }
+
     /// How many lines there are.
     pub(super) const fn len(&self) -> u64 {
         self.ends.len() as u64 - 1
