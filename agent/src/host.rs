@@ -2,7 +2,7 @@
 //! receipt and nothing else. Evidence and receipts are kept in the state folder, and the newest audit head goes back as the witness.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
@@ -10,8 +10,11 @@ use proto::{Ack, Body, Draft, Event, Message, Request, Verb, Vmid};
 use tokio::sync::mpsc::Sender;
 
 use crate::answer::{Broken, Reader};
+use crate::bound::Bound;
 use crate::config::Config;
 use crate::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
+use crate::incident::Store;
+use crate::mirror::Mirror;
 use crate::receipt::{Asked, Proved, Unproved, check};
 use crate::ssh::{Failure, Said, Target, Wire};
 use crate::{UNKNOWN, devvm, say};
@@ -42,6 +45,8 @@ pub struct Ssh {
     signing_key: crate::signers::Pinned,
     devvm: Option<devvm::Devvm>,
     keep: Mutex<Keep>,
+    bound: Arc<Bound>,
+    mirror: Mirror,
 }
 
 impl Ssh {
@@ -54,6 +59,7 @@ impl Ssh {
         let socket = auth_sock(config)?;
         let target = Target { address: host.address, user: host.user.clone(), host_key: host.host_key.clone(), key_hint: "verbs" };
         let devvm = config.devvm.as_ref().map(|devvm| devvm::Devvm::new(devvm, &config.state.dir)).transpose()?;
+        let keep = Keep::open(&config.state.dir, config.state.keep_bytes)?;
         Ok(Self {
             wire: Wire::new(socket),
             host: target,
@@ -61,8 +67,16 @@ impl Ssh {
             other: Mutex::default(),
             signing_key: host.signing_key.clone(),
             devvm,
-            keep: Mutex::new(Keep::open(&config.state.dir, config.state.keep_bytes)?),
+            bound: keep.bound(),
+            keep: Mutex::new(keep),
+            mirror: Mirror::default(),
         })
+    }
+
+    /// Each proved receipt, as it came, is a line where the incidents' lines are told too: for verbs and for looks.
+    pub fn told_with(mut self, store: &Store) -> Self {
+        self.mirror = store.mirror();
+        self
     }
 
     /// Keeps a session to the host ready from here on.
@@ -105,6 +119,9 @@ impl Ssh {
 
     async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>, waits: Waits) -> VerbEnd {
         let after_it = ask.attach;
+        if ask.verb != Verb::Status {
+            self.bound.make(keep::ANSWER);
+        }
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
@@ -176,15 +193,13 @@ impl Ssh {
         };
         let mut call = self.wire.call(&self.host, line, waits.until, waits.spare);
         let mut reader = Reader::new();
-        let mut evidence = Evidence::new(self.keep().folder(&ask.request_id));
-        let mut raw = Vec::new();
+        let mut evidence = self.keep().evidence(&ask.request_id);
         let mut lost = None;
         while let Some(said) = call.next().await {
             match said {
                 Said::Started => self.wire.warm(&self.host),
                 Said::Output { stderr: false, bytes } => {
                     *heard = Instant::now();
-                    keep::last_line(&mut raw, &bytes);
                     let mut events = Vec::new();
                     reader.feed(&bytes, |event| events.push(event));
                     for event in events {
@@ -205,7 +220,8 @@ impl Ssh {
         match &checked {
             Ok(proved) => {
                 self.is_for(proved.body().vmid);
-                self.keep().store(proved, &raw);
+                self.mirror.tell(proved.line());
+                self.keep().store(proved);
             }
             Err(Unproved::OtherVm { got, .. }) => self.is_for(*got),
             Err(_) => {}

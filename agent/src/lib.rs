@@ -11,6 +11,7 @@
 //! ```
 
 pub mod answer;
+pub mod bound;
 pub mod chat;
 pub mod claude;
 pub mod cli;
@@ -27,6 +28,7 @@ pub mod http;
 pub mod incident;
 pub mod keyholder;
 pub mod mcp;
+mod mirror;
 pub mod receipt;
 pub mod receipts;
 pub mod redact;

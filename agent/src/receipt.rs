@@ -28,6 +28,7 @@ pub struct Asked {
 pub struct Proved {
     body: ReceiptBody,
     by: String,
+    line: String,
 }
 
 /// Why nothing is known.
@@ -77,7 +78,7 @@ pub fn check(unchecked: &Unchecked, pinned: Option<&Pinned>, asked: &Asked) -> R
     }
     let (body, _) = proto::decode_body(&unchecked.receipt.body).map_err(Unproved::Body)?;
     foreign(&body, unchecked, pinned, asked).map_or(Ok(()), Err)?;
-    Ok(Proved { body, by: pinned.fingerprint() })
+    Ok(Proved { body, by: pinned.fingerprint(), line: unchecked.line.clone() })
 }
 
 /// Whether the blob is the SSHSIG of this key, for receipts, over these bytes.
@@ -140,6 +141,11 @@ impl Proved {
     /// The fingerprint of the key that signed.
     pub fn by(&self) -> &str {
         &self.by
+    }
+
+    /// The answer's last line, as it came, without its newline: whoever has it can check it again.
+    pub fn line(&self) -> &str {
+        &self.line
     }
 
     /// Whether what was asked for was observed. For a dry run that is: nothing was changed.

@@ -113,8 +113,8 @@ impl History {
     /// It could not be written: then it must not be sent.
     pub(super) fn append(&mut self, task: Task, by: By, role: Role, content: &Value) -> Result<(), Message> {
         let line = json!({ "role": role.as_str(), "content": content }).to_string();
-        let end = self.file.seek(SeekFrom::End(0));
-        let written = end.and_then(|end| {
+        let written = self.incident.bound().writes(|| {
+            let end = self.file.seek(SeekFrom::End(0))?;
             let all = self.file.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.file.sync_data());
             all.inspect_err(|_| {
                 let _half_a_line_is_cut_off_when_it_is_opened_again = self.file.set_len(end);

@@ -74,7 +74,7 @@ fn the_shipped_configurations_of_both_containers_are_read() {
 fn the_overlay_that_people_copy_is_read() {
     let part = |name: &str| mapped("k8s/example/kustomization.yaml", &format!("        path: /data/{name}\n        value: |"));
     let server = part("server.toml");
-    assert_eq!((server.web.listen.port(), server.state.keep_bytes), (8102, 402_653_184));
+    assert_eq!((server.web.listen.port(), server.state.keep_bytes), (8102, 335_544_320));
     assert!(server.host.is_some() && server.devvm.is_some() && server.watch.is_some() && server.keyholder.is_none());
     assert!(part("keyholder.toml").keyholder.unwrap().vault.is_some());
 }

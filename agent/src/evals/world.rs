@@ -276,7 +276,9 @@ impl Hands for World {
                     for (path, media_type, bytes) in self.case.state.get(&before).into_iter().flat_map(artifacts) {
                         let _nobody_listens = news.send(VerbNews::Artifact { path, media_type, bytes }).await;
                     }
-                    let unchecked = Unchecked { receipt, request_id: ask.request_id.clone() };
+                    let event = Event::new(timestamp(), ask.request_id.clone(), Body::Receipt(receipt.clone()));
+                    let line = serde_json::to_string(&event).unwrap_or_default();
+                    let unchecked = Unchecked { receipt, request_id: ask.request_id.clone(), line };
                     let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: Some(self.vmid) };
                     check(&unchecked, Some(&self.pinned), &asked)
                 }

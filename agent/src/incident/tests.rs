@@ -7,6 +7,8 @@ use crate::evals::case::Case;
 use crate::evals::world::World;
 use crate::hands::Hands;
 
+mod held;
+
 fn store(folder: &Path) -> Arc<Store> {
     Store::open(folder, 1 << 30, false).unwrap()
 }
@@ -200,7 +202,7 @@ fn retention_removes_the_oldest_that_ended_and_never_an_open_one() {
     let first = store(folder.path());
     let (unended, old) = (make(&first, false), make(&first, true));
     drop(first);
-    let store = Store::open(folder.path(), 50_000, false).unwrap();
+    let store = Store::open(folder.path(), 60_000, false).unwrap();
     let held = store.create("held", By::Human, None).unwrap();
     let new = make(&store, true);
     held.note(Task(0), By::Human, said(&big));

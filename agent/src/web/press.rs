@@ -152,7 +152,7 @@ pub(super) async fn press(
             return ask(&app, &who, verb, &press, &look, Some(stale), json);
         }
     }
-    match begin(&app, &who, verb, &press) {
+    match begin(&app, &who, verb, &press).await {
         Ok((id, incident)) if json => (
             StatusCode::ACCEPTED,
             Json(serde_json::json!({ "request_id": id, "incident": incident, "run": format!("/runs/{id}"), "events": format!("/incidents/{incident}/events") })),
@@ -163,9 +163,9 @@ pub(super) async fn press(
     }
 }
 
-fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(RequestId, IncidentId), Message> {
+async fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(RequestId, IncidentId), Message> {
     let named = press.incident.as_deref().and_then(|id| id.parse().ok());
-    let incident = app.incident(named.as_ref(), &format!("{verb}{BY_HAND}"), &who.name)?;
+    let incident = app.incident(named.as_ref(), &format!("{verb}{BY_HAND}"), &who.name).await?;
     let actor = person(who);
     let request_id = fresh_id()?;
     let task = incident.task();

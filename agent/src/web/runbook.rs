@@ -157,7 +157,7 @@ pub(super) async fn begin(
         return ask(&app, &who, named.as_ref(), &asked, &look, Some(stale), json);
     }
     let begun = match &named {
-        Some(id) => app.store.resume(id),
+        Some(id) => app.store.take_up(id).await,
         None => {
             let title = text_of(asked.text.as_deref()).unwrap_or_else(|| format!("the runbook{BY_HAND}"));
             let title = crate::redact::redact(&title);

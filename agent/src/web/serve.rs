@@ -59,10 +59,10 @@ pub fn serve(config: &Config) -> Result<(), Message> {
                 "Set identity_header with secret_file, tokens_file or basic_file; or listen on 127.0.0.1.",
             ));
         }
-        let ssh = Arc::new(Ssh::open(config)?);
+        let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
+        let ssh = Arc::new(Ssh::open(config)?.told_with(&store));
         ssh.warm();
         let hands: Arc<dyn Hands> = Arc::clone(&ssh) as Arc<dyn Hands>;
-        let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
         let app = App::new(Parts {
             door,
             loopback,
