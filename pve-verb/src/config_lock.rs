@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::flock::Flocked;
 use crate::procfs::read_text;
 
 const FOLDER: &str = "/run/lock/qemu-server";
@@ -26,8 +27,8 @@ pub(crate) enum ConfigLock {
     Unusable(String),
 }
 
-/// Takes it, for as long as the file lives.
-pub(crate) fn take(vmid: Vmid) -> Result<File, ConfigLock> {
+/// Takes it, until what it gives is dropped.
+pub(crate) fn take(vmid: Vmid) -> Result<Flocked<File>, ConfigLock> {
     lock(&file(Path::new(FOLDER), vmid), OpenOptions::new().read(true).append(true).create(true).mode(0o644), deadline::CONFIG_LOCK)
 }
 
@@ -48,13 +49,13 @@ fn look_at(path: &Path) -> Result<(), ConfigLock> {
     }
 }
 
-fn lock(path: &Path, how: &OpenOptions, within: Duration) -> Result<File, ConfigLock> {
+fn lock(path: &Path, how: &OpenOptions, within: Duration) -> Result<Flocked<File>, ConfigLock> {
     let unusable = |e: &dyn std::fmt::Display| ConfigLock::Unusable(format!("{}: {e}", path.display()));
     let file = how.open(path).map_err(|e| unusable(&e))?;
     let until = Instant::now() + within;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Flocked::new(file)),
             Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
             Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(ConfigLock::Busy(holder(&file))),
             Err(e) => return Err(unusable(&e)),

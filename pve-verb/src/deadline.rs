@@ -16,7 +16,7 @@ pub const OBSERVE: Duration = ms(1_100);
 /// All probes of a bundle, side by side. QEMU that says nothing for 3 s is proved silent within it.
 pub const CAPTURE: Duration = ms(4_200);
 /// gdb over QEMU, what it leaves behind put right included. Only where the other probes left that much of [`CAPTURE`].
-pub const AUTOPSY: Duration = ms(1_800);
+pub const AUTOPSY: Duration = ms(1_300);
 /// Until nobody traces QEMU any more, once gdb has ended.
 pub const SETTLE: Duration = ms(300);
 /// All probes of `status`.
@@ -100,7 +100,7 @@ mod tests {
     fn evidence_fits_its_fifteen_seconds() {
         assert!(evidence() < s(15), "{:?}", evidence());
         assert!(QMP_SILENT + ms(1_000) < CAPTURE);
-        assert!(SETTLE < AUTOPSY && AUTOPSY < s(2));
+        assert_eq!(AUTOPSY - SETTLE, s(1), "what PROTOCOL.md gives gdb");
         assert!(preserved() + RECORD < published(Verb::Forensics));
         assert!(OBSERVE + CAPTURE_STATUS + ms(500) < published(Verb::Status));
         assert_eq!(LOOK, OBSERVE + QMP_DOOR + 2 * QMP_ASK);

@@ -5,6 +5,7 @@
 //! A model's key that runs wild uses up its own allowance, never a person's: counts are for each key.
 
 use crate::config::Limits;
+use crate::flock::Flocked;
 use crate::host::path;
 use proto::{KeyName, Verb};
 use rustix::fs::{FlockOperation, flock};
@@ -78,6 +79,7 @@ impl Rates {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        let _lock = Flocked::new(lock);
         let mut rates = Self::load_at(run);
         let told = with(&mut rates);
         let hidden = run.join(format!("rates.json.{}", std::process::id()));
