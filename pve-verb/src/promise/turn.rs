@@ -29,7 +29,7 @@ pub enum Turn {
 /// How often one caller may take it over.
 const TAKEOVERS: usize = 3;
 /// How often a lock without a name is looked at.
-const LOOKS: u32 = 20;
+pub const LOOKS: u32 = 20;
 
 /// What to do about this sight, after so many takeovers and so many looks at a lock without a name.
 #[must_use]
