@@ -17,8 +17,8 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::disk::Disk;
 use crate::deadline;
+use crate::disk::Disk;
 use crate::host::{self, path};
 use crate::operation::LastIntent;
 use crate::sign::Signer;

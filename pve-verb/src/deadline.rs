@@ -99,7 +99,7 @@ timers! {
     /// Waiting for others who count at this moment. Long enough for all of them.
     COUNTS = ms(300), in Evidence * 1;
     /// Waiting for the gate before the mutation lock: whoever stands in it needs milliseconds.
-    GATE = s(1), in Permit * 1;
+    GATE = ms(500), in Permit * 1;
     /// In the gate: waiting for a holder without a name, who is letting go or was killed a moment ago.
     NAMELESS = ms(200), in Permit * 1;
     /// Waiting for who looks at a claim of QEMU's sockets: a read that does holds it for microseconds.
@@ -108,11 +108,11 @@ timers! {
     /// All that a front waits for a disk until it knows what became of an id that it was given.
     DISK_FRONT = ms(800), in Front * 1;
     /// All that `status` waits for a disk.
-    DISK_STATUS = ms(400), in Status * 1;
+    DISK_STATUS = ms(450), in Status * 1;
     /// All that is waited for a disk from the request to the intent.
     DISK_EVIDENCE = ms(3_800), in Evidence * 1;
     /// All that is waited for a disk to record steps.
-    DISK_STEPS = s(1), in End * 1;
+    DISK_STEPS = ms(1_500), in End * 1;
     /// All that is waited for a disk at the end: the last record, the stored answer.
     DISK_END = ms(1_200), in End * 1 ReadEnd * 1;
     /// Reading an existing bundle for `--bundle=`.
@@ -122,7 +122,7 @@ timers! {
     /// What a record that belongs to a mutation, or a refusal, may wait for locks and disk together; then it stays in the overflow.
     RECORD = s(1), inside DISK_EVIDENCE DISK_END;
     /// What a read's record may.
-    RECORD_HASTY = ms(300), inside DISK_STATUS;
+    RECORD_HASTY = ms(400), inside DISK_STATUS;
     /// One other write to disk (operation, finished request, nonce).
     WRITE = ms(700), inside DISK_FRONT DISK_EVIDENCE DISK_END;
     /// Looking for a caller's head in the log; what a read may ask of the disk.
@@ -296,7 +296,8 @@ mod tests {
         ];
         let mut all = Vec::new();
         sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut all);
-        let test = |name: &str| name.ends_with("tests.rs") || ["begun", "crowded", "slow", "told"].iter().any(|t| name == format!("audit/{t}.rs"));
+        let test =
+            |name: &str| name.ends_with("tests.rs") || ["begun", "crowded", "slow", "told"].iter().any(|t| name == format!("audit/{t}.rs"));
         let figure = |line: &&str| {
             let digits = |unit: &str| line.split(unit).skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
             !line.contains("sleep(") && !line.contains(".pause(") && (digits("Duration::from_millis(") || digits("Duration::from_secs("))

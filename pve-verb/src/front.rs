@@ -39,7 +39,9 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
         Asked::Killed(binding) if binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
         Asked::Killed(_) => replay::interrupted(run, &authorised, None),
         Asked::Damaged => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
-        Asked::NotLookedUp | Asked::New | Asked::Again(_) if options.attach && !sure => run.finish(Err(Stop::unknown(say::id_not_looked_up(&id)))),
+        Asked::NotLookedUp | Asked::New | Asked::Again(_) if options.attach && !sure => {
+            run.finish(Err(Stop::unknown(say::id_not_looked_up(&id))))
+        }
         Asked::New | Asked::Again(_) if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
         Asked::Again(follower) => {
             follower.discard(&id);

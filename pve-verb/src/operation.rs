@@ -298,10 +298,12 @@ pub(crate) fn lay_to_rest(
     // The newest one may have been killed behind its last record, before its end was stored: the next intent would hide it.
     if let Some(last) = last.filter(|last| last.end.is_some()) {
         match known(disk, &last.operation.request_id, within) {
-            Stored::No | Stored::Damaged => all.push(last.operation.clone()),
-            // What may be stored is not replaced by what is known less.
-            Stored::NotOfThisBoot => whole = false,
             Stored::Ended(_) => {}
+            // What is stored and could not be read stays: the writer replaces no end by one that nobody saw.
+            stored => {
+                whole &= !matches!(stored, Stored::NotOfThisBoot);
+                all.push(last.operation.clone());
+            }
         }
     }
     for operation in all {
@@ -369,4 +371,18 @@ pub fn tidy(run: &Run) {
         let _ = std::fs::remove_file(path);
     }
     let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::tests::{broken_disk, counted_hung_disk};
+
+    #[test]
+    fn without_any_time_no_disk_is_asked_and_one_that_fails_has_not_said_no() {
+        let (disk, asked) = counted_hung_disk();
+        assert!(!interrupted(&disk, None, Duration::ZERO).whole);
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 0);
+        assert!(!interrupted(&broken_disk(), None, deadline::WRITE).whole);
+    }
 }
