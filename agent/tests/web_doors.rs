@@ -61,6 +61,26 @@ async fn nobody_is_let_in_without_saying_who() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_metrics_opens_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (page, base) = served(&folder).await;
+    let prometheus = Browser::machine(&base).with("authorization", &format!("Bearer {}", page::SCRAPE));
+    let got = prometheus.get("/metrics").await;
+    assert_eq!((got.status, got.text.contains("breakglass_")), (200, true), "{}", got.text);
+    for path in ["/", "/incidents", "/evidence", "/receipts", "/events", "/verbs/cycle/confirm", "/metrics/", "//metrics", "/nowhere"] {
+        let got = prometheus.get(path).await;
+        assert_eq!(got.status, 403, "{path}");
+        assert!(!got.text.contains("stalled"), "{path} says what it should not");
+    }
+    assert_eq!(prometheus.post("/verbs/forensics", &[]).await.status, 403);
+    assert_eq!(prometheus.post("/metrics", &[]).await.status, 403);
+    // A machine's whole token asks as before.
+    assert_eq!(Browser::machine(&base).get("/metrics").await.status, 200);
+    assert_eq!(Browser::machine(&base).get("/incidents").await.status, 200);
+    assert!(mutations(&page).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_identity_header_counts_only_with_the_proxys_secret() {
     let folder = tempfile::tempdir().unwrap();
     let (_page, base) = served(&folder).await;

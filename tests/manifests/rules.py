@@ -4,6 +4,7 @@ import ipaddress
 import json
 import pathlib
 import re
+import tomllib
 
 import jsonpatch
 import yaml
@@ -119,6 +120,62 @@ def may(policies, direction, target, port, protocol="TCP"):
             if fits and (where not in rule or any(peer_matches(peer, target) for peer in rule[where])):
                 return True
     return False
+
+
+def routes(resources):
+    """Of each route its name, its rule, its middlewares' names and its service; what crosses a namespace is an error there."""
+    for ingress in of_kind(resources, "IngressRoute"):
+        name, namespace = ingress["metadata"]["name"], ingress["metadata"]["namespace"]
+        for route in ingress["spec"]["routes"]:
+            references = route.get("middlewares", []) + route["services"]
+            assert all(reference.get("namespace", namespace) == namespace for reference in references), name
+            [service] = route["services"]
+            yield name, route["match"], [m["name"] for m in route.get("middlewares", [])], (namespace, service["name"])
+
+
+def wrong_with_the_ingress(resources):
+    """What would let a browser say who it is, or leave it without a login: nothing, as the manifests are shipped."""
+    wrong, page, secret = [], ("breakglass", "breakglass"), "X-Breakglass-Proxy"
+    [config] = of_kind(resources, "ConfigMap", "breakglass")
+    believed = tomllib.loads(config["data"]["server.toml"])["web"]["identity_header"]
+    middlewares = {m["metadata"]["name"]: m["spec"] for m in of_kind(resources, "Middleware")}
+    headers = lambda name: middlewares[name].get("headers", {}).get("customRequestHeaders", {})
+    strips = {name for name in middlewares if headers(name) == {believed: "", secret: ""}}
+    tells = {name for name in middlewares if headers(name).get(secret)}
+    asks = {name for name, spec in middlewares.items() if spec.get("forwardAuth", {}).get("authResponseHeaders") == [believed]}
+    try:
+        found = list(routes(resources))
+    except AssertionError as crosses:
+        return [f"{crosses}: crosses namespaces"]
+    hosts, logins = set(), {}
+    for name, rule, order, service in found:
+        [host] = re.findall(r"Host\(`([^`]+)`\)", rule)
+        if not order or order[0] not in strips:
+            wrong.append(f"{name}: strips nothing, or not first")
+        if service == page and "PathPrefix" in rule:
+            wrong.append(f"{name}: a path of its own that leads to the page")
+        if service != page and set(order) - strips:
+            wrong.append(f"{name}: tells another service what only the page may know")
+        if service != page:
+            logins[host] = (rule, service)
+        asked = [at for at, middleware in enumerate(order) if middleware in asks]
+        told = [at for at, middleware in enumerate(order) if middleware in tells]
+        if told and not (asked and asked[0] < told[0]):
+            wrong.append(f"{name}: tells the secret without having asked who it is")
+        if any(middlewares[order[at]]["forwardAuth"].get("trustForwardHeader") is not False for at in asked):
+            wrong.append(f"{name}: believes the browser's X-Forwarded headers")
+        if asked:
+            hosts.add((host, middlewares[order[asked[0]]]["forwardAuth"]["address"]))
+    if not hosts:
+        wrong.append("nobody is asked who they are")
+    for host, address in hosts:
+        rule, (namespace, service) = logins.get(host, ("", ("", "")))
+        if rule != f"Host(`{host}`) && PathPrefix(`/oauth2/`)":
+            wrong.append(f"{host}: no way to the login")
+        # At / it answers with the way to the login; at /oauth2/auth with a bare 401.
+        if address != f"http://{service}.{namespace}.svc.cluster.local/":
+            wrong.append(f"{address} is not the login's service at /")
+    return wrong
 
 
 def vault_rules(name):

@@ -13,7 +13,7 @@ import unittest
 import kubernetes_validate
 import yaml
 
-from rules import INSTALL, bundled, documents, may, of_kind, pods, profile_of_bundle, profile_of_pod, render, restricted, vault_may, vault_rules
+from rules import INSTALL, bundled, documents, may, of_kind, pods, profile_of_bundle, profile_of_pod, render, restricted, routes, vault_may, vault_rules, wrong_with_the_ingress
 
 VERSION = "1.34"
 
@@ -32,7 +32,7 @@ class Manifests(unittest.TestCase):
                     continue
                 kubernetes_validate.validate(resource, VERSION, strict=True)
         self.assertGreater(len(self.base), 7)
-        self.assertEqual(custom, 5, "Traefik's own kinds have no published schema here: they are read below, field by field")
+        self.assertEqual(custom, 7, "Traefik's own kinds have no published schema here: they are read below, field by field")
         broken = copy.deepcopy(of_kind(self.all, "Deployment")[0])
         broken["spec"]["template"]["spec"]["tolerationz"] = []
         with self.assertRaises(kubernetes_validate.ValidationError):
@@ -174,11 +174,17 @@ class Manifests(unittest.TestCase):
             ("Ingress", ("traefik", {"app.kubernetes.io/name": "whoami"}), 8102, "TCP", False),
             ("Ingress", ("default", {"app.kubernetes.io/name": "traefik"}), 8102, "TCP", False),
             ("Ingress", ("breakglass", {}), 8102, "TCP", False),
+            ("Ingress", ("monitoring", {"app.kubernetes.io/name": "prometheus"}), 8102, "TCP", True),  # /metrics
+            ("Ingress", ("monitoring", {"app.kubernetes.io/name": "prometheus"}), 8103, "TCP", False),
+            ("Ingress", ("monitoring", {"app.kubernetes.io/name": "grafana"}), 8102, "TCP", False),
+            ("Ingress", ("default", {"app.kubernetes.io/name": "prometheus"}), 8102, "TCP", False),
             ("Ingress", "8.8.8.8", 8102, "TCP", False),
         ]
         for direction, peer, port, protocol, wanted in table:
             with self.subTest(direction=direction, peer=peer, port=port, protocol=protocol):
                 self.assertEqual(may(policies, direction, peer, port, protocol), wanted)
+        # The base alone admits nobody but the proxy, and names no file of tokens.
+        self.assertFalse(may(of_kind(self.base, "NetworkPolicy"), "Ingress", ("monitoring", {"app.kubernetes.io/name": "prometheus"}), 8102))
         everything = [p for p in policies if p["spec"]["podSelector"] == {} and set(p["spec"]["policyTypes"]) == {"Ingress", "Egress"}]
         self.assertEqual(len(everything), 1, "without a policy for all pods, a pod that no policy selects may do everything")
 
@@ -222,16 +228,45 @@ class Manifests(unittest.TestCase):
             self.assertIn(f'path = "{path}"', config)
 
     def test_the_ingress_asks_who_it_is_before_it_tells_the_secret(self):
-        [route] = of_kind(self.all, "IngressRoute", "breakglass")
-        names = [m["name"] for m in route["spec"]["routes"][0]["middlewares"]]
-        self.assertEqual(names, ["strip", "identity", "secret"])
-        [fallback] = of_kind(self.all, "IngressRoute", "breakglass-fallback")
-        self.assertEqual([m["name"] for m in fallback["spec"]["routes"][0]["middlewares"]], ["strip"])
-        [strip] = of_kind(self.all, "Middleware", "strip")
-        headers = strip["spec"]["headers"]["customRequestHeaders"]
-        self.assertEqual(headers, {"X-Forwarded-User": "", "X-Breakglass-Proxy": ""})
-        [identity] = of_kind(self.all, "Middleware", "identity")
-        self.assertFalse(identity["spec"]["forwardAuth"]["trustForwardHeader"])
+        self.assertEqual(wrong_with_the_ingress(self.all), [])
+        paths = [(name, middlewares) for name, _, middlewares, service in routes(self.all) if service == ("breakglass", "breakglass")]
+        believed = {tomllib.loads(of_kind(r, "ConfigMap", "breakglass")[0]["data"]["server.toml"])["web"]["identity_header"] for r in (self.base, self.all)}
+        self.assertEqual(believed, {"X-Auth-Request-User"}, "what oauth2-proxy answers with --set-xauthrequest; X-Forwarded-User is for upstreams only")
+        self.assertEqual(paths, [("breakglass", ["strip", "identity", "secret"]), ("breakglass-fallback", ["strip"])])
+
+    def test_each_way_around_the_ingress_is_seen(self):
+        route = lambda r, name: of_kind(r, "IngressRoute", name)[0]["spec"]["routes"][0]
+        middleware = lambda r, name: of_kind(r, "Middleware", name)[0]["spec"]
+        headers = lambda r, name: middleware(r, name)["headers"]["customRequestHeaders"]
+        server = lambda r: of_kind(r, "ConfigMap", "breakglass")[0]["data"]
+        login = lambda r: of_kind(r, "IngressRoute", "breakglass-login")[0]
+        loosen = {
+            "no strip": lambda r: route(r, "breakglass")["middlewares"].pop(0),
+            "no strip at the fallback": lambda r: route(r, "breakglass-fallback").pop("middlewares"),
+            "no strip at the login": lambda r: route(r, "breakglass-login").pop("middlewares"),
+            "strip last": lambda r: route(r, "breakglass")["middlewares"].reverse(),
+            "the secret without a question": lambda r: route(r, "breakglass")["middlewares"].pop(1),
+            "the secret at the fallback": lambda r: route(r, "breakglass-fallback")["middlewares"].append({"name": "secret"}),
+            "identity after the secret": lambda r: route(r, "breakglass")["middlewares"].append(route(r, "breakglass")["middlewares"].pop(1)),
+            "a strip that leaves the name": lambda r: headers(r, "strip").pop("X-Auth-Request-User"),
+            "a strip that leaves the secret": lambda r: headers(r, "strip").pop("X-Breakglass-Proxy"),
+            "a strip that sets the name": lambda r: headers(r, "strip").update({"X-Auth-Request-User": "admin"}),
+            "a login's strip that leaves the name": lambda r: headers(r, "breakglass-strip").pop("X-Auth-Request-User"),
+            "another header copied": lambda r: middleware(r, "identity")["forwardAuth"].update(authResponseHeaders=["X-Forwarded-User"]),
+            "the browser's word on where it is": lambda r: middleware(r, "identity")["forwardAuth"].update(trustForwardHeader=True),
+            "another header believed": lambda r: server(r).update({"server.toml": server(r)["server.toml"].replace("X-Auth-Request-User", "X-Forwarded-User")}),
+            "no login": lambda r: r.remove(login(r)),
+            "a login that leads to the page": lambda r: (route(r, "breakglass-login")["services"][0].update(name="breakglass"), login(r)["metadata"].update(namespace="breakglass")),
+            "a login elsewhere": lambda r: route(r, "breakglass-login").update(match="Host(`other.example`) && PathPrefix(`/oauth2/`)"),
+            "an endpoint that only says 401": lambda r: middleware(r, "identity")["forwardAuth"].update(address="http://oauth2-proxy.auth.svc.cluster.local/oauth2/auth"),
+            "a question to another service": lambda r: middleware(r, "identity")["forwardAuth"].update(address="http://oauth2-proxy.sso.svc.cluster.local/"),
+            "across namespaces": lambda r: route(r, "breakglass-login")["services"][0].update(namespace="breakglass"),
+        }
+        for what, change in loosen.items():
+            with self.subTest(what):
+                loose = copy.deepcopy(self.all)
+                change(loose)
+                self.assertNotEqual(wrong_with_the_ingress(loose), [])
 
     def test_what_the_configuration_names_may_be_reached(self):
         for resources in (self.base, self.all):
@@ -244,11 +279,15 @@ class Manifests(unittest.TestCase):
                 self.assertTrue(may(policies, "Egress", target, int(port)), address)
                 self.assertFalse(may(policies, "Egress", target, int(port) + 1), address)
             self.assertTrue(server["watch"]["notify_url"].startswith("https://"), "443 is what the policy opens")
-            # The proxy's secret and identity are asked for under the names under which Traefik sends them.
-            [strip] = of_kind(self.all, "Middleware", "strip")
-            [identity] = of_kind(self.all, "Middleware", "identity")
-            self.assertIn(server["web"]["identity_header"], strip["spec"]["headers"]["customRequestHeaders"])
-            self.assertEqual(identity["spec"]["forwardAuth"]["authResponseHeaders"], [server["web"]["identity_header"]])
+
+    def test_every_file_of_the_page_s_secrets_is_made_by_the_overlay_s_commands(self):
+        text = (INSTALL / "k8s/example/kustomization.yaml").read_text()
+        [command] = re.findall(r"create secret generic breakglass-web (.*)", text)
+        for resources in (self.base, self.all):
+            web = tomllib.loads(of_kind(resources, "ConfigMap", "breakglass")[0]["data"]["server.toml"])["web"]
+            files = {value.removeprefix("/run/secrets/web/") for key, value in web.items() if key.endswith("_file")}
+            self.assertLessEqual(files, set(re.findall(r"--from-file=([a-z-]+)=FILE", command)))
+            self.assertEqual("tokens" in files, resources is self.all, "a file that is named and not there keeps the page down")
 
     def test_the_overlay_shows_every_value_that_differs_from_cluster_to_cluster(self):
         [overlay] = documents(INSTALL / "k8s/example/kustomization.yaml")
@@ -272,6 +311,12 @@ class Manifests(unittest.TestCase):
         ]
         for value in wanted:
             self.assertIn(value, shown)
+        of = lambda name: {change["path"] for patch in overlay["patches"] if patch["target"]["name"] == name for change in yaml.safe_load(patch["patch"])}
+        selectors = {f"/spec/ingress/0/from/0/{which}Selector/matchLabels" for which in ("namespace", "pod")}
+        self.assertLessEqual(selectors, of("breakglass"), "Traefik")
+        self.assertLessEqual(selectors, of("breakglass-metrics"), "Prometheus")
+        self.assertEqual(of("breakglass-login"), {"/metadata/namespace", "/spec/routes/0/match", "/spec/routes/0/services/0", "/spec/tls"})
+        self.assertEqual(of("breakglass-strip"), {"/metadata/namespace"})
         self.assertTrue(any(path.endswith("matchExpressions/0") for kind, path in shown if kind == "Deployment"), "the nodes")
         self.assertTrue(any(path.endswith("appArmorProfile") for kind, path in shown if kind == "Deployment"), "AppArmor")
         self.assertEqual({set(image) <= {"name", "newName", "newTag"} for image in overlay["images"]}, {True})

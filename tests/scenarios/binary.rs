@@ -34,6 +34,7 @@ const CHECKS: &[Check] = &[
     ("when_the_readme_shows_a_command_of_breakglass_then_it_is_there", documents::readme_of_the_agent),
     ("when_the_usage_names_an_option_then_the_manual_has_it", documents::usage),
     ("when_a_document_names_a_file_of_the_repository_then_it_is_there", documents::files),
+    ("when_a_document_has_a_table_then_every_row_of_it_is_one", documents::tables),
     ("when_the_coverage_table_names_a_test_then_it_exists", documents::coverage),
 ];
 

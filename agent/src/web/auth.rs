@@ -52,6 +52,8 @@ pub enum How {
     Proxy,
     /// A machine's token.
     Token,
+    /// A machine's token that is for `/metrics` and nothing else.
+    Metrics,
     /// A password.
     Password,
     /// The one-time link.
@@ -63,7 +65,7 @@ impl How {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Proxy => "proxy",
-            Self::Token => "token",
+            Self::Token | Self::Metrics => "token",
             Self::Password => "password",
             Self::Link => "link",
         }
@@ -92,7 +94,7 @@ pub struct Settings {
     pub identity_header: Option<HeaderName>,
     /// The file with the proxy's secret.
     pub secret_file: Option<std::path::PathBuf>,
-    /// The file with lines `NAME:SHA256` of machines' tokens.
+    /// The file with lines `NAME:SHA256` of machines' tokens; one that ends in `:metrics` is for `/metrics` only.
     pub tokens_file: Option<std::path::PathBuf>,
     /// The file with lines `NAME:$argon2id$…`.
     pub basic_file: Option<std::path::PathBuf>,
@@ -103,7 +105,7 @@ pub struct Settings {
 pub struct Door {
     proxies: Vec<IpNet>,
     identity: Option<(HeaderName, [u8; 32])>,
-    tokens: Vec<(String, proto::Sha256Hex)>,
+    tokens: Vec<(Who, proto::Sha256Hex)>,
     passwords: Vec<(String, String)>,
     link: Option<Mutex<Link>>,
     remembered: Mutex<HashMap<[u8; 32], (String, Instant)>>,
@@ -160,8 +162,9 @@ impl Door {
         let mut tokens = Vec::new();
         for (name, hash) in lines(&settings.tokens_file)? {
             let file = settings.tokens_file.clone().unwrap_or_default();
+            let (hash, how) = hash.strip_suffix(":metrics").map_or((hash.as_str(), How::Token), |hash| (hash, How::Metrics));
             let hash = hash.parse().map_err(|_| bad(&file, "a line of it has no SHA-256 in lower-case hexadecimal"))?;
-            tokens.push((name, hash));
+            tokens.push((Who { name, how }, hash));
         }
         let passwords = lines(&settings.basic_file)?;
         for (_, hash) in &passwords {
@@ -259,10 +262,10 @@ impl Door {
     fn token(&self, shown: &str) -> Result<Who, Refused> {
         let shown = proto::Sha256Hex::from_bytes(Sha256::digest(shown).into());
         // All of them are compared: the time does not tell which one is near.
-        let found = self.tokens.iter().fold(None, |found, (name, hash)| {
-            if bool::from(hash.as_str().as_bytes().ct_eq(shown.as_str().as_bytes())) { Some(name) } else { found }
+        let found = self.tokens.iter().fold(None, |found, (who, hash)| {
+            if bool::from(hash.as_str().as_bytes().ct_eq(shown.as_str().as_bytes())) { Some(who) } else { found }
         });
-        found.map(|name| Who { name: name.clone(), how: How::Token }).ok_or(Refused::Wrong)
+        found.cloned().ok_or(Refused::Wrong)
     }
 
     async fn password(&self, shown: &str) -> Result<Who, Refused> {

@@ -94,6 +94,13 @@ async fn admit(app: &App, mut request: Request, named: &mut Option<Who>) -> Resu
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)), |info| info.0);
     let who = identify(app, peer, headers, json).await?;
     *named = Some(who.clone());
+    if who.how == How::Metrics && (request.uri().path() != "/metrics" || *request.method() != Method::GET) {
+        let said = Message::new(
+            "This token opens /metrics and nothing else.",
+            "Use one whose line of web.tokens_file has no :metrics at its end.",
+        );
+        return Err(shell::refusal(StatusCode::FORBIDDEN, &said, json));
+    }
     // What a page elsewhere can't know or send needs no look at the name of the host.
     if matches!(who.how, How::Password | How::Link) {
         here(app, headers, json)?;

@@ -26,6 +26,9 @@ use tokio::sync::oneshot;
 /// The password of `anna` in every page's `basic_file`, and the machine's token.
 pub(crate) const PASSWORD: &str = "correct horse battery";
 pub(crate) const TOKEN: &str = "a-token-of-a-machine";
+/// The token of whoever reads `/metrics`, and may nothing else.
+#[allow(dead_code)]
+pub(crate) const SCRAPE: &str = "a-token-of-a-prometheus";
 /// The secret of the proxy.
 pub(crate) const SECRET: &str = "a-secret-of-the-proxy";
 
@@ -197,12 +200,12 @@ pub(crate) fn every_way(folder: &Path) -> auth::Settings {
     // A cheap one: what it costs is not what is tested, and machines are slow.
     let cheap = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, argon2::Params::new(64, 1, 1, None).unwrap());
     let hash = cheap.hash_password_with_salt(PASSWORD.as_bytes(), b"salt of a test").unwrap();
-    let token: String = Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sum = |token: &str| Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     auth::Settings {
         proxies: vec!["127.0.0.1/32".parse().unwrap()],
         identity_header: Some("x-forwarded-user".parse().unwrap()),
         secret_file: write("secret", format!("{SECRET}\n")),
-        tokens_file: write("tokens", format!("machine:{token}\n")),
+        tokens_file: write("tokens", format!("machine:{}\nprometheus:{}:metrics\n", sum(TOKEN), sum(SCRAPE))),
         basic_file: write("basic", format!("anna:{hash}\n")),
     }
 }

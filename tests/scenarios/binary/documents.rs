@@ -203,3 +203,39 @@ pub(crate) fn files() {
     assert!(missing.is_empty(), "{missing:#?}");
     assert!(named > 150, "{named} files named");
 }
+
+/// What of a Markdown text looks like a row of a table and is drawn as raw pipes, or loses cells: an empty line ends a table.
+fn torn_rows(text: &str) -> Vec<usize> {
+    let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+    let separates = |line: &str| line.contains("---") && line.chars().all(|c| "|-: ".contains(c));
+    let lines: Vec<&str> = text.lines().collect();
+    let line = |at: usize| lines.get(at).copied().unwrap_or_default();
+    let (mut fenced, mut head, mut torn) = (false, 0, Vec::new());
+    for (at, row) in lines.iter().enumerate() {
+        fenced ^= row.starts_with("```");
+        if fenced || !row.starts_with('|') {
+            continue;
+        }
+        if at == 0 || !line(at - 1).starts_with('|') {
+            head = cells(row);
+            if at > 0 && !line(at - 1).is_empty() || !separates(line(at + 1)) {
+                torn.push(at + 1);
+            }
+        }
+        if cells(row) != head {
+            torn.push(at + 1);
+        }
+    }
+    torn
+}
+
+pub(crate) fn tables() {
+    assert_eq!(torn_rows("| a | b |\n| --- | --- |\n| `c\\|d` | e |\n"), [0; 0]);
+    assert_eq!(torn_rows("| a |\n| --- |\n| b |\n\n| c |\n| d |\n"), [5]);
+    assert_eq!(torn_rows("text\n| a |\n| --- |\n| b | c |\n"), [2, 4]);
+    let all = output("git", &["ls-files", "--cached", "--others", "--exclude-standard", "*.md"]);
+    let torn: Vec<String> =
+        all.lines().flat_map(|path| torn_rows(&read(path)).into_iter().map(move |line| format!("{path}:{line}"))).collect();
+    assert!(torn.is_empty(), "rows that are drawn as raw pipes, or lose a cell: {torn:#?}");
+    assert!(all.lines().count() > 30, "{all}");
+}

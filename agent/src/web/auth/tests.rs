@@ -148,6 +148,7 @@ fn a_file_that_is_not_right_is_refused_by_name_without_its_content() {
         Settings { secret_file: None, ..good.clone() },
         Settings { secret_file: files.with("short", "hunter2\n"), ..good.clone() },
         Settings { tokens_file: files.with("plain", "probe:hunter2\n"), ..good.clone() },
+        Settings { tokens_file: files.with("scope", &format!("probe:{}:hunter2\n", "0".repeat(64))), ..good.clone() },
         Settings { basic_file: files.with("clear", "anna:hunter2\n"), ..good.clone() },
         Settings { basic_file: files.with("bare", "hunter2\n"), ..good.clone() },
         Settings { basic_file: Some("/nonexistent".into()), ..good },
