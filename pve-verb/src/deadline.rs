@@ -106,15 +106,15 @@ timers! {
     CLAIM = ms(300), in Permit * 1;
 
     /// All that a front waits for a disk until it knows what became of an id that it was given.
-    DISK_FRONT = ms(800), in Front * 1;
+    DISK_FRONT = s(1), in Front * 1;
     /// All that `status` waits for a disk.
     DISK_STATUS = ms(450), in Status * 1;
     /// All that is waited for a disk from the request to the intent.
-    DISK_EVIDENCE = ms(3_800), in Evidence * 1;
+    DISK_EVIDENCE = ms(3_700), in Evidence * 1;
     /// All that is waited for a disk to record steps.
     DISK_STEPS = ms(1_500), in End * 1;
     /// All that is waited for a disk at the end: the last record, the stored answer.
-    DISK_END = ms(1_200), in End * 1 ReadEnd * 1;
+    DISK_END = ms(1_100), in End * 1 ReadEnd * 1;
     /// Reading an existing bundle for `--bundle=`.
     SHOW = s(8), in Shown * 1;
     /// Carrying the bundle to disk.

@@ -25,7 +25,8 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let id = parsed.id().clone();
     let named = options.request_id.is_some();
     let disk = run.disk.clone();
-    disk.allow(Some(deadline::DISK_FRONT));
+    // Whoever only watches starts nothing that has a deadline.
+    disk.allow((!options.attach).then_some(deadline::DISK_FRONT));
     let mut look = LookUp { run: &mut run, id: &id, sure: true };
     let found = if named { asked(&mut look) } else { Asked::New };
     let sure = look.sure;
