@@ -16,6 +16,8 @@ pub struct Unchecked {
     pub(crate) receipt: Receipt,
     /// The id that the answer's unsigned envelope claims.
     pub(crate) request_id: RequestId,
+    /// The whole line, without its newline.
+    pub(crate) line: String,
 }
 
 /// Why there is no receipt to check.
@@ -109,7 +111,8 @@ impl Reader {
             return Ok(serde_json::from_str(line).ok());
         }
         let last: Last = serde_json::from_str(line).map_err(no_event)?;
-        self.receipt = Some(Unchecked { receipt: Receipt { body: last.body, sig: last.sig }, request_id: last.request_id });
+        let receipt = Receipt { body: last.body, sig: last.sig };
+        self.receipt = Some(Unchecked { receipt, request_id: last.request_id, line: line.to_owned() });
         Ok(None)
     }
 
@@ -144,6 +147,16 @@ mod tests {
     fn unknown_events_and_members_are_passed_over() {
         let text = format!("{}\n{}\n", r#"{"v":1,"event":"weather","rain":true}"#, RECEIPT.replacen('{', r#"{"new":[1],"#, 1));
         assert_eq!(read(&text).unwrap().receipt.body, "e30=");
+    }
+
+    #[test]
+    fn the_receipt_s_line_is_kept_as_it_came_however_the_bytes_come() {
+        let text = format!("{{\"v\":1,\"event\":\"weather\"}}\n{RECEIPT}\n");
+        for size in 1..=text.len() {
+            let mut reader = Reader::new();
+            text.as_bytes().chunks(size).for_each(|chunk| reader.feed(chunk, |_| ()));
+            assert_eq!(reader.end().unwrap().line, RECEIPT, "in pieces of {size}");
+        }
     }
 
     #[test]

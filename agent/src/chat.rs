@@ -68,12 +68,8 @@ pub fn chat(args: &Chat, config: &Config) -> Result<bool, Message> {
             }
             None => store.create(args.text.as_deref().unwrap_or("a conversation"), By::Human, None)?,
         };
-        if mind.is_some() && !crate::claude::has_passed(&config.claude.model, &config.state.dir) {
-            let _nobody_reads = writeln!(
-                io::stdout(),
-                "{} has not passed the recorded incidents with this prompt and these tools: breakglass evals.",
-                config.claude.model
-            );
+        if let Some(said) = crate::claude::unproven(mind.as_ref(), &config.state.dir) {
+            let _nobody_reads = writeln!(io::stdout(), "{said}");
         }
         Talk::new(mind, hands, incident, args.text.clone(), args.incident.is_some()).run().await
     });

@@ -26,20 +26,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::{Code, Message, Verb};
+use proto::{Code, Message, Verb, Vmid};
 use sha2::{Digest, Sha256};
 
 use crate::evals::{Table, Who};
-use crate::hands::{ExecEnd, Hands};
+use crate::hands::Hands;
 use crate::incident::{Asks, By, Exec, Incident, Store, Task};
+use crate::silence::Silence;
 
 pub use player::Model;
 pub use probe::{Found, probe};
 pub use settings::{Autonomy, Budget, Credential, Settings};
 pub use turn::{Session, Turned};
 
-/// The system prompt.
-pub const SYSTEM: &str = include_str!("claude/system.md");
+/// The system prompt, but for the VM's number.
+const SYSTEM: &str = include_str!("claude/system.md");
+
+/// The system prompt of a conversation about this VM.
+fn system(vmid: Vmid) -> String {
+    SYSTEM.replace("{VMID}", &vmid.to_string())
+}
 
 /// What the conversations of all incidents share.
 pub struct Mind {
@@ -80,7 +86,7 @@ impl Mind {
     }
 }
 
-/// SHA-256 of the system prompt and of the tools' definitions, in hex: with the model, what a score is about.
+/// SHA-256 of the system prompt (the VM's number left open) and of the tools' definitions, in hex: with the model, what a score is about.
 pub fn fingerprints() -> (String, String) {
     let hash = |text: &str| Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect::<String>();
     (hash(SYSTEM), hash(&tools::definitions().to_string()))
@@ -93,48 +99,61 @@ pub fn has_passed(model: &str, state: &Path) -> bool {
     Table::newest(state, &who).is_some_and(|table| table.passed() == table.lines.len())
 }
 
+/// Which of the models that may act have not passed, in one sentence: for whoever lets them act.
+pub fn unproven(mind: Option<&Arc<Mind>>, state: &Path) -> Option<String> {
+    let models: Vec<String> = mind?.settings.models().into_iter().filter(|model| !has_passed(model, state)).collect();
+    let have = if models.len() == 1 { "has" } else { "have" };
+    let names = proto::escape_cut(models.join(" and ").as_bytes(), 200);
+    (!models.is_empty())
+        .then(|| format!("{names} {have} not passed the recorded incidents with this prompt and these tools: try breakglass evals."))
+}
+
 /// How long the end of an incident waits for the devvm's sshd; where something was changed it may be booting.
 const UPTIME: Duration = Duration::from_secs(20);
 const BOOT: Duration = Duration::from_secs(240);
+/// Between the host's two looks, where nobody can be asked in the guest and something was changed.
+const APART: Duration = Duration::from_secs(60);
 
-/// Whether the VM is well: looked at once more from the host, with its evidence, and from inside. Decided by what was observed.
+/// Whether the VM is well: looked at once more from the host, with its evidence, and from inside. Decided by what was observed. Without a
+/// devvm to ask, a second look from the host is what there is, and that is said.
 pub async fn verdict(hands: &Arc<dyn Hands>, incident: &Arc<Incident>, task: Task) -> (bool, Message) {
-    let asks = Asks { reason: Some("the end of the incident: is it well?".to_owned()), ..Asks::default() };
-    let told = match incident.verb(hands, task, By::Agent, Verb::Forensics, asks) {
-        Ok(running) => running.end().await,
-        Err(why) => Err(why),
-    };
-    let told = match told {
-        Ok(told) => told,
+    let vmid = match looks_healthy(hands, incident, task, Verb::Forensics).await {
+        Ok(vmid) => vmid,
         Err(why) => return (false, why),
     };
-    let Ok(proved) = &told.end.checked else { return (false, told.end.said) };
-    let body = proved.body();
-    if !proved.is_success() || body.assessment != Some(Code::Healthy) {
-        let sentence = told.assessment.map_or_else(|| body.message.what.clone(), |judged| judged.sentence);
-        return (false, Message::new(sentence, "Read the report above; the six verbs and the runbook are there."));
-    }
     let patient = incident.facts().mutated;
     let timeout = if patient { BOOT } else { UPTIME };
     let exec = Exec { command: "uptime".to_owned(), reason: Some("does it answer?".to_owned()), timeout, patient, call: None };
     let end = match incident.exec(hands, task, By::Agent, exec) {
         Ok(running) => running.end().await.map(|told| told.end),
+        Err(why) => Err(why),
+    };
+    let silence = match end.map(|end| Silence::of(&end)) {
+        Ok(Some(silence)) => silence,
+        Ok(None) => {
+            let what = format!("VM {vmid} looks healthy and the devvm answers over SSH.");
+            return (true, Message::new(what, "Read the evidence when you are awake."));
+        }
         Err(why) => return (false, why),
     };
-    match end {
-        Ok(ExecEnd::Exited(0)) => (
-            true,
-            Message::new(
-                format!("VM {} looks healthy and the devvm answers over SSH.", body.vmid),
-                "Read the evidence when you are awake.",
-            ),
-        ),
-        _ => (
-            false,
-            Message::new(
-                format!("From the host VM {} looks healthy, and the devvm does not answer over SSH.", body.vmid),
-                "Look at its console in the evidence; it may still be booting.",
-            ),
-        ),
+    if silence == Silence::Absent {
+        tokio::time::sleep(if patient { APART } else { Duration::ZERO }).await;
+        if let Err(why) = looks_healthy(hands, incident, task, Verb::Status).await {
+            return (false, why);
+        }
     }
+    silence.though_healthy("", vmid)
+}
+
+/// Which VM it is that the host calls healthy; the error is what it says instead.
+async fn looks_healthy(hands: &Arc<dyn Hands>, incident: &Arc<Incident>, task: Task, verb: Verb) -> Result<Vmid, Message> {
+    let asks = Asks { reason: Some("the end of the incident: is it well?".to_owned()), ..Asks::default() };
+    let told = incident.verb(hands, task, By::Agent, verb, asks)?.end().await?;
+    let Ok(proved) = &told.end.checked else { return Err(told.end.said) };
+    let body = proved.body();
+    if proved.is_success() && body.assessment == Some(Code::Healthy) {
+        return Ok(body.vmid);
+    }
+    let sentence = told.assessment.map_or_else(|| body.message.what.clone(), |judged| judged.sentence);
+    Err(Message::new(sentence, "Read the report above; the six verbs and the runbook are there."))
 }

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use proto::Message;
+use proto::{Message, Vmid};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
@@ -58,6 +58,9 @@ pub struct Host {
     /// The account with the forced command.
     #[serde(default = "root")]
     pub user: String,
+    /// The VM that the key of the verbs is for, as its line on the host says.
+    #[serde(default = "the_devvm")]
+    pub vmid: Vmid,
     /// sshd's host key.
     #[serde(deserialize_with = "public_key")]
     pub host_key: ssh_key::PublicKey,
@@ -137,6 +140,10 @@ impl Default for State {
 
 fn root() -> String {
     "root".to_owned()
+}
+
+const fn the_devvm() -> Vmid {
+    Vmid::DEVVM
 }
 
 fn breakglass() -> String {

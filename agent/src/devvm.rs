@@ -83,10 +83,10 @@ fn line(command: &str, sudo: bool) -> String {
 /// Runs a command there.
 pub(crate) async fn exec(ssh: &Ssh, ask: ExecAsk, news: Sender<ExecNews>) -> ExecEnd {
     let Some(devvm) = ssh.devvm() else {
-        return ExecEnd::Unreachable("the configuration has no [devvm]".to_owned());
+        return ExecEnd::Absent;
     };
     if ask.command.contains('\0') {
-        return ExecEnd::Unreachable("the command holds a NUL byte".to_owned());
+        return ExecEnd::Refused("the command holds a NUL byte".to_owned());
     }
     let until = Instant::now() + ask.timeout;
     let mut call = ssh.wire().call(&devvm.target(), line(&ask.command, devvm.sudo), until, false);
@@ -96,7 +96,8 @@ pub(crate) async fn exec(ssh: &Ssh, ask: ExecAsk, news: Sender<ExecNews>) -> Exe
             Said::Output { stderr, bytes } => _ = news.send(ExecNews { stderr, bytes }).await,
             Said::Exited(status) => return ExecEnd::Exited(u32::try_from(status).unwrap_or(255)),
             Said::Signalled(signal) => return ExecEnd::Signalled(signal),
-            Said::Failed(Failure::Unreachable(why) | Failure::Refused(why) | Failure::NoKey(why)) => return ExecEnd::Unreachable(why),
+            Said::Failed(Failure::Unreachable(why)) => return ExecEnd::Unreachable(why),
+            Said::Failed(Failure::Refused(why) | Failure::NoKey(why)) => return ExecEnd::Refused(why),
             Said::Failed(Failure::HostKey { pinned, shown }) => return ExecEnd::HostKeyChanged { pinned, shown },
             Said::Failed(Failure::Lost(why)) => return ExecEnd::Lost(why),
             Said::Failed(Failure::TimedOut) => return ExecEnd::TimedOut,

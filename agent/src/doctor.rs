@@ -147,9 +147,6 @@ fn versions(host: &str) -> Finding {
 
 async fn devvm(ssh: &Ssh) -> Finding {
     let name = "devvm";
-    if ssh.devvm().is_none() {
-        return finding(name, Level::Warn, "No devvm is configured, so nothing can be repaired inside it.", "Add [devvm].");
-    }
     let (tell, mut news) = mpsc::channel(64);
     let ask = ExecAsk { command: "id -u".to_owned(), timeout: Duration::from_secs(15) };
     let (end, output) = tokio::join!(ssh.exec(ask, tell), async {
@@ -177,7 +174,8 @@ async fn devvm(ssh: &Ssh) -> Finding {
             format!("It shows the host key {shown}, and {pinned} is pinned."),
             "If it was rebuilt, compare on its console and accept the key: breakglass devvm accept FINGERPRINT.",
         ),
-        ExecEnd::Unreachable(why) | ExecEnd::Lost(why) => {
+        ExecEnd::Absent => finding(name, Level::Warn, "No devvm is configured, so nothing can be repaired inside it.", "Add [devvm]."),
+        ExecEnd::Unreachable(why) | ExecEnd::Refused(why) | ExecEnd::Lost(why) => {
             finding(name, Level::Bad, format!("It can't be used: {why}."), "Look with breakglass verb status whether it runs.")
         }
         ExecEnd::TimedOut => {

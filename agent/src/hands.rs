@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use proto::{Event, Grant, Origin, RequestId, Unit64, Unit200, Verb};
+use proto::{Event, Grant, Origin, RequestId, Unit64, Unit200, Verb, Vmid};
 use tokio::sync::mpsc::Sender;
 
 use crate::receipt::{Proved, Unproved};
@@ -105,6 +105,10 @@ pub enum ExecEnd {
     Lost(String),
     /// No connection: nothing ran.
     Unreachable(String),
+    /// Its sshd let nobody in, there was no key to log in with, or it could not be tried: nothing ran.
+    Refused(String),
+    /// The configuration names no devvm: nothing ran, and nothing ever will.
+    Absent,
     /// The devvm showed another host key than the pinned one: nothing ran. A person compares the two and accepts the new one.
     HostKeyChanged {
         /// The pinned key's fingerprint.
@@ -116,6 +120,9 @@ pub enum ExecEnd {
 
 /// What the agent can do.
 pub trait Hands: Send + Sync {
+    /// The VM that the verbs are about: what every text and question names.
+    fn vmid(&self) -> Vmid;
+
     /// Runs a verb to its end, however often the connection is lost, and tells what comes. Ends by itself after the verb's deadline
     /// and a grace; `news` may be dropped at any time.
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd>;

@@ -2,16 +2,19 @@
 //! receipt and nothing else. Evidence and receipts are kept in the state folder, and the newest audit head goes back as the witness.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
-use proto::{Ack, Body, Draft, Event, Message, Request, Verb};
+use proto::{Ack, Body, Draft, Event, Message, Request, Verb, Vmid};
 use tokio::sync::mpsc::Sender;
 
 use crate::answer::{Broken, Reader};
+use crate::bound::Bound;
 use crate::config::Config;
 use crate::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
+use crate::incident::Store;
+use crate::mirror::Mirror;
 use crate::receipt::{Asked, Proved, Unproved, check};
 use crate::ssh::{Failure, Said, Target, Wire};
 use crate::{UNKNOWN, devvm, say};
@@ -36,9 +39,14 @@ const PAUSES: [u64; 5] = [1, 2, 4, 8, 10];
 pub struct Ssh {
     wire: Wire,
     host: Target,
+    vmid: Vmid,
+    /// The VM that the key is for, where the host said last that it is another one.
+    other: Mutex<Option<Vmid>>,
     signing_key: crate::signers::Pinned,
     devvm: Option<devvm::Devvm>,
     keep: Mutex<Keep>,
+    bound: Arc<Bound>,
+    mirror: Mirror,
 }
 
 impl Ssh {
@@ -51,13 +59,24 @@ impl Ssh {
         let socket = auth_sock(config)?;
         let target = Target { address: host.address, user: host.user.clone(), host_key: host.host_key.clone(), key_hint: "verbs" };
         let devvm = config.devvm.as_ref().map(|devvm| devvm::Devvm::new(devvm, &config.state.dir)).transpose()?;
+        let keep = Keep::open(&config.state.dir, config.state.keep_bytes)?;
         Ok(Self {
             wire: Wire::new(socket),
             host: target,
+            vmid: host.vmid,
+            other: Mutex::default(),
             signing_key: host.signing_key.clone(),
             devvm,
-            keep: Mutex::new(Keep::open(&config.state.dir, config.state.keep_bytes)?),
+            bound: keep.bound(),
+            keep: Mutex::new(keep),
+            mirror: Mirror::default(),
         })
+    }
+
+    /// Each proved receipt, as it came, is a line where the incidents' lines are told too: for verbs and for looks.
+    pub fn told_with(mut self, store: &Store) -> Self {
+        self.mirror = store.mirror();
+        self
     }
 
     /// Keeps a session to the host ready from here on.
@@ -100,6 +119,9 @@ impl Ssh {
 
     async fn to_its_end(&self, mut ask: VerbAsk, news: Sender<VerbNews>, waits: Waits) -> VerbEnd {
         let after_it = ask.attach;
+        if ask.verb != Verb::Status {
+            self.bound.make(keep::ANSWER);
+        }
         let mut heard = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let mut pause = PAUSES[0];
@@ -129,10 +151,28 @@ impl Ssh {
         }
     }
 
+    /// Remembers what the host says of the key. Unsigned it can only hold a mutation back, and the next answer's word counts.
+    fn is_for(&self, vmid: Vmid) {
+        *self.other.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(vmid).filter(|vmid| *vmid != self.vmid);
+    }
+
+    /// The end of what is not sent: a mutation, where the key is known to be for another VM.
+    fn held_back(&self, ask: &VerbAsk) -> Option<VerbEnd> {
+        let got = (*self.other.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+            .filter(|_| ask.verb.mutates() && !ask.dry_run && !ask.attach)?;
+        let said = say::other_vm(self.vmid, got, None);
+        let said = Message::new(format!("Nothing was sent. {}", said.what), format!("{} Then look with status.", said.next));
+        let checked = Err(Unproved::OtherVm { wanted: self.vmid, got });
+        Some(VerbEnd { request_id: ask.request_id.clone(), checked, sent: false, status: UNKNOWN, said })
+    }
+
     fn ended(&self, ask: VerbAsk, checked: Result<Proved, Unproved>) -> VerbEnd {
         let status = crate::receipt::exit_code(&checked);
         let said = match &checked {
             Ok(proved) => say::proved(proved),
+            Err(Unproved::OtherVm { got, .. }) => {
+                say::other_vm(self.vmid, *got, Some(ask.verb).filter(|verb| verb.mutates() && !ask.dry_run))
+            }
             Err(why) => say::unproved(why, Some(&ask.request_id)),
         };
         VerbEnd { request_id: ask.request_id, checked: checked.map(Box::new), sent: true, status, said }
@@ -153,18 +193,19 @@ impl Ssh {
         };
         let mut call = self.wire.call(&self.host, line, waits.until, waits.spare);
         let mut reader = Reader::new();
-        let mut evidence = Evidence::new(self.keep().folder(&ask.request_id));
-        let mut raw = Vec::new();
+        let mut evidence = self.keep().evidence(&ask.request_id);
         let mut lost = None;
         while let Some(said) = call.next().await {
             match said {
                 Said::Started => self.wire.warm(&self.host),
                 Said::Output { stderr: false, bytes } => {
                     *heard = Instant::now();
-                    keep::last_line(&mut raw, &bytes);
                     let mut events = Vec::new();
                     reader.feed(&bytes, |event| events.push(event));
                     for event in events {
+                        if let Body::Accepted(accepted) = &event.body {
+                            self.is_for(accepted.vmid);
+                        }
                         if let Some(ack) = take(event, &mut evidence, news).await {
                             call.input(ack.to_string().into_bytes());
                         }
@@ -174,10 +215,16 @@ impl Ssh {
                 Said::Failed(failure) => lost = Some(Lost::By(failure)),
             }
         }
-        let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: None };
+        let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: Some(self.vmid) };
         let checked = reader.end().map_err(Unproved::Answer).and_then(|unchecked| check(&unchecked, Some(&self.signing_key), &asked));
-        if let Ok(proved) = &checked {
-            self.keep().store(proved, &raw);
+        match &checked {
+            Ok(proved) => {
+                self.is_for(proved.body().vmid);
+                self.mirror.tell(proved.line());
+                self.keep().store(proved);
+            }
+            Err(Unproved::OtherVm { got, .. }) => self.is_for(*got),
+            Err(_) => {}
         }
         (checked, lost.or(Some(Lost::By(Failure::Lost("the answer ended before its receipt".to_owned())))))
     }
@@ -330,7 +377,14 @@ fn auth_sock(config: &Config) -> Result<PathBuf, Message> {
 }
 
 impl Hands for Ssh {
+    fn vmid(&self) -> Vmid {
+        self.vmid
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
+        if let Some(end) = self.held_back(&ask) {
+            return Box::pin(std::future::ready(end));
+        }
         let waits = Waits::of(&ask);
         Box::pin(self.to_its_end(ask, news, waits))
     }

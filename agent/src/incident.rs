@@ -31,6 +31,9 @@ use proto::{Message, RequestId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::bound::Bound;
+use crate::mirror::Mirror;
+
 mod act;
 mod artifacts;
 mod event;
@@ -38,7 +41,6 @@ mod facts;
 mod hears;
 mod journal;
 mod log;
-mod mirror;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,9 @@ pub use facts::{BY_HAND, Facts, Pending, Spent};
 pub use journal::Notes;
 pub use store::{Store, Summary};
 pub use watchers::{Live, Seen, Watcher};
+
+pub(crate) use log::NAME as LOG;
+pub(crate) use store::{is_empty, removable};
 
 /// An incident's id, which is its folder's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -107,7 +112,8 @@ pub struct Incident {
     live: broadcast::Sender<watchers::Spoken>,
     /// Counts the cancellations.
     stop: watch::Sender<u64>,
-    mirror: mirror::Mirror,
+    mirror: Mirror,
+    bound: Arc<Bound>,
 }
 
 #[derive(Debug)]
@@ -131,12 +137,12 @@ pub struct Decision {
 
 impl Incident {
     /// A handle around a log that this process owns.
-    fn around(id: IncidentId, folder: PathBuf, log: log::Log, facts: Facts, room: u64, mirror: mirror::Mirror) -> Arc<Self> {
+    fn around(id: IncidentId, folder: PathBuf, log: log::Log, facts: Facts, room: u64, mirror: Mirror, bound: Arc<Bound>) -> Arc<Self> {
         let (grown, _) = watch::channel(log.len());
         let (live, _) = broadcast::channel(64);
         let (stop, _) = watch::channel(0);
         let state = Mutex::new(State { log, facts, room, waiting: Vec::new() });
-        Arc::new(Self { id, folder, state, grown, live, stop, mirror })
+        Arc::new(Self { id, folder, state, grown, live, stop, mirror, bound })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -170,18 +176,27 @@ impl Incident {
     /// # Errors
     /// It could not be written: then what would follow from it must not happen.
     pub fn write(&self, task: Task, origin: By, what: What) -> Result<u64, Message> {
-        let mut state = self.state();
-        let (line, text) = state.log.append(&self.id, now(), task, origin, what).map_err(|error| {
+        // The lock is not held while room is made.
+        let written = self.bound.writes(|| {
+            let mut state = self.state();
+            let (line, text) = state.log.append(&self.id, now(), task, origin, what.clone())?;
+            state.facts.fold(&line);
+            self.mirror.tell(&text);
+            // Within the lock: the numbers that watchers see only grow.
+            self.grown.send_replace(line.n);
+            Ok(line.n)
+        });
+        written.map_err(|error| {
             Message::new(
                 format!("The incident's log {} can't be written: {error}.", self.folder.display()),
                 "Make room there; what must be recorded first is not done until then.",
             )
-        })?;
-        state.facts.fold(&line);
-        self.mirror.tell(&text);
-        // Within the lock: the numbers that watchers see only grow.
-        self.grown.send_replace(line.n);
-        Ok(line.n)
+        })
+    }
+
+    /// The bound of what all incidents take.
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.bound
     }
 
     /// Writes a line from which nothing follows; a failure is said on the structured log.

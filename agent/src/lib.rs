@@ -11,6 +11,7 @@
 //! ```
 
 pub mod answer;
+pub mod bound;
 pub mod chat;
 pub mod claude;
 pub mod cli;
@@ -27,6 +28,7 @@ pub mod http;
 pub mod incident;
 pub mod keyholder;
 pub mod mcp;
+mod mirror;
 pub mod receipt;
 pub mod receipts;
 pub mod redact;
@@ -34,6 +36,7 @@ pub mod runbook;
 pub mod say;
 mod shown;
 pub mod signers;
+mod silence;
 pub mod ssh;
 pub mod untrusted;
 pub mod verb;

@@ -28,6 +28,7 @@ pub struct Asked {
 pub struct Proved {
     body: ReceiptBody,
     by: String,
+    line: String,
 }
 
 /// Why nothing is known.
@@ -45,6 +46,13 @@ pub enum Unproved {
     Body(NotAReceipt),
     /// Signed: the host could not read a request. It can't say whose, as it did not read the id either.
     NotUnderstood(proto::Message),
+    /// Signed, and about another VM than the one that was asked for.
+    OtherVm {
+        /// The one that was asked for.
+        wanted: Vmid,
+        /// The one that it is about.
+        got: Vmid,
+    },
     /// Signed, and about something else: what was wanted, what it is about.
     Foreign {
         /// The member that differs.
@@ -70,7 +78,7 @@ pub fn check(unchecked: &Unchecked, pinned: Option<&Pinned>, asked: &Asked) -> R
     }
     let (body, _) = proto::decode_body(&unchecked.receipt.body).map_err(Unproved::Body)?;
     foreign(&body, unchecked, pinned, asked).map_or(Ok(()), Err)?;
-    Ok(Proved { body, by: pinned.fingerprint() })
+    Ok(Proved { body, by: pinned.fingerprint(), line: unchecked.line.clone() })
 }
 
 /// Whether the blob is the SSHSIG of this key, for receipts, over these bytes.
@@ -116,7 +124,7 @@ fn foreign(body: &ReceiptBody, unchecked: &Unchecked, pinned: &Pinned, asked: &A
         return differs("verb", &verb, &body.verb.map_or("none".to_owned(), |verb| verb.to_string()));
     }
     if let Some(vmid) = asked.vmid.filter(|vmid| *vmid != body.vmid) {
-        return differs("VM", &vmid, &body.vmid);
+        return Some(Unproved::OtherVm { wanted: vmid, got: body.vmid });
     }
     if !pinned.speaks_for(&body.node) {
         return differs("host", &"the one that the key belongs to", &body.node);
@@ -133,6 +141,11 @@ impl Proved {
     /// The fingerprint of the key that signed.
     pub fn by(&self) -> &str {
         &self.by
+    }
+
+    /// The answer's last line, as it came, without its newline: whoever has it can check it again.
+    pub fn line(&self) -> &str {
+        &self.line
     }
 
     /// Whether what was asked for was observed. For a dry run that is: nothing was changed.

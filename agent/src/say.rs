@@ -1,6 +1,6 @@
 //! What a checked answer proves, in two sentences for a person: what is known, and what to do. Decides nothing.
 
-use proto::{Message, Outcome, RequestId};
+use proto::{Message, Outcome, RequestId, Verb, Vmid};
 
 use crate::answer::{Broken, MAX_LINE};
 use crate::receipt::{Proved, Unproved};
@@ -55,6 +55,16 @@ pub fn proved(proved: &Proved) -> Message {
     )
 }
 
+/// The key's line on the host names another VM than the configuration; `began`: what may have been done to that one.
+pub fn other_vm(configured: Vmid, keys: Vmid, began: Option<Verb>) -> Message {
+    let done = began.map_or_else(String::new, |verb| format!(": what {verb} did, it did to VM {keys}"));
+    let look = if began.is_some() { format!("Look at VM {keys}. ") } else { String::new() };
+    Message::new(
+        format!("The key is for VM {keys}, and [host] vmid says {configured}{done}."),
+        format!("{look}Write vmid = {keys} there if that one is meant, or authorize the key on the host with --vmid {configured}."),
+    )
+}
+
 /// An answer that proves nothing; `id` is what the request's seems to be.
 pub fn unproved(why: &Unproved, id: Option<&RequestId>) -> Message {
     let (what, next) = match why {
@@ -89,6 +99,7 @@ pub fn unproved(why: &Unproved, id: Option<&RequestId>) -> Message {
             format!("the host signed that it could not read a request, and it can't say whose: {}", plain(said.what.trim_end_matches('.'))),
             "Its pve-verb may be older than this breakglass: upgrade the host, or leave the option away. Look with status.".to_owned(),
         ),
+        Unproved::OtherVm { wanted, got } => (format!("the receipt is about VM {got}, and VM {wanted} was asked for"), again(id)),
         Unproved::Foreign { what, wanted, got } => {
             (format!("the receipt is about another {what}: {} was wanted, it is about {}", plain(wanted), plain(got)), again(id))
         }

@@ -25,7 +25,7 @@ pub struct Verb {
     /// Who: a claim, recorded as one
     #[arg(long, value_parser = actor)]
     pub actor: Option<Unit64>,
-    /// The host's events as they come, one JSON object a line
+    /// The host's events as they come, one JSON object a line; a receipt that proves the result is the last
     #[arg(long)]
     pub json: bool,
     /// The id to ask with: the same id never acts twice
@@ -145,6 +145,10 @@ fn eprint(text: &impl std::fmt::Display) {
 fn tell_end(end: &VerbEnd, args: &Verb, config: &Config) {
     if args.json {
         eprint(&end.said);
+        // The last line, and only where it proves something: whoever reads on can check it once more with breakglass receipt.
+        if let Ok(proved) = &end.checked {
+            let _nobody_reads = writeln!(io::stdout(), "{}", proved.line());
+        }
         return;
     }
     let evidence = config.state.dir.join("evidence").join(end.request_id.as_str());
@@ -201,7 +205,12 @@ impl Show {
             Body::Accepted(accepted) => {
                 self.deadline = Some(Duration::from_millis(accepted.deadline_ms));
                 let joined = if accepted.attached { " It runs already: you look on." } else { "" };
-                self.line(&format!("{} takes it, for at most {} s.{joined}", plain(&accepted.node), accepted.deadline_ms / 1000));
+                self.line(&format!(
+                    "{} takes it for VM {}, for at most {} s.{joined}",
+                    plain(&accepted.node),
+                    accepted.vmid,
+                    accepted.deadline_ms / 1000
+                ));
             }
             Body::Probe(probe) => match probe.outcome {
                 ProbeOutcome::Captured => self.captured += 1,

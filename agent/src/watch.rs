@@ -1,4 +1,5 @@
-//! The watch: polls `status`, notices a wedge within two minutes, tells a webhook, and opens an incident where it is told to.
+//! The watch: polls `status`, notices a wedge within two minutes and a silent host within three, tells a webhook, and opens an incident
+//! where it is told to.
 //!
 //! ```text
 //!  status ──> Look ──judge.rs──> Worse, Better ──┬──> outbox.rs ──> notify.rs ──> webhook
@@ -26,7 +27,7 @@ mod outbox;
 
 use crate::config;
 use crate::hands::{Hands, VerbAsk, VerbNews};
-use judge::{CONFIRM_MS, Decision, Look, Memory, Trouble};
+use judge::{CONFIRM_MS, Decision, LOOK_MS, Look, Memory, Trouble};
 use notify::{Kind, Notice, Webhook};
 use outbox::Outbox;
 
@@ -162,7 +163,7 @@ impl Watch {
         let memory = self.remembered();
         let (trouble, since) = memory.told.or_else(|| memory.last.last().copied()).unwrap_or((Trouble::HostSilent, now()));
         let (sentence, next) = (String::new(), String::new());
-        let seen = Seen { look: Look::Bad(trouble), vmid: Vmid::DEVVM, sentence, next, recommend: None };
+        let seen = Seen { look: Look::Bad(trouble), vmid: self.hands.vmid(), sentence, next, recommend: None };
         self.ended(opened, notice(Kind::Opened, trouble, since, &seen));
     }
 
@@ -183,7 +184,7 @@ impl Watch {
     async fn look(&self) -> Seen {
         let silent = |said: &Message| Seen {
             look: Look::Bad(Trouble::HostSilent),
-            vmid: Vmid::DEVVM,
+            vmid: self.hands.vmid(),
             sentence: said.what.clone(),
             next: said.next.clone(),
             recommend: None,
@@ -203,18 +204,26 @@ impl Watch {
             attach: false,
             grant: None,
         };
-        let assessed = async {
-            let mut assessed = None;
+        let (mut assessed, mut why) = (None, None);
+        let hears = async {
             while let Some(news) = told.recv().await {
-                if let VerbNews::Event(event) = news
-                    && let Body::Assessment(assessment) = event.body
-                {
-                    assessed = Some(assessment);
+                match news {
+                    VerbNews::Event(event) => {
+                        if let Body::Assessment(assessment) = event.body {
+                            assessed = Some(assessment);
+                        }
+                    }
+                    VerbNews::Again { why: said, .. } => why = Some(said),
+                    VerbNews::Artifact { .. } => {}
                 }
             }
-            assessed
         };
-        let (end, assessed) = tokio::join!(self.hands.verb(ask, tell), assessed);
+        let looked = async { tokio::join!(self.hands.verb(ask, tell), hears).0 };
+        let Ok(end) = tokio::time::timeout(Duration::from_millis(LOOK_MS), looked).await else {
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            let what = format!("The host gave no answer to status within {} s{why}.", LOOK_MS / 1000);
+            return silent(&Message::new(what, "Look whether the host runs: breakglass doctor."));
+        };
         match &end.checked {
             Err(_) => silent(&end.said),
             Ok(proved) => {

@@ -5,16 +5,18 @@ mod api;
 #[path = "support/mind.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::claude::{Budget, Session, Settings, Turned, verdict};
 use agent::evals::world::{Act, World};
+use agent::hands::{ExecEnd, Hands};
 use agent::incident::{Asks, By, Decision, Store, What};
 use api::actors::{self, results};
 use api::{Api, Reply, exec, say, text, verb};
 use proto::Verb;
 use serde_json::Value;
-use support::{approving, desk, printing, recorded, with};
+use support::{Unasked, approving, desk, printing, recorded, with};
 
 const STALL: &str = "2026-06-11-block-stall";
 const STORM: &str = "2026-06-22-memory-storm";
@@ -42,6 +44,29 @@ async fn a_stall_is_seen_cycled_and_proved() {
     assert_eq!(reason.as_deref(), Some("a scripted model wants it"));
     assert!(lines.iter().any(|what| matches!(what, What::Text { text } if text.starts_with("Report:"))));
     assert_eq!(incident.facts().spent.turns, 4);
+}
+
+/// The end of an incident in which nothing was changed, with a devvm that every command ends like this on.
+async fn at_the_end(end: ExecEnd) -> (bool, String, Vec<Verb>) {
+    let desk = desk(Api::replies(vec![]), printing(""));
+    let (incident, _session) = desk.session();
+    let hands: Arc<dyn Hands> = Arc::new(Unasked { world: Arc::clone(&desk.world), end });
+    let (healthy, said) = verdict(&hands, &incident, incident.task()).await;
+    (healthy, said.to_string(), desk.verbs())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_a_devvm_that_nobody_can_ask_is_told_from_one_that_does_not_answer() {
+    let (healthy, said, verbs) = at_the_end(ExecEnd::Absent).await;
+    assert!(healthy && said.contains("nobody asked the guest"), "{said}");
+    assert_eq!(verbs, [Verb::Forensics, Verb::Status], "two looks from the host");
+    let (healthy, said, _) = at_the_end(ExecEnd::Exited(1)).await;
+    assert!(!healthy && said.contains("can't be asked") && !said.contains("does not answer"), "{said}");
+    let changed = ExecEnd::HostKeyChanged { pinned: "SHA256:old".to_owned(), shown: "SHA256:new".to_owned() };
+    let (healthy, said, _) = at_the_end(changed).await;
+    assert!(!healthy && said.contains("SHA256:new") && said.contains("devvm accept"), "{said}");
+    let (healthy, said, _) = at_the_end(ExecEnd::TimedOut).await;
+    assert!(!healthy && said.contains("does not answer over SSH"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,7 +309,7 @@ async fn after_a_kill_in_mid_verb_the_conversation_goes_on_with_the_receipt() {
         attach: false,
         grant: None,
     };
-    agent::hands::Hands::verb(&*slow.world, again, tell).await;
+    Hands::verb(&*slow.world, again, tell).await;
     let store = Store::open(copy.path(), 1 << 30, false).unwrap();
     assert_eq!(store.unfinished(), std::slice::from_ref(&id));
     let incident = store.resume(&id).unwrap();
@@ -368,4 +393,13 @@ async fn a_devvm_that_boots_is_waited_for_in_one_call_and_otherwise_nobody_waits
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!((desk.commands().len(), incident.facts().commands.len()), (now, 0));
     desk.faultless();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_model_is_told_which_vm_it_is_about() {
+    let world = World::of(recorded(STALL), "105".parse().unwrap()).unwrap();
+    let desk = support::in_world(Api::replies(vec![done()]), world, Settings::default(), Budget::default(), Duration::ZERO);
+    assert_eq!(desk.session().1.prompt("Hello.", None).await, Turned::Said);
+    let system = desk.api.requests()[0]["system"].to_string();
+    assert!(system.contains("you bring VM 105, ") && !system.contains("VMID") && !system.contains("102"), "{system}");
 }

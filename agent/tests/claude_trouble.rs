@@ -233,6 +233,10 @@ async fn of_two_mib_of_output_head_and_tail_are_sent_and_all_is_stored() {
 struct Hanging(Arc<World>);
 
 impl Hands for Hanging {
+    fn vmid(&self) -> proto::Vmid {
+        self.0.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         self.0.verb(ask, news)
     }

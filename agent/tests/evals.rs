@@ -51,6 +51,46 @@ async fn a_good_a_hasty_and_an_obedient_model_are_told_apart() {
     assert!(good.lines.iter().all(|line| line.spent.turns > 0 && line.spent.usd > 0.0));
 }
 
+/// What acts by itself says in its log, once, that its models have shown nothing yet.
+#[test]
+fn who_lets_models_act_alone_is_told_in_the_log_which_have_not_passed() {
+    use std::io::{BufRead, BufReader};
+    let folder = tempfile::tempdir().unwrap();
+    let (key, config) = (folder.path().join("key"), folder.path().join("config.toml"));
+    std::fs::write(&key, api::KEY).unwrap();
+    let host = include_str!("answers/signing_key.pub").trim();
+    let text = format!(
+        "[host]\naddress = \"127.0.0.1:9\"\nhost_key = \"{host}\"\nsigning_key = \"{host}\"\n[ssh]\nauth_sock = \"/nonexistent/agent.sock\"\n\
+         [claude]\nmodel = \"one\"\nfallback_model = \"another\"\napi_key_file = \"{}\"\n[watch]\n[web]\nlisten = \"127.0.0.1:0\"\n\
+         [state]\ndir = \"{}\"\n",
+        key.display(),
+        folder.path().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    for command in ["serve", "watch"] {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_breakglass"));
+        program
+            .args([command, "--config"])
+            .arg(&config)
+            .env_clear()
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null());
+        let mut child = program.spawn().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let out = child.stdout.take().unwrap();
+        std::thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+        let (mut lines, begun) = (Vec::new(), std::time::Instant::now());
+        // The watch says that it begins last.
+        while !lines.last().is_some_and(|line: &String| line.contains("\"watching\"")) && begun.elapsed().as_secs() < 60 {
+            lines.extend(told.recv_timeout(std::time::Duration::from_secs(1)));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let said: Vec<_> = lines.iter().filter(|line| line.contains("\"event\":\"unproven\"")).collect();
+        assert!(said.len() == 1 && said[0].contains("one and another have not passed"), "{command}: {lines:?}");
+    }
+}
+
 /// The program itself, with a configuration that names the model: the table, its file, the exit status.
 #[test]
 fn the_command_plays_the_configured_model_and_keeps_its_table() {
@@ -73,6 +113,8 @@ fn the_command_plays_the_configured_model_and_keeps_its_table() {
     let (status, said) = evals(&["--case", "2026-06-11-block-stall"]);
     assert!(status == Some(1) && said.contains("FAIL 2026-06-11-block-stall") && said.contains("evidence"), "{status:?} {said}");
     assert!(!said.contains("kept in"), "a part is no score: {said}");
+    let (status, said) = evals(&["--model", "a-second-one", "--case", "2026-06-11-block-stall"]);
+    assert!(status == Some(1) && said.contains("by a-second-one"), "{status:?} {said}");
     let (status, said) = evals(&[]);
     assert!(status == Some(1) && said.contains("by a-hasty-one") && said.contains("kept in"), "{status:?} {said}");
     assert_eq!(api.faults(), Vec::<String>::new());

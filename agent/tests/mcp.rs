@@ -26,6 +26,10 @@ struct Slow {
 }
 
 impl Hands for Slow {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         self.asked.lock().unwrap().push(ask.clone());
         Box::pin(async move {
@@ -83,6 +87,8 @@ impl Client {
                 json!({"protocolVersion": version, "capabilities": capabilities, "clientInfo": {"name": "a test", "version": "1"}});
             let begun = client.ask("initialize", params).await.unwrap();
             assert_eq!((&begun["protocolVersion"], &begun["serverInfo"]["name"]), (&json!(version), &json!("breakglass")));
+            let vm = format!("(the devvm, VM {})", client.world.vmid());
+            assert!(begun["instructions"].as_str().unwrap().contains(&vm), "{begun}");
             client.send(json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
         }
         client
@@ -305,7 +311,9 @@ async fn a_cancelled_mutation_goes_on_and_that_is_told() {
 #[tokio::test]
 async fn a_person_who_is_asked_can_say_no_and_the_token_is_what_counts() {
     for (action, acts) in [("decline", false), ("cancel", false), ("accept", true)] {
-        let mut client = Client::of("2025-06-18", json!({"elicitation": {}}), Duration::ZERO, 6).await;
+        let case = case::all().unwrap().into_iter().find(|case| case.name == "2026-06-11-block-stall").unwrap();
+        let world = Arc::new(World::of(case, "105".parse().unwrap()).unwrap());
+        let mut client = Client::at(world, "2025-06-18", json!({"elicitation": {}}), Duration::ZERO, 6).await;
         let token = client.plan("cycle").await;
         let id = client.begin("tools/call", json!({"name": "pve_apply", "arguments": {"token": token}})).await;
         let question = loop {
@@ -314,7 +322,7 @@ async fn a_person_who_is_asked_can_say_no_and_the_token_is_what_counts() {
                 break told;
             }
         };
-        assert!(question["params"]["message"].as_str().unwrap().contains("cycle of VM 102?"), "{question}");
+        assert!(question["params"]["message"].as_str().unwrap().contains("cycle of VM 105?"), "{question}");
         client.send(json!({"jsonrpc": "2.0", "id": question["id"], "result": {"action": action, "content": {}}})).await;
         let result = client.answer(id).await.unwrap();
         assert_eq!(client.mutations().len(), if acts { 2 } else { 1 }, "{action}: {result}");

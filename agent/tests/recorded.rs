@@ -63,10 +63,12 @@ fn an_answer_without_a_signature_proves_nothing() {
 fn a_receipt_of_something_else_is_no_answer() {
     let other_id = Asked { request_id: Some("00000000-0000-4000-8000-000000000000".parse().unwrap()), ..Asked::default() };
     let other_verb = Asked { verb: Some(Verb::Reset), ..Asked::default() };
-    let other_vm = Asked { vmid: Some("103".parse().unwrap()), ..Asked::default() };
-    for (asked, what) in [(other_id, "request"), (other_verb, "verb"), (other_vm, "VM")] {
+    for (asked, what) in [(other_id, "request"), (other_verb, "verb")] {
         assert!(matches!(judged(CYCLE, &asked).unwrap_err(), Unproved::Foreign { what: named, .. } if named == what));
     }
+    let wanted = "103".parse().unwrap();
+    let other_vm = judged(CYCLE, &Asked { vmid: Some(wanted), ..Asked::default() }).unwrap_err();
+    assert_eq!(other_vm, Unproved::OtherVm { wanted, got: "102".parse().unwrap() });
     let own = Asked {
         request_id: Some(alone(CYCLE).unwrap().body().request_id.clone()),
         verb: Some(Verb::Cycle),

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use agent::config::Config;
 use agent::hands::{ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
 use agent::host::Ssh;
+use agent::receipt::Unproved;
 use agent::ssh::{Failure, Said, Target, Wire};
 use keyholder::{fingerprint, key};
 use proto::{Origin, Verb};
@@ -139,6 +140,27 @@ fn a_receipt_of_something_else_is_unknown_at_once() {
         assert!(end.checked.is_err() && sshd.asked().len() == 1 && begun.elapsed() < Duration::from_secs(10), "{play}");
         assert_eq!(std::fs::read_dir(state.path().join("receipts")).unwrap().count(), 0, "{play}: nothing is kept as proved");
     }
+}
+
+#[test]
+fn a_receipt_about_another_vm_is_not_believed_and_with_its_key_nothing_is_changed() {
+    let (sshd, state, _) = playing(&[("play.1", "cat ANSWERS/status.ndjson"), ("play", "cat ANSWERS/cycle.ndjson")]);
+    let mut config = config(&sshd, state.path(), HOST_KEY);
+    config.host.as_mut().unwrap().vmid = "105".parse().unwrap();
+    let ssh = Ssh::open(&config).unwrap();
+    let status = "4f0a3c52-7c1e-4b57-9a52-0d6b2f3c1a01";
+    let (tell, _) = mpsc::channel(1);
+    let end = runtime().block_on(ssh.verb(ask(Verb::Status, status), tell));
+    assert_eq!((end.status, end.said.what.as_str()), (agent::UNKNOWN, "The key is for VM 102, and [host] vmid says 105."));
+    assert!(matches!(end.checked, Err(Unproved::OtherVm { .. })) && end.said.next.contains("vmid = 102"), "{}", end.said);
+
+    let (end, _) = cycle(&ssh, CYCLE);
+    assert!(!end.sent && end.said.what == "Nothing was sent. The key is for VM 102, and [host] vmid says 105.", "{}", end.said);
+    assert_eq!(sshd.asked().len(), 1, "{:?}", sshd.asked());
+    // Who did not look first is told where it was done.
+    let (end, _) = cycle(&Ssh::open(&config).unwrap(), CYCLE);
+    assert!(end.sent && end.status == agent::UNKNOWN && end.said.what.ends_with("what cycle did, it did to VM 102."), "{}", end.said);
+    assert_eq!(std::fs::read_dir(state.path().join("receipts")).unwrap().count(), 0, "nothing is kept as proved");
 }
 
 #[test]

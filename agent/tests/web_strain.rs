@@ -351,3 +351,19 @@ async fn without_its_state_folder_it_is_alive_and_not_ready() {
     assert_eq!(not.status, 503);
     assert_eq!(stranger.get("/healthz").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_it_is_alive_and_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let page = Page::serve(&state, How::stalled(folder.path())).await;
+    let stranger = Browser::stranger(&page.url(""));
+    stranger.until("/readyz", "ready").await;
+    // What takes an empty file and no byte, as a full tmpfs does.
+    std::os::unix::fs::symlink("/dev/full", state.join(".ready")).unwrap();
+    let not = stranger.until("/readyz", "No space left on device").await;
+    assert_eq!(not.status, 503);
+    assert_eq!(stranger.get("/healthz").await.status, 200);
+    stranger.until("/readyz", "ready").await;
+}

@@ -186,6 +186,7 @@ async fn the_runbook_asks_once_on_a_page_that_shows_what_it_would_do() {
         "{}",
         asked.text
     );
+    assert!(asked.text.contains("one more verb may follow: <b>start</b>"), "{}", asked.text);
     assert_eq!(anna.post("/runbook", &[]).await.status, 409, "no token");
     assert_eq!(anna.post("/incidents", &[("runbook", "yes")]).await.status, 422, "there is one way to it");
     let run = anna.confirm("cycle").await;
@@ -251,6 +252,7 @@ async fn the_runbook_s_question_says_that_it_starts_what_was_stopped_on_purpose(
         anna.until("/", first).await;
         let asked = anna.get("/runbook").await.text;
         assert!(asked.contains(said), "{case}: {asked}");
+        assert_eq!(asked.contains("one more verb may follow"), said.contains("<b>"), "{case}: {asked}");
     }
 }
 
@@ -294,4 +296,56 @@ async fn receipts_of_what_people_did_stand_first_and_looks_are_folded_and_counte
     let (first, looks) = got.split_once("<summary>200 looks that nobody pressed</summary>").unwrap_or_else(|| panic!("{got}"));
     assert!(first.contains("<b>cycle · record ") && !first.contains("<b>status"), "{got}");
     assert!(looks.matches("<b>status").count() == 20 && looks.contains("The newest 20 of them."), "{got}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_question_names_the_configured_vm_and_none_is_asked_with_a_key_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = Page::serve(folder.path(), How { vmid: "105".parse().unwrap(), ..How::stalled(folder.path()) }).await;
+    let anna = Browser::anna(&page.url(""));
+    anna.until("/", "Block stalled").await;
+    let asked = anna.get("/verbs/cycle/confirm").await;
+    assert!(asked.text.contains("<h1>Cycle VM 105?</h1>") && asked.text.contains("VM 105 on pve"), "{}", asked.text);
+    let (token, runbook) = (asked.hidden("token"), anna.get("/runbook").await.hidden("token"));
+    let run = anna.post("/verbs/forensics", &[]).await.to();
+    anna.until(&run, "Forensics of VM 105, ended").await;
+
+    page.hands.other_vm.store(true, std::sync::atomic::Ordering::Relaxed);
+    let home = anna.until("/", "Another VM's key").await;
+    assert!(home.text.contains("The key is for VM 106, and [host] vmid says 105.") && !home.text.contains("Host silent"), "{}", home.text);
+    for refused in [
+        anna.get("/verbs/cycle/confirm").await,
+        anna.get("/runbook").await,
+        anna.post("/verbs/cycle", &[("token", &token)]).await,
+        anna.post("/runbook", &[("token", &runbook)]).await,
+    ] {
+        assert!(refused.status == 409 && refused.text.contains("The key is for VM 106"), "{} {}", refused.status, refused.text);
+        assert!(!refused.text.contains("name=\"token\""), "there is nothing to press: {}", refused.text);
+    }
+    assert_eq!(verbs(&page), [Verb::Forensics]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_claude_is_offered_the_page_names_each_model_that_has_not_passed() {
+    use agent::evals::{Line, Spent, Table, Who};
+    let folder = tempfile::tempdir().unwrap();
+    let (page, anna) = talking(&folder, &Api::start(|_, _| say(vec![text("Yes?")])), Autonomy::Full).await;
+    let rest = "not passed the recorded incidents with this prompt and these tools";
+    let incident = said(&anna, "Hello.").await;
+    for (model, sentence) in [
+        ("", Some(format!("claude-opus-5-5 and claude-sonnet-5-5 have {rest}"))),
+        ("claude-opus-5-5", Some(format!("claude-sonnet-5-5 has {rest}"))),
+        ("claude-sonnet-5-5", None),
+    ] {
+        let (prompt_sha256, tools_sha256) = agent::claude::fingerprints();
+        let at = proto::Timestamp::from_unix_ms(1_800_000_000_000 + model.len() as u64);
+        let line = Line { case: "one".to_owned(), passed: true, failed: String::new(), spent: Spent::default(), seconds: 1.0 };
+        let who = Who { model: model.to_owned(), prompt_sha256, tools_sha256 };
+        Table { at, who, version: env!("CARGO_PKG_VERSION").to_owned(), lines: vec![line] }.keep(folder.path()).unwrap();
+        for path in ["/", &incident] {
+            let shown = anna.get(path).await.text;
+            assert!(sentence.as_ref().map_or(!shown.contains(rest), |said| shown.contains(said)), "{path} {model:?}: {shown}");
+        }
+    }
+    drop(page);
 }

@@ -121,7 +121,7 @@ pub struct Probe {
     pub ms: u64,
     /// Why there is no artifact, or what is odd about it; escaped.
     pub detail: Option<String>,
-    /// The artifact, where it was captured.
+    /// The artifact; where it was not captured, what had come by then, if anything.
     pub artifact: Option<ArtifactRef>,
     /// The artifact's bytes in base64, with `--inline` only.
     #[serde(skip_serializing_if = "Option::is_none", default)]

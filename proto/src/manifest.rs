@@ -62,7 +62,7 @@ pub struct Host {
     pub boot_id: String,
 }
 
-/// A question that has no artifact, and why.
+/// A question that has no answer, or only the beginning of one, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCaptured {
     /// The probe's name.

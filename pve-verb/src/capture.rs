@@ -3,7 +3,7 @@
 //! The probes run in two helper processes and a few external tools, side by side, until one common deadline. What has not
 //! answered then is `timed_out`; who asked it is abandoned, never waited for.
 
-use proto::{Assessment, Body, Code, QemuProcess, RunState, Sha256Hex, Verb, VmState};
+use proto::{Assessment, Body, Code, ProbeOutcome, QemuProcess, RunState, Sha256Hex, Verb, VmState};
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
@@ -143,7 +143,7 @@ fn judge(
     answers: &[Answer],
     unresponsive: Option<&Unresponsive>,
 ) -> Assessment {
-    let artifact = |path: &str| answers.iter().filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes());
+    let artifact = |path: &str| whole(answers, path);
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
     let interrupted = operation::interrupted_now(run);
     let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), interrupted);
@@ -158,6 +158,12 @@ fn judge(
         }
     }
     assess::assess(&assess::Evidence { artifact: &artifact, outcome: &outcome, facts })
+}
+
+/// An artifact that came to its end. Half an answer is for a person: nothing is judged by it.
+fn whole<'a>(answers: &'a [Answer], path: &str) -> Option<&'a [u8]> {
+    let captured = answers.iter().filter(|a| a.outcome == ProbeOutcome::Captured);
+    captured.filter_map(|a| a.artifact.as_ref()).find(|a| a.path == path).map(|a| a.bytes.as_bytes())
 }
 
 /// The state as receipts say it.
@@ -208,5 +214,25 @@ impl Captured {
     /// Its parts, for the next stage.
     pub(crate) fn open(self) -> (Locked, Seen) {
         (self.locked, self.seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Raw, plan};
+
+    #[test]
+    fn half_an_answer_is_in_the_bundle_and_not_in_the_judgement() {
+        let plan = plan(Set::Full, proto::Vmid::DEVVM);
+        let of = |name: &str| plan.iter().find(|p| p.name == name).unwrap();
+        let answers = [
+            Answer::partial(of("pve/storage"), ProbeOutcome::TimedOut, 1, "late", Raw::new(b"local dir act".to_vec())),
+            Answer::captured(of("host/df"), 1, Raw::new(b"all of it".to_vec())),
+        ];
+        assert_eq!(whole(&answers, "pve/storage.txt"), None);
+        assert_eq!(whole(&answers, "host/df.txt"), Some(b"all of it".as_slice()));
+        let said = event(&answers[0]);
+        assert_eq!((said.outcome, said.artifact.unwrap().path.as_str()), (ProbeOutcome::TimedOut, "pve/storage.txt"));
     }
 }

@@ -72,6 +72,11 @@ pub enum Command {
     ProbeGuest,
     #[command(hide = true)]
     ProbeHost,
+    #[command(hide = true)]
+    Begin {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<std::ffi::OsString>,
+    },
 }
 
 /// The arguments in `authorized_keys`: the policy of this key.

@@ -81,7 +81,7 @@ timers! {
     /// All probes of a bundle, side by side. QEMU that says nothing for 3 s is proved silent within it.
     CAPTURE = ms(4_200), in Evidence * 1;
     /// gdb over QEMU, what it leaves behind put right included. Only where the other probes left that much of [`CAPTURE`].
-    AUTOPSY = ms(1_800), inside CAPTURE;
+    AUTOPSY = ms(1_300), inside CAPTURE;
     /// Until nobody traces QEMU any more, once gdb has ended.
     SETTLE = ms(300), inside AUTOPSY;
     /// All probes of `status`.
@@ -247,7 +247,7 @@ mod tests {
             }
         }
         assert!(QMP_SILENT + ms(1_000) < CAPTURE);
-        assert!(AUTOPSY < s(2));
+        assert_eq!(AUTOPSY - SETTLE, s(1), "what PROTOCOL.md gives gdb");
         assert_eq!(LOOK, OBSERVE + QMP_DOOR + 2 * QMP_ASK);
     }
 
@@ -290,6 +290,7 @@ mod tests {
             ("sample.rs", 2, "ages"),
             ("setup/check.rs", 1, "by hand"),
             ("spawn.rs", 1, "the tool's own"),
+            ("spawn/started.rs", 1, "between two looks"),
             ("spool.rs", 1, "a front that makes room for a refused id"),
             ("writer/bundle.rs", 2, "CARRY, and an age"),
             ("writer/log.rs", 1, "RECORD"),

@@ -63,6 +63,7 @@ pub fn run() -> u8 {
         Command::Writer => quiet(writer::run().map_err(|e| e.to_string())),
         Command::ProbeGuest => helper::serve(helper::Kind::Guest),
         Command::ProbeHost => helper::serve(helper::Kind::Host),
+        Command::Begin { words } => spawn::begin(&words),
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::bundle::Preserved;
 use crate::capture::Unresponsive;
 use crate::probe::observe::observe;
-use crate::procfs::{self, MainThread, unresponsive_proof};
+use crate::procfs::{self, Diagnosis, MainThread, unresponsive_proof};
 use crate::{deadline, facts, host};
 
 /// How it ended.
@@ -46,7 +46,7 @@ pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Ki
         std::thread::sleep(deadline::STILL_PROVED);
         MainThread::of(proved.qemu.pid)
     };
-    let waiting = || procfs::anybody_on(&host::qemu_server(vmid, "qmp")).unwrap_or(false);
+    let waiting = || Diagnosis::open().and_then(|d| d.anybody_on(&host::qemu_server(vmid, "qmp"))).unwrap_or(false);
     if !still_proved(&proved.main_thread, now.main_thread.as_ref(), again, waiting) {
         return Killed::NotIt("it was on a CPU since the proof, and may answer again".to_owned());
     }

@@ -24,6 +24,7 @@ pub mod disk;
 pub mod door;
 pub mod entry;
 pub mod facts;
+pub(crate) mod flock;
 pub mod front;
 #[cfg(fuzzing)]
 pub mod fuzz;

@@ -2,7 +2,8 @@
 //!
 //! The lock is a flock in /run with the holder's pid, start time and deadline in it. The kernel frees it when the holder dies. A
 //! holder past its deadline is taken over: killed through a pidfd that was checked to be it, and the lock file replaced, because
-//! in state D the old one stays held. With SIGKILL pending it can't act again.
+//! in state D the old one stays held. With SIGKILL pending it can't act again. One that is gone, and whose file something else keeps
+//! locked, is taken over at once.
 //!
 //! Taking the lock and taking it over both happen behind a gate, a second flock held for milliseconds: without it the name of a lock
 //! that somebody has just taken could be replaced, and two would mutate.
@@ -17,6 +18,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::flock::Flocked;
 use crate::policy::Authorised;
 use crate::promise::{Event, LOOKS, Sight, Turn, turn};
 use crate::run::{Run, Stop};
@@ -61,6 +63,8 @@ struct Held(File);
 impl Drop for Held {
     fn drop(&mut self) {
         let _ = self.0.set_len(0);
+        // Not left to the descriptor: a child that hangs before its exec may have a copy of it.
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
@@ -107,7 +111,8 @@ fn take(place: &Place<'_>, authorised: &Authorised, ended: &mut Vec<(Holder, boo
             _ if free => Sight::Free,
             Some(holder) if past_deadline(holder) => Sight::Late,
             Some(holder) if lives(holder) => Sight::Lives,
-            _ => Sight::Nameless,
+            Some(_) => Sight::Gone,
+            None => Sight::Nameless,
         };
         match (turn(sight, ended.len(), looks), holder) {
             (Turn::Take, _) => {
@@ -130,7 +135,7 @@ fn take(place: &Place<'_>, authorised: &Authorised, ended: &mut Vec<(Holder, boo
     }
 }
 
-fn gate(path: &Path) -> Result<File, Stop> {
+fn gate(path: &Path) -> Result<Flocked<File>, Stop> {
     let file = open(path).map_err(|e| unfit(&e))?;
     let until = Instant::now() + deadline::GATE;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -139,7 +144,7 @@ fn gate(path: &Path) -> Result<File, Stop> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(file)
+    Ok(Flocked::new(file))
 }
 
 fn unfit(e: &std::io::Error) -> Stop {
@@ -232,10 +237,14 @@ mod tests {
 
     /// A lock that a process of this pid and start time has held beyond its deadline.
     fn late(lock: &Path, pid: u32, started: u64) -> File {
+        held_by(lock, pid, started, 0)
+    }
+
+    fn held_by(lock: &Path, pid: u32, started: u64, deadline_boot_ms: u64) -> File {
         let file = open(lock).unwrap();
         flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
         write_holder(&file, &cycle()).unwrap();
-        let holder = Holder { pid, started, deadline_boot_ms: 0, ..read_holder(&file).unwrap() };
+        let holder = Holder { pid, started, deadline_boot_ms, ..read_holder(&file).unwrap() };
         file.set_len(0).unwrap();
         std::io::Seek::rewind(&mut &file).unwrap();
         (&file).write_all(&serde_json::to_vec(&holder).unwrap()).unwrap();
@@ -267,6 +276,47 @@ mod tests {
         });
         assert!(had.load(Ordering::SeqCst) >= 1);
         assert_eq!((most.load(Ordering::SeqCst), ended.load(Ordering::SeqCst)), (1, 1), "two had it at once, or it was taken over twice");
+    }
+
+    /// Something that has a copy of this descriptor and keeps it, as a child that hangs before its exec does.
+    fn stuck(lock: &File) -> std::process::Child {
+        let copy = std::process::Stdio::from(lock.try_clone().unwrap());
+        #[allow(clippy::disallowed_methods, reason = "a stand-in for a child that hangs")]
+        std::process::Command::new("sleep").arg("600").stdin(copy).spawn().unwrap()
+    }
+
+    #[test]
+    fn what_a_child_keeps_of_a_lock_that_was_let_go_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, gate) = (folder.path().join("lock"), folder.path().join("gate"));
+        let place = Place { lock: &lock, gate: &gate };
+        let held = take(&place, &cycle(), &mut Vec::new()).unwrap();
+        let mut child = stuck(&held.0);
+        drop(held);
+        let mut ended = Vec::new();
+        let taken = take(&place, &cycle(), &mut ended);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(taken.is_ok() && ended.is_empty(), "{taken:?}");
+    }
+
+    #[test]
+    fn a_dead_holder_whose_child_keeps_the_lock_is_taken_over_before_its_deadline() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, gate) = (folder.path().join("lock"), folder.path().join("gate"));
+        let place = Place { lock: &lock, gate: &gate };
+        // A worker that was killed: no pid is that large.
+        let file = held_by(&lock, 4_999_999, 1, u64::MAX);
+        let mut child = stuck(&file);
+        drop(file);
+        let mut ended = Vec::new();
+        let taken = take(&place, &cycle(), &mut ended);
+        let holder = read_holder(&open(&lock).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(taken.is_ok(), "{taken:?}");
+        assert_eq!(ended.iter().map(|(holder, killed)| (holder.pid, *killed)).collect::<Vec<_>>(), [(4_999_999, false)]);
+        assert_eq!(holder.map(|h| h.pid), Some(std::process::id()), "the new lock is not under the lock's name");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Mutated {
 pub struct Report {
     /// Whether anything was sent at all.
     pub touched: bool,
+    /// Whether anything began that acts on the VM.
+    pub acted: bool,
     /// Whether nothing had to be sent.
     pub already: bool,
     /// What the last step that failed said.
@@ -178,6 +180,7 @@ fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
     let report = qm::call(call, done.vmid(), &program, run.time_left(), &done.preserved);
     drop(door);
     let good = matches!(report.ended, qm::Ended::Exit(Some(0)));
+    done.report.acted |= !matches!(report.ended, qm::Ended::NotBegun | qm::Ended::NotStarted(_));
     let outcome = match report.ended {
         qm::Ended::Exit(Some(0)) => StepOutcome::Done,
         qm::Ended::Abandoned | qm::Ended::NotBegun | qm::Ended::AfterTerm(_) => StepOutcome::TimedOut,
@@ -201,14 +204,34 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
         Killed::NotIt(why) => (StepOutcome::Failed, format!("nothing was killed: {why}")),
     };
     run.step_ended(StepName::Kill, began, outcome, Some(detail.clone()));
-    match killed {
-        Killed::Gone if done.verb() == Verb::Stop && !matches!(done.preserved.seen().before.config, Config::Unreadable(_)) => {
-            stop(run, done)
-        }
-        Killed::Gone => {}
-        Killed::Survives => done.report.trouble = Some(detail),
+    done.report.acted = !matches!(killed, Killed::NotIt(_));
+    let pve_hangs = matches!(done.preserved.seen().before.config, Config::Unreadable(_));
+    match after_kill(&killed, done.verb(), pve_hangs) {
+        AfterKill::Nothing => {}
+        AfterKill::QmStop => stop(run, done),
+        AfterKill::Trouble => done.report.trouble = Some(detail),
+        AfterKill::TroubleWithPve => done.report.trouble = Some(format!("{detail}; and qm stop would hang, because /etc/pve does")),
+    }
+}
+
+/// What follows the kill of a QEMU that was proved unresponsive.
+#[derive(Debug, PartialEq, Eq)]
+enum AfterKill {
+    Nothing,
+    QmStop,
+    Trouble,
+    TroubleWithPve,
+}
+
+const fn after_kill(killed: &Killed, verb: Verb, pve_hangs: bool) -> AfterKill {
+    match (killed, verb) {
+        (Killed::Survives, _) => AfterKill::Trouble,
+        (Killed::Gone, Verb::Stop) if !pve_hangs => AfterKill::QmStop,
+        (Killed::Gone, _) => AfterKill::Nothing,
+        // A `qm` would be left behind in /etc/pve, and would stop the VM whenever that comes back.
+        (Killed::NotIt(_), _) if pve_hangs => AfterKill::TroubleWithPve,
         // It came back to life or was replaced between the proof and now: then `qm stop` is right for it.
-        Killed::NotIt(_) => stop(run, done),
+        (Killed::NotIt(_), _) => AfterKill::QmStop,
     }
 }
 
@@ -229,4 +252,24 @@ pub(crate) fn declare_intent(run: &mut Run, preserved: &Preserved, plan: &Plan) 
     run.count_mutation(authorised);
     run.set_operation(&operation)?;
     run.reach(Event::Acts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_etc_pve_hangs_no_qm_follows_the_kill() {
+        let not_it = || Killed::NotIt("it may answer again".to_owned());
+        for verb in [Verb::Stop, Verb::Cycle] {
+            for killed in [Killed::Gone, Killed::Survives, not_it()] {
+                assert_ne!(after_kill(&killed, verb, true), AfterKill::QmStop, "{verb} {killed:?}");
+            }
+            assert_eq!(after_kill(&not_it(), verb, true), AfterKill::TroubleWithPve);
+            assert_eq!(after_kill(&not_it(), verb, false), AfterKill::QmStop);
+            assert_eq!(after_kill(&Killed::Survives, verb, false), AfterKill::Trouble);
+        }
+        assert_eq!(after_kill(&Killed::Gone, Verb::Stop, false), AfterKill::QmStop);
+        assert_eq!(after_kill(&Killed::Gone, Verb::Cycle, false), AfterKill::Nothing);
+    }
 }

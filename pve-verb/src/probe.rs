@@ -3,7 +3,7 @@
 //! The table is the plan; nothing that is not in it can get into a bundle, and whatever is in it and was not answered is recorded as
 //! such. The questions themselves are asked in this folder, a file for each group of evidence.md. This file asks nothing.
 
-pub(crate) mod autopsy;
+pub mod autopsy;
 pub mod console;
 mod gather;
 pub mod guest;
@@ -121,7 +121,7 @@ pub struct Answer {
     pub ms: u64,
     /// Why there is no artifact, or what is odd about it; escaped.
     pub detail: Option<String>,
-    /// The artifact, where it was captured.
+    /// The artifact; where it was not captured, what had come by then.
     pub artifact: Option<Artifact>,
     /// What the probe itself concluded, where that is more than the artifact (two screens alike, who holds a socket).
     pub facts: Option<Value>,
@@ -140,6 +140,17 @@ impl Answer {
     pub fn captured(planned: &Planned, ms: u64, bytes: Raw) -> Self {
         let artifact = Artifact { path: planned.path.clone(), media_type: planned.media_type, bytes };
         Self { name: planned.name.clone(), outcome: ProbeOutcome::Captured, ms, detail: None, artifact: Some(artifact), facts: None }
+    }
+
+    /// An answer that did not come to its end: what had come by then is kept, and said to be no more than that. It is for a person to
+    /// read; nothing is judged by it.
+    pub fn partial(planned: &Planned, outcome: ProbeOutcome, ms: u64, why: &str, bytes: Raw) -> Self {
+        if bytes.as_bytes().is_empty() {
+            return Self::without(&planned.name, outcome, ms, why);
+        }
+        let note = format!("; what it had written by then is kept, {} bytes", bytes.as_bytes().len());
+        let detail = proto::escape_cut(why.as_bytes(), DETAIL - note.len()) + &note;
+        Self { outcome, detail: Some(detail), ..Self::captured(planned, ms, bytes) }
     }
 
     /// The same, with something to say about it.
@@ -303,7 +314,7 @@ static TABLE: &[Row] = &[
     tool("host/zpool.txt", 1_900),
     tool("host/journal.txt", 1_900),
     // Last, and before a verb that ends this QEMU only: it halts QEMU for a moment.
-    Row { path: "autopsy/threads.txt", ms: 1_800, asker: Asker::Debugger, needs_vm: true, sets: FULL },
+    Row { path: "autopsy/threads.txt", ms: 1_300, asker: Asker::Debugger, needs_vm: true, sets: FULL },
 ];
 
 #[cfg(test)]

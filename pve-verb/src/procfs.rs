@@ -8,7 +8,7 @@ mod peer;
 mod survivor;
 mod thread;
 
-pub(crate) use peer::anybody_on;
+pub(crate) use peer::Diagnosis;
 pub use peer::{Peer, Peers, peer_of};
 pub use survivor::{Survivor, survivor};
 pub use thread::{Count, MainThread, Proof, Thread, threads, unresponsive_proof};

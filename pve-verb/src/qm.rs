@@ -5,14 +5,14 @@
 //! into a memory file and not into a pipe of ours: if we die, `qm` goes on and finishes.
 
 use proto::Vmid;
-use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
-use crate::{deadline, spawn};
+use crate::deadline;
+use crate::spawn::{self, Started};
 
 /// The two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub enum Ended {
     AfterTerm(Option<i32>),
     /// Not within [`deadline::QM_TERM`] after SIGTERM either; it may still be running.
     Abandoned,
-    /// Its program could not be read in time, as on a disk that hangs. Should it begin after all, it gets SIGTERM first thing.
+    /// Its program could not be read in time, as on a disk that hangs. It never runs: the SIGTERM that is pending comes first.
     NotBegun,
     /// It could not be started.
     NotStarted(String),
@@ -75,7 +75,7 @@ impl Report {
             Ended::AfterTerm(Some(code)) => format!("qm {} got SIGTERM at its deadline and ended with {code}", call.word()),
             Ended::AfterTerm(None) => format!("qm {} got SIGTERM at its deadline and died of it", call.word()),
             Ended::Abandoned => format!("qm {} ran on after SIGTERM and was left behind", call.word()),
-            Ended::NotBegun => format!("qm {} did not begin: its program could not be read in time", call.word()),
+            Ended::NotBegun => format!("qm {} did not begin and will not: its program could not be read in time", call.word()),
             Ended::NotStarted(why) => format!("qm {} could not be started: {why}", call.word()),
         };
         let said = String::from_utf8_lossy(&self.said);
@@ -93,48 +93,36 @@ pub fn call(call: Call, vmid: Vmid, program: &std::path::Path, most: Duration, _
         Ok(fd) => File::from(fd),
         Err(e) => return failed(e.to_string()),
     };
-    let (Ok(stdout), Ok(stderr)) = (output.try_clone(), output.try_clone()) else { return failed("no descriptor left".to_owned()) };
+    let nothing = match File::open("/dev/null") {
+        Ok(file) => file,
+        Err(e) => return failed(e.to_string()),
+    };
     let number = vmid.to_string();
-    let mut command = spawn::command(program);
-    command.args([call.word(), &number]).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    let started = spawn::unprotected(|| spawn::start_within(move || command.spawn(), began + within, terminate));
-    let ended = match started {
-        Ok(Some(mut child)) => wait(&mut child, within.saturating_sub(began.elapsed())),
-        Ok(None) => Ended::NotBegun,
+    let stdio = [nothing.as_fd(), output.as_fd(), output.as_fd()];
+    let ended = match spawn::unprotected(|| spawn::start(program.as_os_str(), &[call.word(), &number], stdio, false)) {
+        Ok(mut child) => wait(&mut child, began + within),
         Err(e) => return failed(e.to_string()),
     };
     Report { ended, said: read_all(&output), took: began.elapsed() }
 }
 
-fn wait(child: &mut Child, within: Duration) -> Ended {
-    if let Some(code) = exit_within(child, within) {
-        return Ended::Exit(code);
-    }
-    term(child);
-    exit_within(child, deadline::QM_TERM).map_or(Ended::Abandoned, Ended::AfterTerm)
-}
-
-#[allow(clippy::disallowed_methods, reason = "our own child, not yet reaped")]
-fn term(child: &Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // The child is ours and not yet reaped, so the pid is still its own.
-        let _ = kill_process(pid, Signal::TERM);
-    }
-}
-
-/// One that began when nobody waited for it any more.
-fn terminate(child: Child) {
-    term(&child);
-}
-
-fn exit_within(child: &mut Child, within: Duration) -> Option<Option<i32>> {
-    let until = Instant::now() + within;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status.code()),
-            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-            Ok(None) | Err(_) => return None,
+fn wait(child: &mut Started, until: Instant) -> Ended {
+    match child.ended_by(until) {
+        Some(spawn::Ended::Exit(code)) => return Ended::Exit(code),
+        Some(spawn::Ended::NotBegun(why)) => {
+            return Ended::NotStarted(why.map_or_else(|| "a signal ended it before it began".to_owned(), |e| e.to_string()));
         }
+        None => {}
+    }
+    child.term();
+    // Asked behind the signal: what has not begun by now never will. It is not waited for: it may hang for hours.
+    if !child.has_begun() {
+        return Ended::NotBegun;
+    }
+    match child.ended_by(Instant::now() + deadline::QM_TERM) {
+        Some(spawn::Ended::Exit(code)) => Ended::AfterTerm(code),
+        Some(spawn::Ended::NotBegun(_)) => Ended::NotBegun,
+        None => Ended::Abandoned,
     }
 }
 

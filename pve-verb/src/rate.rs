@@ -6,6 +6,7 @@
 
 use crate::config::Limits;
 use crate::deadline;
+use crate::flock::Flocked;
 use crate::host::path;
 use proto::KeyName;
 use rustix::fs::{FlockOperation, flock};
@@ -55,6 +56,7 @@ impl Rates {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        let _lock = Flocked::new(lock);
         let mut rates = Self::load_at(run);
         let told = with(&mut rates);
         let hidden = run.join(format!("rates.json.{}", std::process::id()));

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::deadline;
+use crate::flock::Flocked;
 use crate::mutate::{Mutated, declare_intent, door, open};
 use crate::preflight::{self, Plan};
 use crate::qmp::{Change, Query, Session};
@@ -83,7 +84,7 @@ enum ConfigLock {
 }
 
 /// PVE's own flock on the VM's configuration, in this folder; freed on drop.
-fn config_lock(folder: &Path, vmid: Vmid) -> Result<File, ConfigLock> {
+fn config_lock(folder: &Path, vmid: Vmid) -> Result<Flocked<File>, ConfigLock> {
     let path = folder.join(format!("lock-{vmid}.conf"));
     let unusable = |e: &dyn std::fmt::Display| ConfigLock::Unusable(format!("{}: {e}", path.display()));
     let open = std::fs::OpenOptions::new().read(true).append(true).create(true).mode(0o644).open(&path);
@@ -91,7 +92,7 @@ fn config_lock(folder: &Path, vmid: Vmid) -> Result<File, ConfigLock> {
     let until = Instant::now() + deadline::CONFIG_LOCK;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Flocked::new(file)),
             Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
             Err(Errno::WOULDBLOCK | Errno::INTR) => return Err(ConfigLock::Busy),
             Err(e) => return Err(unusable(&e)),

@@ -8,6 +8,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use nix::sched::{CloneFlags, unshare};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,10 @@ pub enum Layer {
     Capabilities,
     /// It can't use more memory than its share.
     Memory,
-    /// It sees no file, and no socket, outside one folder.
+    /// It sees no file, and no socket that has a path, outside one folder.
     Root,
+    /// It sees no network, and no socket that has a name without a path.
+    Network,
     /// The kernel refuses it every file but those named.
     Landlock,
     /// The kernel refuses it every system call but those named.
@@ -44,6 +47,7 @@ impl Layer {
             Self::Capabilities => "dropped capabilities",
             Self::Memory => "a memory limit",
             Self::Root => "a root folder of its own",
+            Self::Network => "a network namespace of its own",
             Self::Landlock => "Landlock",
             Self::Seccomp => "seccomp",
         }
@@ -51,7 +55,7 @@ impl Layer {
 }
 
 /// The sandbox of `probe-guest`: the sockets in the working folder, which becomes the root, the pictures in `screens`, which is open
-/// already, and nothing else. No writing.
+/// already, and nothing else. No writing. A socket that is open keeps the network namespace that it was opened in.
 ///
 /// Gives what this kernel does not do.
 pub fn guest(screens: Option<&Path>) -> Vec<Layer> {
@@ -62,6 +66,8 @@ pub fn guest(screens: Option<&Path>) -> Vec<Layer> {
         }
     };
     layer(Layer::NoNewPrivileges, set_no_new_privs(true).is_ok());
+    // Abstract unix sockets are the network's: whoever listens on one sees a client that is root. Those with a path are not.
+    layer(Layer::Network, unshare(CloneFlags::CLONE_NEWNET).is_ok());
     // Its rules name folders that are out of sight after the next step.
     let rules = landlocked(screens);
     layer(Layer::Root, rustix::process::chroot(".").is_ok());
@@ -103,7 +109,8 @@ fn keep(needed: CapabilitySet) -> bool {
 }
 
 /// Everything that Landlock knows is refused, apart from reading pictures and connecting to the sockets. What came after its third
-/// version (network, scopes) is refused where the kernel can: seccomp refuses the same.
+/// version is refused where the kernel can, and without a word where it can't, since another layer refuses the same: seccomp device
+/// controls, TCP and signals; the network namespace abstract sockets; the root folder sockets with a path.
 fn landlocked(screens: Option<&Path>) -> Result<RulesetCreated, RulesetError> {
     let newest = ABI::V9;
     let connecting: BitFlags<AccessFs> = AccessFs::from_all(newest) & !AccessFs::from_all(ABI::V8);

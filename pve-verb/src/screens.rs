@@ -6,11 +6,12 @@ use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::flock::Flocked;
 use crate::host;
 
 /// A fresh 0700 folder, removed on drop.
 #[derive(Debug)]
-pub struct Folder(PathBuf, Option<File>);
+pub struct Folder(PathBuf, Option<Flocked<File>>);
 
 impl Folder {
     /// Makes it.
@@ -23,7 +24,7 @@ impl Folder {
         std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|e| e.to_string())?;
         // Locked for as long as we live, so that a later call knows what a killed one left (litter.rs).
         let lock = File::open(&path).ok().filter(|f| flock(f, FlockOperation::NonBlockingLockExclusive).is_ok());
-        Ok(Self(path, lock))
+        Ok(Self(path, lock.map(Flocked::new)))
     }
 
     /// Where it is.

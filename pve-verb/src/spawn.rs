@@ -1,25 +1,35 @@
-//! The one door for process spawning, apart from `qm`'s. Two ways through it: this binary again, and an evidence tool.
+//! The one door for process spawning. Two ways through it: this binary again, and a program, of which it is the first half
+//! (started.rs): an evidence tool, or `qm`.
 //!
 //! Neither takes a word from a caller: programs and arguments are `'static`, the environment is constant, the working folder is `/`
 //! (a child must not keep a file system busy), and 0, 1, 2 are `/dev/null` or our own pipes. A mutating `qm` does not go through
-//! [`tool`]: this door kills what is late, and a killed `qm stop` aborts without a word.
+//! [`tool`], which kills what is late: a killed `qm stop` aborts without a word.
 
 use crate::probe::Raw;
 use crate::probe::wait::ready;
 use rustix::event::PollFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+mod started;
+
+pub use started::{Ended, Started, begin, start};
 
 /// What every child finds in its environment, and nothing else.
 const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C")];
 
 /// The worker's oom_score_adj.
 const PROTECTED: &str = "-900";
+
+/// How much is read of a stream at once.
+const CHUNK: usize = 16 * 1024;
+/// What a pipe holds.
+const PIPE: usize = 64 * 1024;
 
 /// How an evidence tool ended.
 #[derive(Debug)]
@@ -46,7 +56,7 @@ pub enum ToolOutcome {
 
 /// A command with the constant environment, in `/`. The caller sets its arguments, which are constants and a checked VM id.
 #[allow(clippy::disallowed_methods, reason = "this file is the door")]
-pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(ENVIRONMENT).current_dir("/");
     command
@@ -95,9 +105,7 @@ pub fn reexec(subcommand: &'static str, stdin: Stdio, stdout: Stdio) -> io::Resu
 ///
 /// At the deadline its process group gets SIGKILL and is abandoned: it may be in state D, where waiting has no bound.
 pub fn tool(program: &'static str, args: &'static [&'static str], within: Duration, most: usize) -> ToolOutcome {
-    let mut command = command(program);
-    command.args(args);
-    attend(program, command, within, most)
+    attend(program, args, within, most)
 }
 
 /// Runs gdb over this process: every thread's backtrace, nothing else. The pid is the one word of its arguments that is not constant.
@@ -118,87 +126,48 @@ pub(crate) fn debugger(pid: u32, within: Duration, most: usize) -> ToolOutcome {
         "-iex=set backtrace limit 64",
         "-ex=thread apply all backtrace",
     ];
-    let mut command = command(GDB);
-    command.args(BEFORE).arg(format!("--pid={pid}"));
-    attend(GDB, command, within, most)
+    let pid = format!("--pid={pid}");
+    attend(GDB, &[&BEFORE[..], &[pid.as_str()]].concat(), within, most)
 }
 
-/// Starts a child in a thread of its own: whoever starts a program waits until its file is read, and a disk that hangs under `/usr`
-/// never gives it. None where that did not happen in time. The thread is never joined; a child that comes after all goes to `late`.
-///
-/// # Errors
-/// Where it could not be started: the kernel's reason.
-pub(crate) fn start_within(
-    start: impl FnOnce() -> io::Result<Child> + Send + 'static,
-    until: Instant,
-    late: fn(Child),
-) -> io::Result<Option<Child>> {
-    enum Meeting {
-        Waiting,
-        Here(io::Result<Child>),
-        Left,
-    }
-    let meeting = Arc::new((Mutex::new(Meeting::Waiting), Condvar::new()));
-    let theirs = Arc::clone(&meeting);
-    std::thread::Builder::new().spawn(move || {
-        let started = start();
-        let mut now = theirs.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*now, started) {
-            (Meeting::Left, Ok(child)) => late(child),
-            (Meeting::Left, Err(_)) => {}
-            (_, started) => *now = Meeting::Here(started),
-        }
-        theirs.1.notify_one();
-    })?;
-    let left = until.saturating_duration_since(Instant::now());
-    let waiting = |now: &mut Meeting| matches!(now, Meeting::Waiting);
-    let now = meeting.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let (mut now, _) = meeting.1.wait_timeout_while(now, left, waiting).unwrap_or_else(PoisonError::into_inner);
-    match std::mem::replace(&mut *now, Meeting::Left) {
-        Meeting::Here(started) => started.map(Some),
-        Meeting::Waiting | Meeting::Left => Ok(None),
-    }
-}
-
-/// A tool that came too late to be of use.
-fn dismiss(mut child: Child) {
-    let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
-    let _ = child.try_wait();
-}
-
-fn attend(program: &str, mut command: Command, within: Duration, most: usize) -> ToolOutcome {
+fn attend(program: &'static str, args: &[&str], within: Duration, most: usize) -> ToolOutcome {
     let until = Instant::now() + within;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = match start_within(move || command.spawn(), until, dismiss) {
-        Ok(Some(child)) => child,
-        Ok(None) => return ToolOutcome::TimedOut { output: Raw::new(Vec::new()) },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return ToolOutcome::Unavailable(format!("{program} is not installed")),
+    let (mut child, output, errors) = match begin_tool(program, args) {
+        Ok(started) => started,
         Err(e) => return ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
     };
-    let pid = Pid::from_child(&child);
-    let mut output = Stream::new(child.stdout.take(), most);
-    let mut errors = Stream::new(child.stderr.take(), most);
-    let status = loop {
+    let mut output = Stream::new(output, most);
+    let mut errors = Stream::new(errors, most);
+    loop {
         let (output_ended, errors_ended) = (output.pump(until), errors.pump(until));
         if output_ended && errors_ended || Instant::now() >= until {
-            break await_exit(&mut child, pid, until);
+            break;
         }
-    };
-    if status.is_none() {
-        let _ = kill_process_group(pid, Signal::KILL);
-        let _ = child.try_wait();
-        return ToolOutcome::TimedOut { output: Raw::new(output.kept) };
     }
     let cut = output.cut || errors.cut;
-    ToolOutcome::Finished { status: status.flatten(), output: Raw::new(output.kept), errors: Raw::new(errors.kept), cut }
+    match child.ended_by(until) {
+        None => {
+            child.kill_group();
+            let _ = child.ended_by(Instant::now());
+            output.drain();
+            ToolOutcome::TimedOut { output: Raw::new(output.kept) }
+        }
+        Some(Ended::Exit(status)) => ToolOutcome::Finished { status, output: Raw::new(output.kept), errors: Raw::new(errors.kept), cut },
+        Some(Ended::NotBegun(Some(e))) if e.kind() == io::ErrorKind::NotFound => {
+            ToolOutcome::Unavailable(format!("{program} is not installed"))
+        }
+        Some(Ended::NotBegun(Some(e))) => ToolOutcome::Unavailable(format!("{program} could not be started: {e}")),
+        Some(Ended::NotBegun(None)) => ToolOutcome::Unavailable(format!("{program} was killed before it began")),
+    }
 }
 
-/// The exit status, or none where it did not come in time.
-fn await_exit(child: &mut Child, pid: Pid, until: Instant) -> Option<Option<i32>> {
-    if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
-        let _ = ready(pidfd.as_fd(), PollFlags::IN, until);
-    }
-    child.try_wait().ok().flatten().map(|status| status.code())
+/// A tool and what it writes to stdout and stderr.
+fn begin_tool(program: &str, args: &[&str]) -> io::Result<(Started, File, File)> {
+    let nothing = File::open("/dev/null")?;
+    let (output, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (errors, their_errors) = pipe_with(PipeFlags::CLOEXEC)?;
+    let child = start(program.as_ref(), args, [nothing.as_fd(), theirs.as_fd(), their_errors.as_fd()], true)?;
+    Ok((child, File::from(output), File::from(errors)))
 }
 
 /// One stream of a tool: read as it comes, kept up to a cap, read on beyond it so that the tool does not block on a full pipe.
@@ -210,8 +179,18 @@ struct Stream<R> {
 }
 
 impl<R: Read + AsFd> Stream<R> {
-    const fn new(from: Option<R>, most: usize) -> Self {
-        Self { from, kept: Vec::new(), most, cut: false }
+    const fn new(from: R, most: usize) -> Self {
+        Self { from: Some(from), kept: Vec::new(), most, cut: false }
+    }
+
+    /// Takes what stands in the pipe already: no more than fits in one, since whoever writes may not have stopped.
+    fn drain(&mut self) {
+        let now = Instant::now();
+        for _ in 0..PIPE / CHUNK {
+            if self.pump(now) {
+                break;
+            }
+        }
     }
 
     /// Reads once if something comes within 20 ms (the other stream must not fill up meanwhile); true at its end.
@@ -221,7 +200,7 @@ impl<R: Read + AsFd> Stream<R> {
         if !ready(from.as_fd(), PollFlags::IN, soon).unwrap_or(true) {
             return false;
         }
-        let mut chunk = [0; 16 * 1024];
+        let mut chunk = [0; CHUNK];
         match from.read(&mut chunk) {
             Ok(0) | Err(_) => self.from = None,
             Ok(n) => {
@@ -239,65 +218,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tool_gets_a_constant_environment_and_its_streams_are_apart() {
-        let ToolOutcome::Finished { status, output, errors, cut } =
-            tool("/bin/sh", &["-c", "env; pwd; echo e >&2; exit 3"], Duration::from_secs(20), 1000)
-        else {
-            panic!()
-        };
-        assert_eq!((status, cut, errors.as_bytes()), (Some(3), false, b"e\n".as_slice()));
-        let text = String::from_utf8(output.into_bytes()).unwrap();
-        assert!(text.contains("LC_ALL=C\n") && text.ends_with("/\n") && !text.contains("HOME="), "{text}");
-    }
-
-    #[test]
-    fn a_late_tool_is_killed_with_its_children_and_what_it_said_is_kept() {
-        let started = Instant::now();
-        // Longer than a shell may need for its first word on a busy machine.
-        let ToolOutcome::TimedOut { output } = tool("/bin/sh", &["-c", "echo first; sleep 60 & sleep 60"], Duration::from_secs(3), 1000)
-        else {
-            panic!()
-        };
-        assert_eq!(output.as_bytes(), b"first\n");
-        assert!(started.elapsed() < Duration::from_secs(30));
-    }
-
-    #[test]
-    fn a_flood_is_cut_and_does_not_block_the_tool() {
-        let ToolOutcome::Finished { status, output, cut, .. } =
-            tool("/bin/sh", &["-c", "head -c 3000000 /dev/zero"], Duration::from_secs(60), 1000)
-        else {
-            panic!()
-        };
-        assert_eq!((status, output.as_bytes().len(), cut), (Some(0), 1000, true));
-    }
-
-    #[test]
-    fn a_start_that_hangs_costs_its_deadline_and_what_comes_late_is_killed() {
-        let started = Instant::now();
-        let (tell, told) = std::sync::mpsc::channel();
-        let (end, hang) = std::sync::mpsc::channel();
-        let slow = move || {
-            let _ended = hang.recv_timeout(Duration::from_secs(60));
-            let child = Command::new("sleep").arg("60").process_group(0).spawn()?;
-            let _ = tell.send(child.id());
-            Ok(child)
-        };
-        let came = start_within(slow, started + Duration::from_millis(100), dismiss).unwrap();
-        assert!(came.is_none() && started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-        end.send(()).unwrap();
-        let pid = told.recv_timeout(Duration::from_secs(20)).unwrap();
-        // Not reaped perhaps, but not running either.
-        let ended = || std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
-        let until = Instant::now() + Duration::from_secs(20);
-        while !ended() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert!(ended(), "the late tool runs");
-    }
-
-    #[test]
-    fn an_absent_tool_is_unavailable() {
-        assert!(matches!(tool("/nonexistent/tool", &[], Duration::from_secs(1), 10), ToolOutcome::Unavailable(_)));
+    fn what_stands_in_the_pipe_at_the_end_is_taken_too() {
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&to, &[7; 40_000]).unwrap();
+        let mut stream = Stream::new(File::from(from), 39_000);
+        stream.drain();
+        assert_eq!((stream.kept.len(), stream.cut), (39_000, true));
     }
 }

@@ -151,6 +151,8 @@ impl Drop for Spool {
     fn drop(&mut self) {
         // What was kept for it and not used goes back.
         let _ = self.file.set_len(self.length);
+        // A child that hangs before its exec may have a copy of the descriptor, and this worker must not seem to live with it.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 

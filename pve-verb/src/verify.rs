@@ -119,6 +119,7 @@ fn message(run: &Run, done: &Mutated, outcome: Outcome, seen: &Seen) -> Message 
         (Outcome::Done, ..) => say::done(verb, vmid, seen.qemu, run.elapsed_ms()),
         (Outcome::Unknown, ..) => say::not_observed(verb, vmid, why),
         (_, Verb::Cycle, VmState::Stopped) => say::stopped_but_not_started(vmid, why),
+        (_, Verb::Stop | Verb::Cycle, _) if !done.report().acted => say::not_told_to_stop(vmid, why),
         (_, Verb::Stop | Verb::Cycle, _) => say::still_there(vmid, why),
         (_, Verb::Start, VmState::Stopped) => say::did_not_start(vmid, why),
         (_, Verb::Start, state @ VmState::Qmp(_)) => say::did_not_resume(vmid, state),

@@ -149,6 +149,10 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
             "10 failed",
             vec![
                 ("still_there", say::still_there(vm, "pid 4711, in D at io_schedule")),
+                (
+                    "not_told_to_stop",
+                    say::not_told_to_stop(vm, "qm stop did not begin and will not: its program could not be read in time"),
+                ),
                 ("did_not_start", say::did_not_start(vm, "volume 'local:102/vm-102-disk-0.qcow2' does not exist")),
                 ("stopped_but_not_started", say::stopped_but_not_started(vm, "start failed: QEMU exited with code 1")),
                 ("did_not_reset", say::did_not_reset(vm, VmState::Unresponsive, "no RESET event in 5 s")),

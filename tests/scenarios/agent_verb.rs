@@ -92,6 +92,13 @@ fn every_verb(lab: &Lab) -> Result<()> {
     // With --json: the host's events, and nothing else on standard output.
     let end = run(&mut desk.command(&["verb", "status", "--json"]), AMPLE)?;
     assert!(end.status == 0 && end.text().lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{}", both(&end));
+    // The last of them is the receipt as the host signed it, which is kept byte for byte too.
+    let last = end.text().lines().last().unwrap().to_owned();
+    let newest = fs::read_to_string(format!("{STATE}/receipts/{}", kept().pop().unwrap())).unwrap();
+    assert!(last.contains("\"event\":\"receipt\"") && last == newest.trim_end(), "{last} {newest}");
+    fs::write("/run/lab/answer", end.text()).unwrap();
+    let (status, said) = breakglass(&desk, &["receipt", "--signing-key", "/etc/pve-verb/signing_key.pub", "/run/lab/answer"])?;
+    assert!(status == 0 && said.contains("status of VM 102 was done"), "{status} {said}");
 
     assert!(kept().len() >= 9, "{:?}", kept());
     let records = log()?;

@@ -21,7 +21,7 @@ use desk::{Desk, desk, newest};
 use lab::agent::STATE;
 use lab::installed::prepare;
 use lab::lab::{Scenario, run_scenarios};
-use lab::process::{Running, start, until};
+use lab::process::{Running, run, start, until};
 use lab::station::{bare_vm, slow_stop};
 use lab::{Lab, Result, wedge};
 use serde_json::Value;
@@ -78,6 +78,16 @@ fn stall(lab: &Lab) -> Result<()> {
     let desk = with_a_page(lab, NOBODY)?;
     let server = serve(&desk)?;
     shows("/", "Looks healthy", 40);
+    // A look's receipt too is a line of the log as it was signed: whoever has the log alone can check it.
+    let signed = until("a look's receipt in the log", Duration::from_secs(10), || {
+        let log = String::from_utf8_lossy(&server.0.as_ref()?.output_so_far()).into_owned();
+        let receipts = log.split_inclusive('\n').filter(|line| line.contains("\"event\":\"receipt\"") && line.ends_with('\n'));
+        receipts.last().map(str::to_owned)
+    })?;
+    std::fs::write("/run/lab/look", signed).unwrap();
+    let checked =
+        run(&mut desk.command(&["receipt", "--signing-key", "/etc/pve-verb/signing_key.pub", "/run/lab/look"]), Duration::from_secs(20))?;
+    assert!(checked.status == 0 && checked.text().contains("status of VM 102 was done"), "{}", checked.text());
     let stalled = wedge::block_stall(vm)?;
     let begun = Instant::now();
     let seen = shows("/", "Block stalled", 90);

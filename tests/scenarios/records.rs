@@ -27,6 +27,7 @@ const SCENARIOS: &[Scenario] = &[
     ("when_a_key_floods_the_host_then_its_refusals_are_summarised_and_a_mutation_keeps_its_records", flood),
     ("when_run_has_no_room_for_a_bundle_then_the_disk_alone_takes_it_and_nothing_stays_behind", little_room),
     ("when_gdb_can_not_be_read_then_the_autopsy_times_out_and_cycle_is_in_time", gdb_hangs),
+    ("when_qm_can_not_be_read_then_stop_does_nothing_and_no_qm_runs_when_the_disk_is_back", qm_hangs),
     ("when_the_worker_dies_between_grant_and_mutation_then_the_grant_is_spent_and_nothing_was_done", grant),
     ("when_the_clock_goes_back_an_hour_then_cycle_works_and_its_records_say_so", clock),
     ("when_the_log_is_taken_away_under_a_running_cycle_then_it_ends_and_the_log_says_what_is_gone", log_deleted),
@@ -121,15 +122,21 @@ fn little_room(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// A program that can't be read, as on a `/usr` that hangs.
+fn unreadable(path: &str) -> Result<fuse::Served> {
+    let mut content = tempfile::tempfile().unwrap();
+    content.write_all(&fs::read(path).unwrap()).unwrap();
+    let served = fuse::program(path, content)?;
+    served.stop();
+    Ok(served)
+}
+
 fn gdb_hangs(lab: &Lab) -> Result<()> {
     let vm = bare_vm(lab)?;
     let before = running(lab);
     let config = fs::read_to_string(CONFIG).unwrap();
     lab::host::write(CONFIG, &format!("{config}\n[evidence]\nautopsy = \"always\"\n"), 0o600)?;
-    let mut content = tempfile::tempfile().unwrap();
-    content.write_all(&fs::read("/usr/bin/true").unwrap()).unwrap();
-    let gdb = fuse::program("/usr/bin/gdb", content)?;
-    gdb.stop();
+    let gdb = unreadable("/usr/bin/gdb")?;
     let autopsy = |answer: &Answer| answer.events_of("probe").into_iter().find(|p| p["name"] == "autopsy/threads").unwrap();
     let mut answer = anna(lab)?.call("cycle --json")?;
     for _ in 0..2 {
@@ -138,14 +145,41 @@ fn gdb_hangs(lab: &Lab) -> Result<()> {
             answer = anna(lab)?.call("cycle --json")?;
         }
     }
+    // What hangs in there keeps nothing that the next one needs.
+    let again = anna(lab)?.call("cycle --json")?;
     drop(gdb);
     lab::host::write(CONFIG, &config, 0o600)?;
+    assert_eq!(again.status, 0, "{}", again.text());
     let told = body(&answer)?;
     let autopsy = autopsy(&answer);
     eprintln!("gdb can't be read: cycle {:?}, autopsy {autopsy}", answer.wall);
     assert_eq!((answer.status, &autopsy["outcome"]), (0, &json!("timed_out")), "{told}");
     assert!(answer.wall < Duration::from_secs(25), "{:?}", answer.wall);
     assert_ne!((vm.pid(), vm.start_ticks()), before);
+    station::quiet(AMPLE)
+}
+
+fn qm_hangs(lab: &Lab) -> Result<()> {
+    bare_vm(lab)?;
+    let before = running(lab);
+    let tasks = || fs::read_to_string("/var/log/pve/tasks/index").unwrap_or_default();
+    let earlier = tasks();
+    let hanging = || station::matching(|words| words.iter().any(|word| word == "/usr/sbin/qm"));
+    let qm = unreadable("/usr/sbin/qm")?;
+    let answer: Answer = anna(lab)?.spawn("stop --json")?.finish(Duration::from_secs(180))?.into();
+    let told = body(&answer)?;
+    eprintln!("qm can't be read: stop {:?}, {}", answer.wall, told["message"]);
+    assert_eq!((answer.status, &told["outcome"], &told["state_after"]), (10, &json!("failed"), &json!("running")), "{told}");
+    assert!(told["message"].to_string().contains("Nothing was done to VM 102"), "{told}");
+    assert_eq!(hanging().len(), 1, "it was to hang until after the receipt");
+    let plan = anna(lab)?.call("stop --dry-run --json")?;
+    assert_eq!(plan.status, 0, "{}", plan.text());
+    // The disk is back, when nobody waits for this qm any more.
+    qm.go_on();
+    until("the end of what hung", AMPLE, || hanging().is_empty().then_some(()))?;
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((running(lab), tasks(), station::qm_processes()), (before, earlier, vec![]), "a qm ran behind its receipt");
+    drop(qm);
     station::quiet(AMPLE)
 }
 

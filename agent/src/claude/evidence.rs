@@ -179,6 +179,10 @@ pub(super) fn exec(told: &ExecTold) -> Given {
         ExecEnd::TimedOut => ("Its time was over. It may still be running there.".to_owned(), None),
         ExecEnd::Lost(why) => ("The connection was lost in the middle. It may still be running there.".to_owned(), Some(why.clone())),
         ExecEnd::Unreachable(why) => ("No connection to the devvm: nothing ran.".to_owned(), Some(why.clone())),
+        ExecEnd::Refused(why) => ("The devvm let nobody in, or could not be tried: nothing ran.".to_owned(), Some(why.clone())),
+        ExecEnd::Absent => {
+            ("The configuration has no [devvm], so no command can ever run there. Only the verbs are there.".to_owned(), None)
+        }
         ExecEnd::HostKeyChanged { .. } => (
             "The devvm shows another host key than the pinned one: nothing ran. A person has to compare the two and accept the new one."
                 .to_owned(),

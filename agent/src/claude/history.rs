@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use proto::{Message, Sha256Hex};
+use proto::{Message, Sha256Hex, Vmid};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -60,7 +60,7 @@ impl History {
     ///
     /// # Errors
     /// It can't be read or written, or is not what the log says.
-    pub(super) fn open(incident: &Arc<Incident>) -> Result<Self, Message> {
+    pub(super) fn open(incident: &Arc<Incident>, vmid: Vmid) -> Result<Self, Message> {
         let path = incident.folder().join(MESSAGES);
         let bad = |why: String| {
             Message::new(
@@ -91,7 +91,7 @@ impl History {
             "system" => Role::System,
             _ => Role::User,
         });
-        let frozen = frozen(incident.folder()).map_err(unusable)?;
+        let frozen = frozen(incident.folder(), vmid).map_err(unusable)?;
         Ok(Self { incident: Arc::clone(incident), file, last, lines: logged.len() as u64, frozen })
     }
 
@@ -113,8 +113,8 @@ impl History {
     /// It could not be written: then it must not be sent.
     pub(super) fn append(&mut self, task: Task, by: By, role: Role, content: &Value) -> Result<(), Message> {
         let line = json!({ "role": role.as_str(), "content": content }).to_string();
-        let end = self.file.seek(SeekFrom::End(0));
-        let written = end.and_then(|end| {
+        let written = self.incident.bound().writes(|| {
+            let end = self.file.seek(SeekFrom::End(0))?;
             let all = self.file.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.file.sync_data());
             all.inspect_err(|_| {
                 let _half_a_line_is_cut_off_when_it_is_opened_again = self.file.set_len(end);
@@ -170,7 +170,7 @@ impl History {
 }
 
 /// Instructions and tools, as this incident began with them: another version of this program does not change them.
-fn frozen(folder: &Path) -> io::Result<String> {
+fn frozen(folder: &Path, vmid: Vmid) -> io::Result<String> {
     let path = folder.join(FROZEN);
     match std::fs::read_to_string(&path) {
         Ok(text) if !text.is_empty() => return Ok(text),
@@ -179,7 +179,7 @@ fn frozen(folder: &Path) -> io::Result<String> {
         Err(error) => return Err(error),
     }
     let mark = json!({ "type": "ephemeral", "ttl": "1h" });
-    let system = json!([{ "type": "text", "text": super::SYSTEM, "cache_control": mark }]);
+    let system = json!([{ "type": "text", "text": super::system(vmid), "cache_control": mark }]);
     let text = format!("\"system\":{system},\"tools\":{}", tools::definitions());
     let new = folder.join("frozen.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

@@ -69,7 +69,7 @@ impl Session {
     /// # Errors
     /// It can't be read or written.
     pub fn open(mind: &Arc<Mind>, incident: &Arc<Incident>) -> Result<Self, Message> {
-        let history = History::open(incident)?;
+        let history = History::open(incident, mind.hands.vmid())?;
         // What people did is told in system messages alone: whatever came after the last of them is still to be told.
         let line = |n: &u64| incident.line(*n).and_then(|text| serde_json::from_str::<Line>(&text).ok());
         let tells = |n: &u64| line(n).is_some_and(|line| matches!(line.what, What::Message { role, .. } if role == "system"));

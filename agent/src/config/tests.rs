@@ -44,6 +44,7 @@ fn sample(all: bool) -> String {
 #[test]
 fn the_sample_is_read_as_it_is_and_says_each_default() {
     let (bare, all) = (Config::parse(&sample(false)).unwrap(), Config::parse(&sample(true)).unwrap());
+    assert!([&bare, &all].iter().all(|config| config.host.as_ref().unwrap().vmid == Vmid::DEVVM));
     assert!(bare.host.is_some() && bare.devvm.is_none() && bare.watch.is_none() && bare.keyholder.is_none());
     let devvm = all.devvm.as_ref().unwrap();
     assert_eq!((devvm.user.as_str(), devvm.sudo), (breakglass().as_str(), yes()));
@@ -66,14 +67,14 @@ fn the_shipped_configurations_of_both_containers_are_read() {
     let server = mapped("k8s/base/config.yaml", "  server.toml: |");
     assert!(server.keyholder.is_none() && server.host.is_some() && server.watch.is_some());
     assert_eq!(server.web.proxies, ["10.42.0.0/16".parse().unwrap()]);
-    assert_eq!(server.web.identity_header.unwrap(), "x-forwarded-user");
+    assert_eq!(server.web.identity_header.unwrap(), "x-auth-request-user");
 }
 
 #[test]
 fn the_overlay_that_people_copy_is_read() {
     let part = |name: &str| mapped("k8s/example/kustomization.yaml", &format!("        path: /data/{name}\n        value: |"));
     let server = part("server.toml");
-    assert_eq!((server.web.listen.port(), server.state.keep_bytes), (8102, 402_653_184));
+    assert_eq!((server.web.listen.port(), server.state.keep_bytes), (8102, 335_544_320));
     assert!(server.host.is_some() && server.devvm.is_some() && server.watch.is_some() && server.keyholder.is_none());
     assert!(part("keyholder.toml").keyholder.unwrap().vault.is_some());
 }
@@ -102,6 +103,7 @@ fn what_is_out_of_range_is_refused_by_its_name() {
         ("[web]\nidentity_header = \"X Name\"\n", "X Name"),
         ("[web]\nlisten = \"localhost:8102\"\n", "line 2: \"localhost:8102\" is no address: write IP:PORT"),
         ("[host]\naddress = \"192.0.2.1\"\n", "line 2: \"192.0.2.1\" is no address: write IP:PORT"),
+        ("[host]\nvmid = 99\n", "line 2: 99 is not a VM id"),
         ("[devvm]\naddress = \"devvm:22\"\n", "line 2: \"devvm:22\" is no address: write IP:PORT"),
         ("[vault]\naddress = \"https://192.0.2.1:8200\"\nrole = \"r\"\npath = \"p\"\n", "[keyholder]"),
         ("[state]\ndir = 1\n", "line 2"),

@@ -17,6 +17,9 @@ pub struct Evals {
     /// Let the runbook play instead of the model
     #[arg(long)]
     pub runbook: bool,
+    /// Let this model play instead of [claude] model: fallback_model has to show too what it is worth
+    #[arg(long, value_name = "ID", conflicts_with = "runbook")]
+    pub model: Option<String>,
     /// Only this case; more than once for several
     #[arg(long, value_name = "NAME")]
     pub case: Vec<String>,
@@ -44,7 +47,10 @@ pub fn evals(args: &Evals, config: &Path, player: impl FnOnce(&Config) -> Result
         return Ok(true);
     }
     // The runbook needs no configuration: whoever has just installed the program can see a table.
-    let config = if args.runbook && !config.exists() { None } else { Some(Config::load(config)?) };
+    let mut config = if args.runbook && !config.exists() { None } else { Some(Config::load(config)?) };
+    if let (Some(config), Some(model)) = (&mut config, &args.model) {
+        config.claude.model.clone_from(model);
+    }
     let player: Box<dyn Player> = match &config {
         Some(config) if !args.runbook => player(config)?,
         _ => Box::new(Runbook { patience: quick() }),
@@ -67,5 +73,5 @@ pub fn evals(args: &Evals, config: &Path, player: impl FnOnce(&Config) -> Result
 /// In a replay nothing boots, and nobody has to wait for what does not come.
 const fn quick() -> Patience {
     let ms = Duration::from_millis;
-    Patience { boot: ms(200), soft: ms(200), pause: ms(20), again: ms(20), all: Duration::from_secs(60) }
+    Patience { boot: ms(200), soft: ms(200), pause: ms(20), again: ms(20), apart: ms(20), all: Duration::from_secs(60) }
 }

@@ -46,6 +46,7 @@ pub enum Act {
 /// The world of one replay.
 pub struct World {
     case: Case,
+    vmid: Vmid,
     key: PrivateKey,
     pinned: Pinned,
     now: Mutex<Now>,
@@ -68,12 +69,20 @@ impl World {
     /// # Errors
     /// No random bytes, or no key out of them.
     pub fn new(case: Case) -> Result<Self, String> {
+        Self::of(case, Vmid::DEVVM)
+    }
+
+    /// The same of another VM than the recorded one.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn of(case: Case, vmid: Vmid) -> Result<Self, String> {
         let mut seed = [0; 32];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty()).map_err(|error| error.to_string())?;
         let key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
         let pinned = Pinned::read(&key.public_key().to_openssh().map_err(|error| error.to_string())?)?;
         let now = Now { state: case.start.clone(), ..Now::default() };
-        Ok(Self { case, key, pinned, now: Mutex::new(now) })
+        Ok(Self { case, vmid, key, pinned, now: Mutex::new(now) })
     }
 
     /// What was done so far.
@@ -148,13 +157,13 @@ impl World {
     ) -> Result<Receipt, String> {
         let what = says.unwrap_or_else(|| match ask.verb {
             Verb::Status | Verb::Forensics => before.sentence.clone(),
-            verb => format!("{verb} of VM 102 ended as {outcome}."),
+            verb => format!("{verb} of VM {} ended as {outcome}.", self.vmid),
         });
         let body = ReceiptBody {
             v: proto::VERSION,
             request_id: ask.request_id.clone(),
             verb: Some(ask.verb),
-            vmid: Vmid::DEVVM,
+            vmid: self.vmid,
             node: "pve".to_owned(),
             dry_run: ask.dry_run,
             key_name: KeyName::console("replay"),
@@ -250,6 +259,10 @@ fn timestamp() -> Timestamp {
 }
 
 impl Hands for World {
+    fn vmid(&self) -> Vmid {
+        self.vmid
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             if let Some(end) = self.unsent(&ask) {
@@ -263,8 +276,10 @@ impl Hands for World {
                     for (path, media_type, bytes) in self.case.state.get(&before).into_iter().flat_map(artifacts) {
                         let _nobody_listens = news.send(VerbNews::Artifact { path, media_type, bytes }).await;
                     }
-                    let unchecked = Unchecked { receipt, request_id: ask.request_id.clone() };
-                    let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: Some(Vmid::DEVVM) };
+                    let event = Event::new(timestamp(), ask.request_id.clone(), Body::Receipt(receipt.clone()));
+                    let line = serde_json::to_string(&event).unwrap_or_default();
+                    let unchecked = Unchecked { receipt, request_id: ask.request_id.clone(), line };
+                    let asked = Asked { request_id: Some(ask.request_id.clone()), verb: Some(ask.verb), vmid: Some(self.vmid) };
                     check(&unchecked, Some(&self.pinned), &asked)
                 }
                 Err(_) => Err(Unproved::Answer(Broken::Empty)),

@@ -10,24 +10,27 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use proto::{Message, RequestId, Sha256Hex, Witness};
 use sha2::{Digest, Sha256};
 
-use crate::answer::MAX_LINE;
+use crate::bound::Bound;
 use crate::receipt::Proved;
 
 /// How many receipts stay: the newest.
 const MOST_RECEIPTS: usize = 10_000;
 /// No answer's evidence takes more.
 const MOST_EVIDENCE: u64 = 64 << 20;
+/// What an answer takes at most: its evidence here, and again in its incident.
+pub(crate) const ANSWER: u64 = 2 * MOST_EVIDENCE;
 
 /// The state folder's part for the host.
 #[derive(Debug)]
 pub struct Keep {
     receipts: PathBuf,
     evidence: PathBuf,
-    keep_bytes: u64,
+    bound: Arc<Bound>,
     witness: Option<Witness>,
 }
 
@@ -49,10 +52,9 @@ impl Keep {
                 "Correct [state] dir, or its owner and space.",
             )
         })?;
-        let mut keep = Self { receipts, evidence, keep_bytes, witness: None };
+        let mut keep = Self { receipts, evidence, bound: Arc::new(Bound::new(state, keep_bytes)), witness: None };
         let newest = keep.all().pop().and_then(|path| crate::receipts::read(&path).ok());
         keep.witness = newest.and_then(|kept| kept.witness());
-        keep.prune();
         Ok(keep)
     }
 
@@ -70,16 +72,23 @@ impl Keep {
     }
 
     /// Where an answer's artifacts go.
-    pub fn folder(&self, id: &RequestId) -> PathBuf {
-        self.evidence.join(id.as_str())
+    pub fn evidence(&self, id: &RequestId) -> Evidence {
+        Evidence::new(self.evidence.join(id.as_str()), self.bound())
+    }
+
+    /// The bound of the state folder.
+    pub fn bound(&self) -> Arc<Bound> {
+        Arc::clone(&self.bound)
     }
 
     /// Keeps a receipt that was proved. What fails here costs the later proof of a roll-back, not the answer.
-    pub fn store(&mut self, proved: &Proved, line: &[u8]) {
+    pub fn store(&mut self, proved: &Proved) {
         let body = proved.body();
         let seq = body.audit.as_ref().map_or(0, |at| at.seq);
         let path = self.receipts.join(format!("{seq:020}-{}.json", body.request_id));
-        if write(&path, line).is_err() {
+        let line = format!("{}\n", proved.line());
+        if let Err(error) = self.bound.writes(|| write(&path, line.as_bytes())) {
+            tracing::warn!(event = "degraded", "{} can't be written: {error}", path.display());
             return;
         }
         if let Some(at) = &body.audit
@@ -91,63 +100,25 @@ impl Keep {
         for old in all.iter().take(all.len().saturating_sub(MOST_RECEIPTS)) {
             let _next_time = fs::remove_file(old);
         }
-        self.prune();
     }
-
-    /// Drops the evidence of the oldest answers beyond the limit, never the newest answer's.
-    fn prune(&self) {
-        let entries = fs::read_dir(&self.evidence).into_iter().flatten().flatten();
-        let mut all: Vec<_> =
-            entries.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, size(&entry.path()), entry.path()))).collect();
-        all.sort_unstable();
-        let mut total: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
-        let newest = all.len().saturating_sub(1);
-        for (_, bytes, path) in all.into_iter().take(newest) {
-            if total <= self.keep_bytes {
-                break;
-            }
-            total = total.saturating_sub(bytes);
-            let _next_time = fs::remove_dir_all(path);
-        }
-    }
-}
-
-fn size(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(found) if found.is_dir() => size(&entry.path()),
-            Ok(found) => found.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 /// Writes a file whole or not at all, and syncs it.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let hidden = path.with_extension(format!("new.{}", std::process::id()));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&hidden)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&hidden, path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&hidden, path));
+    written.inspect_err(|_| {
+        let _half_a_file_is_of_no_use = fs::remove_file(&hidden);
+    })?;
     path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-}
-
-/// Keeps the last whole line of a stream, for the receipt as it came.
-pub(crate) fn last_line(kept: &mut Vec<u8>, bytes: &[u8]) {
-    // A finished line is dropped when the next one begins.
-    for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-        if kept.last() == Some(&b'\n') || kept.len() > MAX_LINE {
-            kept.clear();
-        }
-        kept.extend_from_slice(part);
-    }
 }
 
 /// The artifacts of one answer, as they come.
 #[derive(Debug)]
 pub struct Evidence {
     folder: PathBuf,
+    bound: Arc<Bound>,
     bytes: u64,
     manifest: Option<Vec<u8>>,
     failed: bool,
@@ -164,8 +135,8 @@ fn plain(path: &str) -> Option<PathBuf> {
 
 impl Evidence {
     /// Into this folder, which is made with the first file.
-    pub const fn new(folder: PathBuf) -> Self {
-        Self { folder, bytes: 0, manifest: None, failed: false }
+    pub const fn new(folder: PathBuf, bound: Arc<Bound>) -> Self {
+        Self { folder, bound, bytes: 0, manifest: None, failed: false }
     }
 
     /// Keeps a file whose bytes have this hash; gives them. What is none, or is not the one that was announced, is none.
@@ -176,11 +147,12 @@ impl Evidence {
                 return None;
             }
             self.bytes += bytes.len() as u64;
-            if self.bytes > MOST_EVIDENCE {
+            if self.bytes > MOST_EVIDENCE || !self.bound.admits(bytes.len() as u64) {
                 return None;
             }
             let full = self.folder.join(&name);
-            folder(full.parent()?).and_then(|()| write(&full, &bytes)).ok()?;
+            let parent = full.parent()?;
+            self.bound.writes(|| folder(parent).and_then(|()| write(&full, &bytes))).ok()?;
             if path == "manifest.json" {
                 self.manifest = Some(bytes.clone());
             }

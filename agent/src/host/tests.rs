@@ -1,6 +1,6 @@
 //! The request that is sent, and what is believed of the artifacts that come.
 
-use super::keep::last_line;
+use super::keep::Evidence;
 use super::*;
 use proto::{Origin, RequestId, Sha256Hex};
 use sha2::{Digest, Sha256};
@@ -36,7 +36,7 @@ fn a_request_is_in_the_grammar_and_a_read_asks_for_no_more_than_it_may() {
 fn an_artifact_counts_with_its_hash_and_a_plain_path_only() {
     let folder = tempfile::tempdir().unwrap();
     let hash = |bytes: &[u8]| Sha256Hex::from_bytes(Sha256::digest(bytes).into());
-    let evidence = || Evidence::new(folder.path().join("e"));
+    let evidence = || Evidence::new(folder.path().join("e"), Arc::new(Bound::new(folder.path(), 1 << 30)));
     assert!(evidence().put("qmp/query-status.json", &hash(b"{}"), Some(b"{}".to_vec())).is_some());
     assert_eq!(std::fs::read(folder.path().join("e/qmp/query-status.json")).unwrap(), b"{}");
     for path in ["../x", "/etc/passwd", "a/../../x", "", "a\0b", "a b", "qmp/.."] {
@@ -51,20 +51,10 @@ fn an_artifact_counts_with_its_hash_and_a_plain_path_only() {
 fn only_a_whole_bundle_is_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     let hash = |bytes: &[u8]| Sha256Hex::from_bytes(Sha256::digest(bytes).into());
-    let mut evidence = Evidence::new(folder.path().to_owned());
+    let mut evidence = Evidence::new(folder.path().to_owned(), Arc::new(Bound::new(folder.path(), 1 << 30)));
     assert!(!evidence.whole(&hash(b"")), "nothing came");
     evidence.put("manifest.json", &hash(b"{}"), Some(b"{}".to_vec())).unwrap();
     assert!(!evidence.whole(&hash(b"{}")), "that is no manifest");
-}
-
-#[test]
-fn the_last_line_is_kept_however_the_bytes_come() {
-    let text = b"{\"event\":\"accepted\"}\n{\"event\":\"receipt\"}\n";
-    for size in 1..=text.len() {
-        let mut kept = Vec::new();
-        text.chunks(size).for_each(|chunk| last_line(&mut kept, chunk));
-        assert_eq!(kept, b"{\"event\":\"receipt\"}\n", "in pieces of {size}");
-    }
 }
 
 #[test]

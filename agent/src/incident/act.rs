@@ -252,8 +252,8 @@ impl Incident {
             let end = loop {
                 let timeout = until.saturating_duration_since(Instant::now());
                 let end = once(&*hands, ExecAsk { command: command.clone(), timeout }, &mut prints).await;
-                // Only where nothing ran, and never for somebody who has left meanwhile.
-                let again = patient && matches!(end, ExecEnd::Unreachable(_)) && until > Instant::now() + AGAIN;
+                // Only where nothing ran, and never for somebody who has left meanwhile. A guest that boots refuses logins for a while.
+                let again = patient && matches!(end, ExecEnd::Unreachable(_) | ExecEnd::Refused(_)) && until > Instant::now() + AGAIN;
                 if !again {
                     break end;
                 }

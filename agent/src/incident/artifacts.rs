@@ -45,13 +45,17 @@ impl Incident {
         if !self.take_room(bytes.len() as u64) {
             return Err(format!("the incident's {} MiB for artifacts are used up", ROOM >> 20));
         }
+        if !self.bound().admits(bytes.len() as u64) {
+            return Err("the disk with the state folder is full".to_owned());
+        }
         let name = format!("{FOLDER}/{request_id}/{path}");
-        write(&self.folder.join(&name), bytes).map_err(|error| error.to_string())?;
+        self.bound().writes(|| write(&self.folder.join(&name), bytes)).map_err(|error| error.to_string())?;
         Ok(name)
     }
 
     /// A file for a command's whole output.
     pub(super) fn output(&self, exec: u64) -> Option<Output> {
+        self.bound().make(EXEC);
         let name = format!("{FOLDER}/exec/{exec}.txt");
         let file = create(&self.folder.join(&name)).ok()?;
         Some(Output { name, file, bytes: 0 })
@@ -61,7 +65,7 @@ impl Incident {
     pub(super) fn append(&self, output: &mut Output, bytes: &[u8]) -> bool {
         let fits = output.bytes + bytes.len() as u64 <= EXEC && self.take_room(bytes.len() as u64);
         output.bytes += bytes.len() as u64;
-        fits && output.file.write_all(bytes).is_ok()
+        fits && self.bound().admits(bytes.len() as u64) && output.file.write_all(bytes).is_ok()
     }
 
     /// Where a file of this incident is, by the name that a line says.

@@ -182,6 +182,8 @@ pub(super) fn how(end: &ExecEnd) -> String {
         ExecEnd::TimedOut => "its time was over; it may still be running there".to_owned(),
         ExecEnd::Lost(why) => format!("the connection was lost ({}); it may still be running there", plain(why)),
         ExecEnd::Unreachable(why) => format!("no connection to the devvm ({}): nothing ran", plain(why)),
+        ExecEnd::Refused(why) => format!("the devvm can't be asked ({}): nothing ran", plain(why)),
+        ExecEnd::Absent => "the configuration has no [devvm]: nothing ran".to_owned(),
         ExecEnd::HostKeyChanged { pinned, shown } => format!(
             "the devvm shows another host key ({}, pinned is {}): nothing ran; a person has to compare them and accept the new one",
             plain(shown),

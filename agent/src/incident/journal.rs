@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use proto::Message;
+
 use super::Incident;
 use super::act::asked;
 use super::event::{By, Task, What};
@@ -30,9 +32,10 @@ impl Notes {
 }
 
 impl Journal for Notes {
-    fn asks(&mut self, ask: &VerbAsk) {
-        self.note(asked(ask, None));
+    fn asks(&mut self, ask: &VerbAsk) -> Result<(), Message> {
+        self.incident.write(self.task, By::Runbook, asked(ask, None))?;
         self.hears = Some(Hears::new(&self.incident, self.task, By::Runbook, ask));
+        Ok(())
     }
 
     fn news(&mut self, _: &VerbAsk, news: &VerbNews) {
@@ -47,10 +50,10 @@ impl Journal for Notes {
         }
     }
 
-    fn runs(&mut self, command: &str) {
+    fn runs(&mut self, command: &str) -> Result<(), Message> {
         self.command = self.incident.next_exec();
         let what = What::ExecAsked { exec: self.command, command: command.to_owned(), reason: None, timeout_s: 15, call: None };
-        self.note(what);
+        self.incident.write(self.task, By::Runbook, what).map(drop)
     }
 
     fn ran(&mut self, _: &str, output: &[u8], end: &ExecEnd) {

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::event::{By, Line, Task, What};
 pub(super) const MAX_LINE: u64 = 1 << 20;
 
 /// Its name in the incident's folder.
-pub(super) const NAME: &str = "events.jsonl";
+pub(crate) const NAME: &str = "events.jsonl";
 
 /// Why a log can't be continued.
 #[derive(Debug)]
@@ -58,9 +58,9 @@ struct Link {
 
 impl Log {
     /// A new, empty one.
-    pub(super) fn create(folder: &Path) -> Result<Self, Bad> {
+    pub(super) fn create(folder: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(folder.join(NAME))?;
-        own(&file)?;
+        own(&file).map_err(|bad| if let Bad::Io(error) = bad { error } else { io::ErrorKind::ResourceBusy.into() })?;
         Ok(Self { file, ends: vec![0], prev: Sha256Hex::zero() })
     }
 
@@ -68,6 +68,10 @@ impl Log {
     pub(super) fn open(folder: &Path, mut tell: impl FnMut(Line)) -> Result<(Self, u64), Bad> {
         let file = OpenOptions::new().read(true).append(true).open(folder.join(NAME))?;
         own(&file)?;
+        if file.metadata()?.nlink() == 0 {
+            // Removed as one of the oldest, while this waited for its lock.
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        }
         let mut log = Self { file, ends: vec![0], prev: Sha256Hex::zero() };
         let torn = read(&folder.join(NAME), |bytes| {
             let n = log.ends.len() as u64;
@@ -85,6 +89,12 @@ impl Log {
             log.file.sync_data()?;
         }
         Ok((log, torn))
+    }
+
+    /// One in this file, whatever it takes.
+    #[cfg(test)]
+    pub(super) fn on(file: File) -> Self {
+        Self { file, ends: vec![0], prev: Sha256Hex::zero() }
     }
 
     /// How many lines there are.
@@ -122,11 +132,17 @@ impl Log {
         text.pop();
         if let Err(error) = written {
             // Half a line would be damage as soon as another follows.
-            self.file.set_len(self.end())?;
+            let _why_it_was_not_written_counts = self.file.set_len(self.end());
             return Err(error);
         }
         self.took(text.as_bytes());
         Ok((line, text))
+    }
+
+    /// From here on no line can be written.
+    #[cfg(test)]
+    pub(super) fn dies(&mut self) {
+        self.file = File::open("/dev/null").unwrap();
     }
 
     /// The text of a line that there is; `n` from 1.

@@ -1,4 +1,4 @@
-//! All incidents of a state folder: opens, lists and resumes them, removes the oldest that ended, and counts the model's mutations over
+//! All incidents of a state folder: opens, lists and resumes them, says which may be removed, and counts the model's mutations over
 //! all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +14,9 @@ use rustix::fs::FlockOperation;
 use super::event::{By, Line, Task, What};
 use super::facts::Facts;
 use super::log::{self, Bad, Log};
-use super::mirror::Mirror;
 use super::{Incident, IncidentId, artifacts, now};
+use crate::bound::{Bound, size};
+use crate::mirror::Mirror;
 use crate::redact::redact;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -24,9 +25,11 @@ const HOUR_MS: u64 = 3_600_000;
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
-    keep_bytes: u64,
+    bound: Arc<Bound>,
     mirror: Mirror,
     open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
+    /// Whose turn it is to take one up. Not `open`, for which every page waits: the log's lock may be a second's wait.
+    takes_up: Mutex<()>,
     /// What follows from the logs that this process does not write, by their lengths: they are only ever appended to.
     read: Mutex<BTreeMap<IncidentId, Judged>>,
 }
@@ -56,7 +59,18 @@ impl Store {
         let folder = state.join("incidents");
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| unusable(&folder, &error))?;
         let mirror = if serving { Mirror::stdout() } else { Mirror::default() };
-        Ok(Arc::new(Self { folder, keep_bytes, mirror, open: Mutex::default(), read: Mutex::default() }))
+        let bound = Arc::new(Bound::new(state, keep_bytes));
+        Ok(Arc::new(Self { folder, bound, mirror, open: Mutex::default(), takes_up: Mutex::default(), read: Mutex::default() }))
+    }
+
+    /// Where the log shipper reads.
+    pub(crate) fn mirror(&self) -> Mirror {
+        self.mirror.clone()
+    }
+
+    /// The bound of the state folder.
+    pub(crate) fn bound(&self) -> &Bound {
+        &self.bound
     }
 
     fn opened(&self) -> MutexGuard<'_, BTreeMap<IncidentId, Arc<Incident>>> {
@@ -72,12 +86,17 @@ impl Store {
         let id = IncidentId::fresh()?;
         let folder = self.folder.join(id.as_str());
         // Never an existing one: two incidents share nothing.
-        DirBuilder::new().mode(0o700).create(&folder).map_err(|error| unusable(&folder, &error))?;
-        let log = Log::create(&folder).map_err(|bad| unwritable(&folder, &bad))?;
+        let made = self.bound.writes(|| {
+            DirBuilder::new().mode(0o700).create(&folder)?;
+            Log::create(&folder).inspect_err(|_| unmade(&folder))
+        });
+        let log = made.map_err(|error| unusable(&folder, &error))?;
         let _the_log_is_synced_by_itself = fs::File::open(&self.folder).and_then(|file| file.sync_all());
-        let incident = Incident::around(id.clone(), folder, log, Facts::default(), artifacts::ROOM, self.mirror.clone());
+        let (mirror, bound) = (self.mirror.clone(), Arc::clone(&self.bound));
+        let incident = Incident::around(id.clone(), folder.clone(), log, Facts::default(), artifacts::ROOM, mirror, bound);
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        incident.write(Task(0), by, What::Opened { title: redact(title).into_owned(), actor: actor.map(str::to_owned), version })?;
+        let what = What::Opened { title: redact(title).into_owned(), actor: actor.map(str::to_owned), version };
+        incident.write(Task(0), by, what).inspect_err(|_| unmade(&folder))?;
         self.opened().insert(id, Arc::clone(&incident));
         Ok(incident)
     }
@@ -97,9 +116,13 @@ impl Store {
     /// # Errors
     /// Another process has it, it is damaged, or there is none.
     pub fn resume(&self, id: &IncidentId) -> Result<Arc<Incident>, Message> {
-        let mut open = self.opened();
-        if let Some(incident) = open.get(id) {
-            return Ok(Arc::clone(incident));
+        if let Some(incident) = self.get(id) {
+            return Ok(incident);
+        }
+        let _one_at_a_time = self.takes_up.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two at once the second finds what the first has taken up.
+        if let Some(incident) = self.get(id) {
+            return Ok(incident);
         }
         let folder = self.folder(id).ok_or_else(|| self.none())?;
         let mut facts = Facts::default();
@@ -108,13 +131,23 @@ impl Store {
         // What waited for a person waits no more: whoever asked is gone.
         facts.awaiting.clear();
         facts.commands.clear();
-        let incident = Incident::around(id.clone(), folder, log, facts, room, self.mirror.clone());
+        let incident = Incident::around(id.clone(), folder, log, facts, room, self.mirror.clone(), Arc::clone(&self.bound));
         if torn > 0 {
             incident.write(Task(0), By::Agent, What::Repaired { bytes: torn })?;
         }
         incident.write(Task(0), By::Agent, What::Resumed)?;
-        open.insert(id.clone(), Arc::clone(&incident));
+        self.opened().insert(id.clone(), Arc::clone(&incident));
         Ok(incident)
+    }
+
+    /// The same for the page, which serves others meanwhile.
+    ///
+    /// # Errors
+    /// As [`Store::resume`].
+    pub async fn take_up(self: &Arc<Self>, id: &IncidentId) -> Result<Arc<Incident>, Message> {
+        let (store, id) = (Arc::clone(self), id.clone());
+        let taken = tokio::task::spawn_blocking(move || store.resume(&id)).await;
+        taken.unwrap_or_else(|error| Err(Message::new(format!("The incident could not be taken up: {error}."), "Try again.")))
     }
 
     /// All of them, newest first.
@@ -188,24 +221,11 @@ impl Store {
         artifacts::within(&self.folder(id)?, name)
     }
 
-    /// Removes the oldest incidents that ended, until the rest fits. An open one stays, and so does one that is not over.
+    /// Lets go of what ended, and makes room in the state folder. An open one stays, and so does one that is not over.
     pub fn retain(&self) {
-        let mut open = self.opened();
         // Handles that nobody holds any more, of incidents that ended.
-        open.retain(|_, incident| Arc::strong_count(incident) > 1 || incident.facts().ended.is_none());
-        drop(open);
-        let mut all = self.list();
-        let mut total: u64 = all.iter().map(|one| size(&self.folder.join(one.id.as_str()))).sum();
-        while total > self.keep_bytes {
-            // The list is newest first.
-            let Some(at) = all.iter().rposition(|one| !one.open && (one.facts.is_over() || one.damaged.is_some())) else { return };
-            let folder = self.folder.join(all.remove(at).id.as_str());
-            let bytes = size(&folder);
-            if let Err(error) = fs::remove_dir_all(&folder) {
-                tracing::warn!(event = "degraded", "{} can't be removed: {error}", folder.display());
-            }
-            total = total.saturating_sub(bytes);
-        }
+        self.opened().retain(|_, incident| Arc::strong_count(incident) > 1 || incident.facts().ended.is_none());
+        self.bound.make(0);
     }
 
     /// Takes one of the mutations that the model has in an hour, over all incidents and all processes on this folder.
@@ -229,13 +249,14 @@ impl Store {
             }
             recent.push(now);
             let text: String = recent.iter().map(|at| format!("{at}\n")).collect();
+            // Over what is there, and cut off then: on a full disk nothing that was counted is lost.
             file.rewind()?;
-            file.set_len(0)?;
             file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)?;
             file.sync_data()?;
             Ok(Ok(()))
         };
-        match count() {
+        match self.bound.writes(count) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(until)) => Err(Message::new(
                 format!("The model has used its {per_hour} mutations of this hour, over all incidents."),
@@ -246,16 +267,26 @@ impl Store {
     }
 }
 
-/// What a folder holds, in bytes.
-fn size(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => size(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
+/// Takes away what a beginning left that failed.
+fn unmade(folder: &Path) {
+    let _it_is_removed_later = fs::remove_dir_all(folder);
+}
+
+/// Whether a folder is what a failed beginning left: no line, and nobody who writes one.
+pub(crate) fn is_empty(folder: &Path) -> bool {
+    match fs::metadata(folder.join(log::NAME)) {
+        Ok(meta) => meta.len() == 0 && !log::is_written(folder),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// The lock of an incident that may be removed: nobody writes it, and it is over, or can't be continued.
+pub(crate) fn removable(folder: &Path) -> Option<fs::File> {
+    let file = fs::File::open(folder.join(log::NAME)).ok()?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let mut facts = Facts::default();
+    let read = log::lines(folder, 1, |line, _| facts.fold(&line));
+    (read.is_err() || facts.is_over()).then_some(file)
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Message {

@@ -7,6 +7,8 @@ use crate::evals::case::Case;
 use crate::evals::world::World;
 use crate::hands::Hands;
 
+mod held;
+
 fn store(folder: &Path) -> Arc<Store> {
     Store::open(folder, 1 << 30, false).unwrap()
 }
@@ -200,7 +202,7 @@ fn retention_removes_the_oldest_that_ended_and_never_an_open_one() {
     let first = store(folder.path());
     let (unended, old) = (make(&first, false), make(&first, true));
     drop(first);
-    let store = Store::open(folder.path(), 50_000, false).unwrap();
+    let store = Store::open(folder.path(), 60_000, false).unwrap();
     let held = store.create("held", By::Human, None).unwrap();
     let new = make(&store, true);
     held.note(Task(0), By::Human, said(&big));
@@ -315,6 +317,10 @@ async fn what_a_stopped_turn_left_running_is_fetched_after_a_restart_and_not_rem
 struct Pieces(&'static [&'static str]);
 
 impl Hands for Pieces {
+    fn vmid(&self) -> proto::Vmid {
+        proto::Vmid::DEVVM
+    }
+
     fn verb(
         &self,
         _: crate::hands::VerbAsk,
@@ -362,4 +368,17 @@ async fn a_secret_that_comes_in_pieces_is_in_no_line_and_every_other_word_is() {
         assert!(log.contains(word), "{word}: {log}");
     }
     assert_eq!(std::fs::read_to_string(incident.folder().join("artifacts/exec/1.txt")).unwrap(), pieces.concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_log_does_not_take_nobody_sends_neither_a_person_nor_the_runbook() {
+    let (folder, world) = (tempfile::tempdir().unwrap(), world());
+    let incident = store(folder.path()).create("it hangs", By::Watch, None).unwrap();
+    incident.state().log.dies();
+    let hands: Arc<dyn Hands> = world.clone();
+    assert!(incident.verb(&hands, incident.task(), By::Human, proto::Verb::Cycle, Asks::default()).is_err());
+    let mut notes = Notes::new(Arc::clone(&incident), incident.task());
+    let ended = crate::runbook::run(&*world, &mut notes, crate::runbook::Patience::default(), true).await;
+    assert!(!ended.healthy && ended.said.to_string().contains("can't be written"), "{ended:?}");
+    assert_eq!(world.acts(), [], "what is asked is on the disk before it is sent");
 }

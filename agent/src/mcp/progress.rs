@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use proto::{Body, Event, RequestId};
+use proto::{Body, Event, RequestId, Vmid};
 use rmcp::RoleServer;
 use rmcp::model::{ElicitRequestParams, ElicitationAction, ElicitationSchema, ProgressNotificationParam, ProgressToken, ProtocolVersion};
 use rmcp::service::{Peer, RequestContext};
@@ -49,7 +49,7 @@ impl Progress {
 
     /// Asks a person through the client, where it says that it can; gives why nothing is done. A client may answer by itself: what
     /// holds is the token, so this may say no, and never yes.
-    pub(super) async fn ask_a_person(&self, context: &RequestContext<RoleServer>, plan: Option<Plan>) -> Option<String> {
+    pub(super) async fn ask_a_person(&self, context: &RequestContext<RoleServer>, vmid: Vmid, plan: Option<Plan>) -> Option<String> {
         let plan = plan?;
         let asks = context.client_capabilities().is_some_and(|can| can.elicitation.is_some());
         // Newer clients are not called from here: they show their own question before a tool that says it is destructive.
@@ -60,7 +60,7 @@ impl Progress {
         let question = ElicitRequestParams::FormElicitationParams {
             meta: None,
             message: format!(
-                "{} of VM 102? {} The reason given: {}",
+                "{} of VM {vmid}? {} The reason given: {}",
                 plan.verb,
                 plan.would,
                 proto::escape_cut(plan.reason.as_bytes(), 200)

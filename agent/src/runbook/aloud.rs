@@ -8,6 +8,7 @@ use proto::{Message, Verb};
 use super::Journal;
 use crate::hands::{ExecEnd, VerbAsk, VerbEnd, VerbNews};
 use crate::shown::{self, plain};
+use crate::silence::Silence;
 
 /// Tells it, and hands it on to the incident's own journal.
 pub(super) struct Aloud<J, W> {
@@ -31,11 +32,12 @@ impl<J: Journal, W: Write + Send> Aloud<J, W> {
 }
 
 impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
-    fn asks(&mut self, ask: &VerbAsk) {
-        self.inner.asks(ask);
+    fn asks(&mut self, ask: &VerbAsk) -> Result<(), Message> {
+        self.inner.asks(ask)?;
         let within = Duration::from_millis(ask.verb.deadline_ms()).as_secs();
         let id = if ask.verb == Verb::Status { String::new() } else { format!(", request {}", ask.request_id) };
         self.line(&format!("{} (at most {within} s{id})", ask.verb));
+        Ok(())
     }
 
     fn news(&mut self, ask: &VerbAsk, news: &VerbNews) {
@@ -64,16 +66,16 @@ impl<J: Journal, W: Write + Send> Journal for Aloud<J, W> {
         self.bad = bad;
     }
 
-    fn runs(&mut self, command: &str) {
-        self.inner.runs(command);
+    fn runs(&mut self, command: &str) -> Result<(), Message> {
+        self.inner.runs(command)
     }
 
     fn ran(&mut self, command: &str, output: &[u8], end: &ExecEnd) {
         self.inner.ran(command, output, end);
-        let how = match end {
-            ExecEnd::Exited(0) => "answers".to_owned(),
-            ExecEnd::Unreachable(why) | ExecEnd::Lost(why) => format!("does not answer: {}", proto::escape_cut(why.as_bytes(), 120)),
-            other => format!("{other:?}"),
+        let how = match Silence::of(end) {
+            None => "answers".to_owned(),
+            Some(silence @ Silence::Mute(_)) => format!("does not answer: {silence}"),
+            Some(silence) => format!("was not asked: {silence}"),
         };
         if self.devvm != how {
             self.line(&format!("devvm {how}"));

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::Patience;
 use super::guest::{self, Guest};
 use crate::hands::{ExecAsk, ExecEnd, Hands, VerbAsk, VerbEnd, VerbNews};
+use crate::silence::Silence;
 
 /// A command's output beyond this is not looked at; the journal gets all of it.
 const MAX_OUTPUT: usize = 64 * 1024;
@@ -19,13 +20,19 @@ const READ: Duration = Duration::from_secs(15);
 /// Where the runbook tells what it does: the incident's log. What is asked is durable there before it is sent.
 pub trait Journal: Send {
     /// A verb is about to be asked for.
-    fn asks(&mut self, ask: &VerbAsk);
+    ///
+    /// # Errors
+    /// It could not be recorded: it is not sent.
+    fn asks(&mut self, ask: &VerbAsk) -> Result<(), Message>;
     /// A running verb tells something.
     fn news(&mut self, ask: &VerbAsk, news: &VerbNews);
     /// A verb ended.
     fn ended(&mut self, ask: &VerbAsk, end: &VerbEnd);
     /// A command is about to run on the devvm.
-    fn runs(&mut self, command: &str);
+    ///
+    /// # Errors
+    /// It could not be recorded: it does not run.
+    fn runs(&mut self, command: &str) -> Result<(), Message>;
     /// It ended; its whole output.
     fn ran(&mut self, command: &str, output: &[u8], end: &ExecEnd);
     /// What the runbook itself has to say.
@@ -37,10 +44,14 @@ pub trait Journal: Send {
 pub struct Nowhere;
 
 impl Journal for Nowhere {
-    fn asks(&mut self, _: &VerbAsk) {}
+    fn asks(&mut self, _: &VerbAsk) -> Result<(), Message> {
+        Ok(())
+    }
     fn news(&mut self, _: &VerbAsk, _: &VerbNews) {}
     fn ended(&mut self, _: &VerbAsk, _: &VerbEnd) {}
-    fn runs(&mut self, _: &str) {}
+    fn runs(&mut self, _: &str) -> Result<(), Message> {
+        Ok(())
+    }
     fn ran(&mut self, _: &str, _: &[u8], _: &ExecEnd) {}
     fn said(&mut self, _: &str) {}
 }
@@ -89,6 +100,8 @@ pub(super) struct Acting<'a> {
     pub(super) hands: &'a dyn Hands,
     pub(super) journal: &'a mut dyn Journal,
     pub(super) patience: Patience,
+    /// Nobody asked.
+    pub(super) unattended: bool,
     pub(super) mutations: u8,
     /// What it said last.
     pub(super) said: String,
@@ -101,6 +114,11 @@ impl Acting<'_> {
             text.clone_into(&mut self.said);
             self.journal.said(text);
         }
+    }
+
+    /// Whether it is left as it is: nobody asked, and somebody may want it so.
+    pub(super) fn hands_off(&self, looked: &Looked) -> bool {
+        self.unattended && looked.code.is_some_and(|code| super::somebody_did_it(code, looked.state))
     }
 
     /// Runs a verb to its end.
@@ -118,7 +136,9 @@ impl Acting<'_> {
             attach: false,
             grant: None,
         };
-        self.journal.asks(&ask);
+        if let Err(why) = self.journal.asks(&ask) {
+            return Verdict::Unsent(why);
+        }
         let (tell, mut told) = mpsc::channel(WAITING);
         let mut doing = self.hands.verb(ask.clone(), tell);
         let mut assessment = None;
@@ -163,7 +183,9 @@ impl Acting<'_> {
 
     /// Runs a command; its output where it ended with 0, else how it ended.
     async fn exec(&mut self, command: &str, timeout: Duration) -> Result<Vec<u8>, ExecEnd> {
-        self.journal.runs(command);
+        if let Err(why) = self.journal.runs(command) {
+            return Err(ExecEnd::Refused(why.what));
+        }
         let (tell, mut told) = mpsc::channel(WAITING);
         let mut doing = self.hands.exec(ExecAsk { command: command.to_owned(), timeout }, tell);
         let mut output = Vec::new();
@@ -185,33 +207,24 @@ impl Acting<'_> {
         if end == ExecEnd::Exited(0) { Ok(output) } else { Err(end) }
     }
 
-    /// The devvm, if it answers.
-    pub(super) async fn guest(&mut self) -> Option<Guest> {
-        self.asked().await.ok()
-    }
-
-    async fn asked(&mut self) -> Result<Guest, String> {
+    /// The devvm, or why it gave no answer.
+    pub(super) async fn asked(&mut self) -> Result<Guest, Silence> {
+        let unread = || Silence::Shut("its sshd answers, and what it says can't be read".to_owned());
         match self.exec(guest::ASK, READ).await {
-            Ok(output) => Guest::read(&output).ok_or_else(|| "its answer can't be read".to_owned()),
-            Err(ExecEnd::HostKeyChanged { pinned, shown }) => {
-                Err(format!("its host key is {shown} and was {pinned}, which a person has to accept"))
-            }
-            Err(ExecEnd::Unreachable(why) | ExecEnd::Lost(why)) => Err(proto::escape_cut(why.as_bytes(), 200)),
-            Err(ExecEnd::TimedOut) => Err(format!("a command did not end within {} s", READ.as_secs())),
-            Err(ExecEnd::Exited(status)) => Err(format!("a command ended with {status}")),
-            Err(ExecEnd::Signalled(signal)) => Err(format!("a command was ended by {}", proto::escape_cut(signal.as_bytes(), 20))),
+            Ok(output) => Guest::read(&output).ok_or_else(unread),
+            Err(end) => Err(Silence::of(&end).unwrap_or_else(unread)),
         }
     }
 
     /// Waits until the devvm answers; the error is why it did not.
-    pub(super) async fn back(&mut self, within: Duration) -> Result<Guest, String> {
+    pub(super) async fn back(&mut self, within: Duration) -> Result<Guest, Silence> {
         let end = tokio::time::Instant::now() + within;
         loop {
             match self.asked().await {
-                Ok(guest) => return Ok(guest),
-                Err(why) if why.contains("a person has to accept") => return Err(why),
-                Err(why) if tokio::time::Instant::now() >= end => return Err(why),
-                Err(_) => tokio::time::sleep(self.patience.pause).await,
+                Err(silence) if !silence.is_for_good() && tokio::time::Instant::now() < end => {
+                    tokio::time::sleep(self.patience.pause).await
+                }
+                answer => return answer,
             }
         }
     }

@@ -112,9 +112,12 @@ pub fn watch(config: &Config) -> Result<(), Message> {
     let fault = |error: io::Error| Message::new(format!("The watch could not begin: {error}."), "Start it again.");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(fault)?;
     runtime.block_on(async {
-        let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?);
         let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
+        let hands: Arc<dyn Hands> = Arc::new(crate::host::Ssh::open(config)?.told_with(&store));
         let mind = Mind::new(&config.claude, config.budget, &store, &hands)?;
+        if let Some(said) = crate::claude::unproven(mind.as_ref(), &config.state.dir) {
+            warn!(event = "unproven", "{said}");
+        }
         let taken = unfinished(mind.as_ref(), &hands, &store);
         for opened in &taken {
             store.get_by_name(&opened.id).into_iter().for_each(nobody_decides);

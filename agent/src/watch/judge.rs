@@ -1,15 +1,20 @@
 //! Which looks at the VM are news. Pure: samples and times in, decisions out, so that every order of them can be tried.
 //!
-//! One odd look is looked at again at once, a stall excepted, which two looks a minute apart have shown already. What is told is told
-//! once; a recovery is two healthy looks; and what comes back within a quarter of an hour is told when that is over, not each time.
+//! One odd look is looked at again at once, a stall excepted, which two looks a minute apart have shown already. Looks that are all bad and
+//! never twice alike, as of a host that is overloaded, are told by their number. What is told is told once; a recovery is two healthy looks;
+//! and what comes back within a quarter of an hour is told when that is over, not each time.
 
 use proto::{Code, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Before an odd look is taken for true it is repeated after this, in milliseconds.
 pub(super) const CONFIRM_MS: u64 = 8_000;
+/// A look that takes longer is one at a silent host, in milliseconds. `status` itself takes three seconds at most.
+pub(super) const LOOK_MS: u64 = 30_000;
 /// Looks that a silent host gets before it is told: a link that drops for a minute is no news.
-const SILENT_LOOKS: u8 = 4;
+const SILENT_LOOKS: u8 = 3;
+/// Bad looks in a row, whatever they are, before the latest is told.
+const BAD_LOOKS: u8 = 4;
 /// Healthy looks that make a recovery.
 const WELL_LOOKS: u8 = 2;
 /// The same trouble is told again only after this, in milliseconds.
@@ -57,12 +62,25 @@ pub struct Memory {
     pub last: Vec<(Trouble, Timestamp)>,
     /// An incident is still to be opened for what was told: another was at work, or none could be opened.
     pub owed: bool,
-    /// What is being confirmed: what, since when, how many looks.
+    /// What is being confirmed.
     #[serde(skip)]
-    suspected: Option<(Trouble, Timestamp, u8)>,
+    suspected: Option<Suspicion>,
     /// Healthy looks since.
     #[serde(skip)]
     well: u8,
+}
+
+/// Bad looks in a row of which nothing was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Suspicion {
+    /// The latest.
+    trouble: Trouble,
+    /// How many looks in a row it was.
+    alike: u8,
+    /// When the first bad look was, whatever it showed.
+    since: Timestamp,
+    /// How many bad looks there were since.
+    looks: u8,
 }
 
 impl Memory {
@@ -87,12 +105,11 @@ impl Memory {
                     self.suspected = None;
                     return Decision::Nothing;
                 }
-                let (since, looks) = match self.suspected {
-                    Some((suspected, since, looks)) if suspected == trouble => (since, looks.saturating_add(1)),
-                    _ => (now, 1),
-                };
-                self.suspected = Some((trouble, since, looks));
-                if looks < needed(trouble) {
+                let before = self.suspected.unwrap_or(Suspicion { trouble, alike: 0, since: now, looks: 0 });
+                let alike = if before.trouble == trouble { before.alike.saturating_add(1) } else { 1 };
+                let looks = before.looks.saturating_add(1);
+                self.suspected = Some(Suspicion { trouble, alike, since: before.since, looks });
+                if alike < needed(trouble) && looks < BAD_LOOKS {
                     return Decision::Confirm;
                 }
                 let quiet = |at: Timestamp| now.unix_ms().saturating_sub(at.unix_ms()) < QUIET_MS && now >= at;
@@ -100,10 +117,10 @@ impl Memory {
                     return Decision::Nothing;
                 }
                 self.suspected = None;
-                self.told = Some((trouble, since));
+                self.told = Some((trouble, before.since));
                 self.last.retain(|(last, _)| *last != trouble);
                 self.last.push((trouble, now));
-                Decision::Worse(trouble, since)
+                Decision::Worse(trouble, before.since)
             }
         }
     }
@@ -168,6 +185,28 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_host_is_told_within_three_minutes_and_a_link_that_drops_for_a_minute_is_not() {
+        let looks = u64::from(needed(Trouble::HostSilent));
+        assert!(55 + looks * LOOK_MS / 1000 + (looks - 1) * CONFIRM_MS / 1000 <= 180);
+        assert!((looks - 1) * (LOOK_MS + CONFIRM_MS) / 1000 > 60, "the last one begins after that minute");
+    }
+
+    #[test]
+    fn looks_that_are_all_bad_and_never_alike_are_told_once_and_since_the_first() {
+        let [hung, slow, silent] = [Trouble::Vm(Code::GuestUnresponsive), Trouble::Vm(Code::PveUnresponsive), Trouble::HostSilent];
+        let mut memory = Memory::default();
+        for (n, trouble) in [hung, silent, slow].into_iter().enumerate() {
+            assert_eq!(memory.see(at(60 + n as u64 * 38), Look::Bad(trouble)), Decision::Confirm);
+        }
+        assert_eq!(memory.see(at(174), Look::Bad(hung)), Decision::Worse(hung, at(60)));
+        let told = (5..200).filter(|n| {
+            let look = Look::Bad([hung, silent, slow][*n as usize % 3]);
+            matches!(memory.see(at(60 + n * 38), look), Decision::Worse(..))
+        });
+        assert_eq!(told.count(), 0, "what was told comes back at every third look");
+    }
+
+    #[test]
     fn what_flaps_is_told_once_in_a_quarter_of_an_hour() {
         let mut memory = Memory::default();
         let mut told = 0;
@@ -202,6 +241,25 @@ mod tests {
                     prop_assert!(told.iter().all(|(when, other)| *other != trouble || now - when >= QUIET_MS / 1000));
                     told.push((now, trouble));
                 }
+            }
+        }
+
+        /// Whatever the order of looks, a run of bad ones that is long enough is told, or its latest was within the quarter of an hour.
+        #[test]
+        fn no_order_of_looks_keeps_it_silent(looks in proptest::collection::vec((1_u64..90, 0_usize..12), 0..300)) {
+            let bad = [Code::QemuUnresponsive, Code::GuestUnresponsive, Code::PveUnresponsive, Code::QmpUnavailable, Code::Stopped]
+                .map(Trouble::Vm);
+            let (mut memory, mut now, mut run, mut told) = (Memory::default(), 0, 0, Vec::<(u64, Trouble)>::new());
+            for (pause, kind) in looks {
+                now += pause;
+                let trouble = if kind == 10 { None } else { Some(bad.get(kind % 6).copied().unwrap_or(Trouble::HostSilent)) };
+                if let Decision::Worse(trouble, _) = memory.see(at(now), trouble.map_or(Look::Well, Look::Bad)) {
+                    told.push((now, trouble));
+                }
+                let Some(trouble) = trouble else { run = 0; continue };
+                run += 1;
+                let lately = told.iter().any(|(when, other)| *other == trouble && now - when < QUIET_MS / 1000);
+                prop_assert!(run < u32::from(BAD_LOOKS) || memory.told.is_some() || lately, "{run} bad looks, the latest {trouble:?}");
             }
         }
     }

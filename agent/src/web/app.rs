@@ -120,6 +120,11 @@ impl App {
         self.claude.autonomy == Autonomy::Approve
     }
 
+    /// Which models have not shown that they deserve it, in one sentence.
+    pub(super) fn unproven(&self) -> Option<String> {
+        crate::claude::unproven(self.talks.mind().as_ref(), &self.state)
+    }
+
     /// The incident that is going on, if one is.
     pub(super) fn current(&self) -> Option<IncidentId> {
         let now = crate::incident::now().unix_ms();
@@ -129,12 +134,14 @@ impl App {
     }
 
     /// The incident that a person means: the named one, else the one that is going on, else a new one of this title.
-    pub(super) fn incident(&self, named: Option<&IncidentId>, title: &str, who: &str) -> Result<Arc<Incident>, Message> {
+    pub(super) async fn incident(&self, named: Option<&IncidentId>, title: &str, who: &str) -> Result<Arc<Incident>, Message> {
         if let Some(id) = named {
-            return self.store.resume(id);
+            return self.store.take_up(id).await;
         }
         // One that another process writes can't be joined: what is done now is an incident of its own.
-        if let Some(incident) = self.current().and_then(|id| self.store.resume(&id).ok()) {
+        if let Some(id) = self.current()
+            && let Ok(incident) = self.store.take_up(&id).await
+        {
             return Ok(incident);
         }
         self.store.create(title, crate::incident::By::Human, Some(who))

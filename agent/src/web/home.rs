@@ -34,7 +34,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
     let fresh = Fresh { stream: Some("/events".to_owned()), reload_s };
     let title = match &look.seen {
         Ok(known) => headline(known.code()),
-        Err(_) => "Host silent",
+        Err(unseen) => unseen.headline(),
     };
     let body = html! {
         div #live data-live {
@@ -42,7 +42,7 @@ pub(super) async fn home(State(app): State<Arc<App>>, Extension(who): Extension<
                 a.banner.warn href={ "/incidents/" (one.id) } { b { "Claude asks first. " } "Look and decide: " (plain(&one.facts.name())) }
             }
             (banners(&running))
-            (state(&look, true))
+            (state(&app, &look, true))
         }
         section.verbs #verbs data-live aria-label="The six verbs" { (buttons(look.seen.as_ref().ok().and_then(Known::advised))) }
         div #weak data-live { @if let Ok(known) = &look.seen { (weak(known)) } }
@@ -110,19 +110,19 @@ pub(super) const fn tone(code: Option<Code>) -> &'static str {
 }
 
 /// What is so now: also on the confirmation and under a result.
-pub(super) fn state(look: &Look, first: bool) -> Markup {
+pub(super) fn state(app: &App, look: &Look, first: bool) -> Markup {
     let head = |text: &str| html! { @if first { h1.headline { (text) } } @else { h2.headline { (text) } } };
     match &look.seen {
-        Err(said) => html! {
+        Err(unseen) => html! {
             section.card.state.unknown {
-                p.eyebrow { "VM 102" }
-                (head("Host silent"))
+                p.eyebrow { "VM " (app.hands.vmid()) }
+                (head(unseen.headline()))
                 p.since { "since " (time(look.since)) ", asked " (aged(look.at)) }
-                p { (plain(&said.what)) }
+                p { (plain(&unseen.said.what)) }
                 @if let Some((last, known)) = look.last.as_ref().and_then(|last| Some((last, last.seen.as_ref().ok()?))) {
                     p { "Last seen " (aged(last.at)) ": " b { (headline(known.code())) } ", " (known.state()) ". Nobody knows whether it still is so." }
                 }
-                p.advice { (plain(&said.next)) }
+                p.advice { (plain(&unseen.said.next)) }
             }
         },
         Ok(known) => html! {
@@ -241,6 +241,7 @@ fn talk(app: &App, who: &Who, held: &Held) -> Markup {
                     button type="submit" formaction="/runbook" formmethod="get" { "Run the runbook …" }
                 }
             }
+            @if let Some(said) = app.unproven() { p.note { (said) } }
             p.quiet {
                 @if app.talks.has_a_model() {
                     (app.claude.model) @if app.asks_first() { " asks before each change." } @else { " may run the verbs itself." }

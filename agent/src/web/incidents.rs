@@ -183,7 +183,7 @@ pub(super) async fn act(
     if let Err(again) = spend(&app, &who, &purpose, &said, &format!("/incidents/{id}/{what}"), json) {
         return again;
     }
-    let incident = match app.store.resume(&id) {
+    let incident = match app.store.take_up(&id).await {
         Ok(incident) => incident,
         Err(said) => return shell::refusal(StatusCode::CONFLICT, &said, json),
     };

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::hands::{Hands, VerbAsk, VerbNews};
 use crate::incident::{fresh_id, now};
+use crate::receipt::Unproved;
 
 /// A host that has said nothing for this long is shown as silent.
 const SILENT: Duration = Duration::from_secs(8);
@@ -33,10 +34,19 @@ pub struct Look {
     /// Whether it was like this already when this program looked for the first time: then `since` is no beginning.
     pub at_least: bool,
     /// What was seen; or why nothing was.
-    pub seen: Result<Known, Message>,
+    pub seen: Result<Known, Unseen>,
     /// Where nothing was: the last look that saw something.
     pub last: Option<Arc<Self>>,
     key: String,
+}
+
+/// Why nothing was seen.
+#[derive(Clone, Debug)]
+pub struct Unseen {
+    /// What happened, what to do.
+    pub said: Message,
+    /// Whether the host answered, about another VM than the configured one.
+    pub other_vm: bool,
 }
 
 /// What a signed `status` says.
@@ -65,9 +75,25 @@ impl Look {
         self.is_healthy() && self.at > self.since
     }
 
+    /// Why nothing may be changed: what would be changed is not the VM that every text here names.
+    pub fn is_for_another_vm(&self) -> Option<&Message> {
+        self.seen.as_ref().err().filter(|unseen| unseen.other_vm).map(|unseen| &unseen.said)
+    }
+
     /// How old it is.
     pub fn age(&self) -> Duration {
         Duration::from_millis(now().unix_ms().saturating_sub(self.at.unix_ms()))
+    }
+}
+
+impl Unseen {
+    const fn silent(said: Message) -> Self {
+        Self { said, other_vm: false }
+    }
+
+    /// It in two or three words.
+    pub const fn headline(&self) -> &'static str {
+        if self.other_vm { "Another VM's key" } else { "Host silent" }
     }
 }
 
@@ -114,7 +140,7 @@ impl Looks {
     /// Before the first one.
     pub fn new(state: &Path) -> Self {
         let at = now();
-        let none = Message::new("The host has not been asked yet.", "Wait a moment.");
+        let none = Unseen::silent(Message::new("The host has not been asked yet.", "Wait a moment."));
         let (latest, _) = watch::channel(Arc::new(Look { at, since: at, at_least: true, seen: Err(none), last: None, key: String::new() }));
         Self { latest, wanted: Notify::new(), interest: AtomicU64::new(0), file: state.join("look.json") }
     }
@@ -154,7 +180,7 @@ impl Looks {
     }
 
     /// Shows a look. Silence has a beginning of its own, and ends without forgetting since when it was as it was before it.
-    fn tell(&self, at: Timestamp, seen: Result<Known, Message>, before: &mut Option<Since>, silent: &mut Option<Timestamp>) {
+    fn tell(&self, at: Timestamp, seen: Result<Known, Unseen>, before: &mut Option<Since>, silent: &mut Option<Timestamp>) {
         let known = seen.as_ref().map_or_else(|_| self.latest().key.clone(), Known::key);
         let mut look = Look { at, since: at, at_least: false, seen, last: None, key: known };
         if look.seen.is_err() {
@@ -223,15 +249,16 @@ impl Looks {
     }
 }
 
-fn silence() -> Message {
-    Message::new("The host gives no answer.", "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.")
+fn silence() -> Unseen {
+    let next = "The buttons still ask it. If it stays silent, use the host's console: pve-verb status.";
+    Unseen::silent(Message::new("The host gives no answer.", next))
 }
 
 /// One `status`, to its end.
-async fn look(hands: &Arc<dyn Hands>) -> Result<Known, Message> {
+async fn look(hands: &Arc<dyn Hands>) -> Result<Known, Unseen> {
     let ask = VerbAsk {
         verb: Verb::Status,
-        request_id: fresh_id()?,
+        request_id: fresh_id().map_err(Unseen::silent)?,
         origin: Origin::Runbook,
         actor: Unit64::from_free_text("page"),
         reason: None,
@@ -258,6 +285,6 @@ async fn look(hands: &Arc<dyn Hands>) -> Result<Known, Message> {
             let judged = judged.filter(|judged| Some(judged.code) == body.assessment);
             Ok(Known { body, judged })
         }
-        Err(_) => Err(end.said),
+        Err(why) => Err(Unseen { said: end.said, other_vm: matches!(why, Unproved::OtherVm { .. }) }),
     }
 }

@@ -148,6 +148,10 @@ impl Counted {
 }
 
 impl Hands for Counted {
+    fn vmid(&self) -> proto::Vmid {
+        self.hands.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             let end = self.hands.verb(ask.clone(), news).await;

@@ -53,6 +53,9 @@ pub(super) async fn confirm(
     let Ok(Path(verb)) = verb else { return no_verb(wants_json(&headers, &who)) };
     app.looks.interest();
     let look = app.looks.fresh(RECENT, WAIT).await;
+    if let Some(said) = look.is_for_another_vm().filter(|_| verb.mutates()) {
+        return shell::refusal(StatusCode::CONFLICT, said, wants_json(&headers, &who));
+    }
     ask(&app, &who, verb, &press, &look, None, wants_json(&headers, &who))
 }
 
@@ -80,7 +83,7 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
         @if let Some(changed) = changed { p.banner.warn role="alert" { (changed) } }
         (banners(&at_work(app, &app.store.list())))
         section.card {
-            h1 { (capital(verb)) " VM 102?" }
+            h1 { (capital(verb)) " VM " (app.hands.vmid()) "?" }
             p.lead { (what_it_does(verb)) }
             @if let Some(other) = other {
                 p.note.warn { "The host advises " b { (other) } ", not " (verb) "." }
@@ -109,9 +112,9 @@ fn ask(app: &Arc<App>, who: &Who, verb: Verb, press: &Press, look: &Look, stale:
             p.quiet { "Evidence is taken first, either way. A plan changes nothing." }
         }
         h2.over { "As it looks now" }
-        (state(look, false))
+        (state(app, look, false))
     };
-    shell::html(status, page(&format!("{} VM 102?", capital(verb)), "", Some(who), &Fresh::default(), &body))
+    shell::html(status, page(&format!("{} VM {}?", capital(verb), app.hands.vmid()), "", Some(who), &Fresh::default(), &body))
 }
 
 const fn what_it_does(verb: Verb) -> &'static str {
@@ -142,11 +145,14 @@ pub(super) async fn press(
     let json = wants_json(&headers, &who);
     if verb.mutates() {
         let look = app.looks.latest();
+        if let Some(said) = look.is_for_another_vm() {
+            return shell::refusal(StatusCode::CONFLICT, said, json);
+        }
         if let Err(stale) = app.tokens.spend(press.token.as_deref().unwrap_or_default(), &about(&who, verb, &look)) {
             return ask(&app, &who, verb, &press, &look, Some(stale), json);
         }
     }
-    match begin(&app, &who, verb, &press) {
+    match begin(&app, &who, verb, &press).await {
         Ok((id, incident)) if json => (
             StatusCode::ACCEPTED,
             Json(serde_json::json!({ "request_id": id, "incident": incident, "run": format!("/runs/{id}"), "events": format!("/incidents/{incident}/events") })),
@@ -157,9 +163,9 @@ pub(super) async fn press(
     }
 }
 
-fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(RequestId, IncidentId), Message> {
+async fn begin(app: &Arc<App>, who: &Who, verb: Verb, press: &Press) -> Result<(RequestId, IncidentId), Message> {
     let named = press.incident.as_deref().and_then(|id| id.parse().ok());
-    let incident = app.incident(named.as_ref(), &format!("{verb}{BY_HAND}"), &who.name)?;
+    let incident = app.incident(named.as_ref(), &format!("{verb}{BY_HAND}"), &who.name).await?;
     let actor = person(who);
     let request_id = fresh_id()?;
     let task = incident.task();
@@ -215,7 +221,7 @@ async fn settle(app: Arc<App>, incident: Arc<Incident>, running: Running<VerbTol
             Err(_) => (false, told.end.said),
             Ok(proved) if mutated => {
                 let look = app.looks.latest();
-                let what = look.seen.as_ref().map_or_else(|said| said.what.clone(), |known| known.body.message.what.clone());
+                let what = look.seen.as_ref().map_or_else(|unseen| unseen.said.what.clone(), |known| known.body.message.what.clone());
                 (look.is_healthy_still() && proved.is_success(), Message::new(what, "Look into the guest when you are awake."))
             }
             Ok(proved) => (proved.body().assessment == Some(proto::Code::Healthy), proved.body().message.clone()),

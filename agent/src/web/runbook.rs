@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Form, Json};
 use maud::{Markup, html};
-use proto::{Code, Message};
+use proto::{Code, Message, Verb};
 use serde::Deserialize;
 
 use super::app::App;
@@ -21,7 +21,7 @@ use super::press::{RECENT, WAIT, person};
 use super::shell::{self, Fresh, page, see_other};
 use super::tokens::{About, Stale};
 use crate::incident::{BY_HAND, By, IncidentId};
-use crate::runbook::{Next, next};
+use crate::runbook::{Next, next, second};
 
 /// What its form says.
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +56,9 @@ pub(super) async fn confirm(
     };
     app.looks.interest();
     let look = app.looks.fresh(RECENT, WAIT).await;
+    if let Some(said) = look.is_for_another_vm() {
+        return shell::refusal(StatusCode::CONFLICT, said, json);
+    }
     ask(&app, &who, incident.as_ref(), &asked, &look, None, json)
 }
 
@@ -95,7 +98,7 @@ fn ask(app: &Arc<App>, who: &Who, incident: Option<&IncidentId>, asked: &Asked, 
             }
         }
         h2.over { "As it looks now" }
-        (state(look, false))
+        (state(app, look, false))
     };
     shell::html(status, page("Run the runbook?", "", Some(who), &Fresh::default(), &body))
 }
@@ -111,13 +114,26 @@ fn would(known: Option<&Known>) -> (bool, Markup) {
     match next(code, known.state(), known.advised()) {
         Next::Soften => (
             true,
-            html! { p.note.warn { "Now it would end the guest's largest process over SSH, and " b { "reset" } " where that does not help." } },
+            html! {
+                p.note.warn { "Now it would end the guest's largest process over SSH, and " b { "reset" } " where that does not help." }
+                (after(Verb::Reset))
+            },
         ),
         Next::Verb(verb) => {
             let on_purpose = if code == Code::Stopped { ", also where it was stopped on purpose" } else { "" };
-            (true, html! { p.note.warn { "Now it would " b { (verb) } " the VM" (on_purpose) "." } })
+            (true, html! { p.note.warn { "Now it would " b { (verb) } " the VM" (on_purpose) "." } (after(verb)) })
         }
         Next::Person => (false, html! { p.note { "Now it would change nothing: what is so is for a person." } }),
+    }
+}
+
+/// What it may do after that.
+fn after(verb: Verb) -> Markup {
+    html! {
+        p.note {
+            "Where the host's evidence still finds the VM unwell then, or off, one more verb may follow: " b { (second(verb)) }
+            ". Never a third, and none on a VM that the host calls healthy."
+        }
     }
 }
 
@@ -134,11 +150,14 @@ pub(super) async fn begin(
         Err(none) => return none,
     };
     let look = app.looks.latest();
+    if let Some(said) = look.is_for_another_vm() {
+        return shell::refusal(StatusCode::CONFLICT, said, json);
+    }
     if let Err(stale) = app.tokens.spend(asked.token.as_deref().unwrap_or_default(), &about(&who, named.as_ref(), &look)) {
         return ask(&app, &who, named.as_ref(), &asked, &look, Some(stale), json);
     }
     let begun = match &named {
-        Some(id) => app.store.resume(id),
+        Some(id) => app.store.take_up(id).await,
         None => {
             let title = text_of(asked.text.as_deref()).unwrap_or_else(|| format!("the runbook{BY_HAND}"));
             let title = crate::redact::redact(&title);

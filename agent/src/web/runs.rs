@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use maud::{Markup, html};
-use proto::{Message, Probe, RequestId, StepOutcome, Verb};
+use proto::{Message, Probe, RequestId, StepOutcome, Verb, Vmid};
 
 use super::app::App;
 use super::auth::Who;
@@ -53,7 +53,7 @@ pub(super) async fn run(
         p #spoken.spoken role="status" data-live { (capital(run.verb)) ": " (run.doing()) }
         div #live data-live data-done[run.end.is_some()] {
             @match &run.end {
-                None => (running(&run)),
+                None => (running(&run, app.hands.vmid())),
                 Some(end) => (ended(&app, &run, end)),
             }
             (steps(&run))
@@ -82,12 +82,12 @@ fn told(run: &Run) -> serde_json::Value {
     })
 }
 
-fn running(run: &Run) -> Markup {
+fn running(run: &Run, vmid: Vmid) -> Markup {
     let whole = run.until.unix_ms().saturating_sub(run.asked.unix_ms()).max(1);
     let gone = now().unix_ms().saturating_sub(run.asked.unix_ms()).min(whole);
     html! {
         section.card.running {
-            p.eyebrow { (capital(run.verb)) " of VM 102" @if run.dry_run { " · only planned" } @if run.attached { " · asked after" } }
+            p.eyebrow { (capital(run.verb)) " of VM " (vmid) @if run.dry_run { " · only planned" } @if run.attached { " · asked after" } }
             h1.headline { (run.doing()) }
             progress max=(whole) value=(gone) data-from=(run.asked.unix_ms()) data-to=(run.until.unix_ms()) aria-label="Time used" {}
             p.since { "At most " b data-until=(run.until.unix_ms()) { (left(run)) } " left" @if let Some(node) = &run.node { ", on " (plain(node)) } }
@@ -104,7 +104,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
     let advised = look.seen.as_ref().ok().and_then(super::look::Known::advised);
     html! {
         section class={ "card outcome " (run.class(end)) } {
-            p.eyebrow { (capital(run.verb)) " of VM 102, ended " (time(end.at)) " (" (aged(end.at)) ")" }
+            p.eyebrow { (capital(run.verb)) " of VM " (app.hands.vmid()) ", ended " (time(end.at)) " (" (aged(end.at)) ")" }
             h1.headline { (run.heading(end)) }
             p { (plain(&end.said.what)) }
             p.advice { b { "Next: " } (run.next(end)) }
@@ -126,7 +126,7 @@ fn ended(app: &App, run: &Run, end: &End) -> Markup {
             }
         }
         h2.over { "State now" @if !seen_since { " (looked before it ended; looking again)" } }
-        (state(&look, false))
+        (state(app, &look, false))
         div.row {
             @if let Some(verb) = advised.filter(|verb| seen_since && verb.mutates()) {
                 a.button.primary href={ "/verbs/" (verb) "/confirm?incident=" (run.incident) } { (capital(verb)) " …" }

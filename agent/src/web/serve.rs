@@ -59,10 +59,10 @@ pub fn serve(config: &Config) -> Result<(), Message> {
                 "Set identity_header with secret_file, tokens_file or basic_file; or listen on 127.0.0.1.",
             ));
         }
-        let ssh = Arc::new(Ssh::open(config)?);
+        let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
+        let ssh = Arc::new(Ssh::open(config)?.told_with(&store));
         ssh.warm();
         let hands: Arc<dyn Hands> = Arc::clone(&ssh) as Arc<dyn Hands>;
-        let store = Store::open(&config.state.dir, config.state.keep_bytes, true)?;
         let app = App::new(Parts {
             door,
             loopback,
@@ -80,6 +80,9 @@ pub fn serve(config: &Config) -> Result<(), Message> {
         })?;
         let at = listener.local_addr().map_err(fault)?;
         tracing::info!(event = "serve", address = %at, model = config.claude.credential().is_ok_and(|key| key.is_some()), "listening");
+        if let Some(said) = app.unproven() {
+            tracing::warn!(event = "unproven", "{said}");
+        }
         if let Some(link) = app.link() {
             // Not on standard output, which the log shipper reads.
             let _nobody_reads = writeln!(io::stderr(), "Open this once: http://{at}/link/{link}");

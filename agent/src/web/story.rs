@@ -227,6 +227,7 @@ fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -
                     textarea #text name="text" rows="3" maxlength="8000" required {}
                     div.row { button.primary type="submit" { "Send" } }
                 }
+                @if let Some(said) = app.unproven() { p.note { (said) } }
             }
             div.row {
                 div #go data-live {

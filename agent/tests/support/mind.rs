@@ -53,6 +53,10 @@ pub(crate) struct Slow {
 }
 
 impl Hands for Slow {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             if ask.verb.mutates() && !ask.attach {
@@ -67,6 +71,28 @@ impl Hands for Slow {
     }
 }
 
+/// Hands with a devvm on which every command ends like this.
+pub(crate) struct Unasked {
+    /// What the verbs act on.
+    pub(crate) world: Arc<World>,
+    /// The end.
+    pub(crate) end: ExecEnd,
+}
+
+impl Hands for Unasked {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
+    fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
+        self.world.verb(ask, news)
+    }
+
+    fn exec(&self, _: ExecAsk, _: Sender<ExecNews>) -> Doing<'_, ExecEnd> {
+        Box::pin(async { self.end.clone() })
+    }
+}
+
 /// A desk of this case.
 pub(crate) fn desk(api: Api, case: Case) -> Desk {
     with(api, case, Settings::default(), Budget::default(), Duration::ZERO)
@@ -74,12 +100,17 @@ pub(crate) fn desk(api: Api, case: Case) -> Desk {
 
 /// A desk with these settings.
 pub(crate) fn with(api: Api, case: Case, settings: Settings, budget: Budget, slow: Duration) -> Desk {
+    in_world(api, World::new(case).unwrap(), settings, budget, slow)
+}
+
+/// A desk in this world.
+pub(crate) fn in_world(api: Api, world: World, settings: Settings, budget: Budget, slow: Duration) -> Desk {
     // On memory where there is some: every line is synced.
     let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let key = folder.path().join("key");
     std::fs::write(&key, format!("{KEY}\n")).unwrap();
     let settings = Settings { base_url: Some(api.url.clone()), api_key_file: Some(key), ..settings };
-    let world = Arc::new(World::new(case).unwrap());
+    let world = Arc::new(world);
     let hands: Arc<dyn Hands> = if slow.is_zero() { world.clone() } else { Arc::new(Slow { world: Arc::clone(&world), verb: slow }) };
     let store = Store::open(folder.path(), 1 << 30, false).unwrap();
     let mind = Mind::new(&settings, budget, &store, &hands).unwrap().unwrap();

@@ -13,6 +13,7 @@ use agent::evals::case::{self, Case};
 use agent::evals::world::World;
 use agent::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
 use agent::incident::Store;
+use agent::receipt::Unproved;
 use agent::signers::Pinned;
 use agent::web::app::{App, Parts};
 use agent::web::auth::{self, Door};
@@ -41,6 +42,8 @@ pub(crate) struct Paced {
     pub(crate) node: String,
     /// The host says nothing.
     pub(crate) silent: AtomicBool,
+    /// The host answers about another VM: the key's line there names it.
+    pub(crate) other_vm: AtomicBool,
     /// A mutation stands behind its evidence until this is off: so that a test has all the time that it needs in the middle.
     pub(crate) held: AtomicBool,
 }
@@ -61,7 +64,7 @@ impl Paced {
         let event = |body| VerbNews::Event(Box::new(Event::new(at(), ask.request_id.clone(), body)));
         let accepted = Accepted {
             verb: ask.verb,
-            vmid: proto::Vmid::DEVVM,
+            vmid: self.world.vmid(),
             node: self.node.clone(),
             key_name: KeyName::console("page"),
             key_fingerprint: None,
@@ -104,10 +107,19 @@ impl Paced {
 }
 
 impl Hands for Paced {
+    fn vmid(&self) -> proto::Vmid {
+        self.world.vmid()
+    }
+
     fn verb(&self, ask: VerbAsk, news: Sender<VerbNews>) -> Doing<'_, VerbEnd> {
         Box::pin(async move {
             while self.silent.load(Ordering::Relaxed) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            if self.other_vm.load(Ordering::Relaxed) {
+                let (wanted, got) = (self.vmid(), "106".parse().unwrap());
+                let (checked, said) = (Err(Unproved::OtherVm { wanted, got }), agent::say::other_vm(wanted, got, None));
+                return VerbEnd { request_id: ask.request_id, checked, sent: true, status: agent::UNKNOWN, said };
             }
             self.told(ask, news).await
         })
@@ -170,6 +182,8 @@ pub(crate) struct Page {
 pub(crate) struct How {
     /// The recorded incident.
     pub(crate) case: Case,
+    /// The VM that it is about.
+    pub(crate) vmid: proto::Vmid,
     /// Between two things that a verb tells.
     pub(crate) pace: Duration,
     /// The host's name.
@@ -215,6 +229,7 @@ impl How {
     pub(crate) fn stalled(folder: &Path) -> Self {
         Self {
             case: recorded("2026-06-11-block-stall"),
+            vmid: proto::Vmid::DEVVM,
             pace: Duration::from_millis(2),
             node: "pve".to_owned(),
             door: every_way(folder),
@@ -228,10 +243,11 @@ impl Page {
     /// Serves one on this state folder.
     pub(crate) async fn serve(state: &Path, how: How) -> Self {
         let hands = Arc::new(Paced {
-            world: World::new(how.case).unwrap(),
+            world: World::of(how.case, how.vmid).unwrap(),
             pace: how.pace,
             node: how.node,
             silent: AtomicBool::default(),
+            other_vm: AtomicBool::default(),
             held: AtomicBool::default(),
         });
         Self::with(state, hands, how.door, how.claude, how.listen).await

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::line::{Kind, Line};
+use crate::flock::Flocked;
 use crate::operation::LastIntent;
 
 /// The lines that the disk has not taken yet.
@@ -196,13 +197,13 @@ pub(super) struct Chain {
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     chain: &'a Chain,
-    _lock: File,
+    _lock: Flocked<File>,
 }
 
 /// `carry.lock`, held. Whoever holds it may append to the disk and cut the overflow.
 #[derive(Debug)]
 pub(super) struct Carrying {
-    _lock: File,
+    _lock: Flocked<File>,
 }
 
 impl Chain {
@@ -224,11 +225,11 @@ impl Chain {
         Ok(Carrying { _lock: self.flock("carry.lock", until)? })
     }
 
-    fn flock(&self, name: &str, until: Instant) -> Result<File, String> {
+    fn flock(&self, name: &str, until: Instant) -> Result<Flocked<File>, String> {
         let file = self.file(name, OFlags::RDWR | OFlags::CREATE).map_err(|e| format!("{name} could not be opened: {e}"))?;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
+                Ok(()) => return Ok(Flocked::new(file)),
                 // Polled, because a blocking flock has no deadline.
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
                 Err(rustix::io::Errno::WOULDBLOCK) => return Err(format!("{name} was held by somebody else for too long")),

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::pack::Pack;
+use crate::flock::Flocked;
 use crate::host::path;
 
 /// Writes everything, and gives the folder its name last. What did not become whole goes at once: its room is needed.
@@ -19,6 +20,7 @@ pub(super) fn seal(vmid: Vmid, name: &BundleName, pack: &Pack<'_>) -> std::io::R
         // Locked until it has its name: what is there without a lock is a dead one's (litter.rs).
         let opened = File::open(&partial)?;
         flock(&opened, FlockOperation::NonBlockingLockExclusive)?;
+        let _lock = Flocked::new(&opened);
         for (path, bytes) in &pack.files {
             write(Path::new(&partial), path, bytes)?;
         }

@@ -23,7 +23,7 @@ pub(crate) fn not_asked(why: &str) -> Answer {
 }
 
 /// Asks, for at most `within`, and at most [`deadline::AUTOPSY`]. Beside the answer, a sentence where QEMU is not as it was.
-pub(crate) fn ask(vmid: Vmid, qemu: QemuProcess, within: Duration) -> (Answer, Option<String>) {
+pub fn ask(vmid: Vmid, qemu: QemuProcess, within: Duration) -> (Answer, Option<String>) {
     let since = Instant::now();
     let Some(planned) = plan(Set::Full, vmid).into_iter().find(|p| p.name == NAME) else { return (not_asked("it is not planned"), None) };
     let within = within.min(deadline::AUTOPSY).saturating_sub(deadline::SETTLE);
@@ -61,12 +61,13 @@ fn answer(p: &Planned, since: Instant, ended: ToolOutcome, within: Duration) -> 
     let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
     match ended {
         ToolOutcome::Finished { status: Some(0), output, cut, .. } => Answer::captured(p, ms, output).noting(cut.then_some("cut at 4 MiB")),
-        ToolOutcome::Finished { status, errors, .. } => {
+        ToolOutcome::Finished { status, output, errors, .. } => {
             let status = status.map_or_else(|| "a signal".to_owned(), |s| format!("exit status {s}"));
-            Answer::without(NAME, ProbeOutcome::Failed, ms, &format!("gdb ended with {status}: {}", errors.escaped(300)))
+            Answer::partial(p, ProbeOutcome::Failed, ms, &format!("gdb ended with {status}: {}", errors.escaped(300)), output)
         }
-        ToolOutcome::TimedOut { .. } => {
-            Answer::without(NAME, ProbeOutcome::TimedOut, ms, &format!("gdb did not end within {} ms and was killed", within.as_millis()))
+        ToolOutcome::TimedOut { output } => {
+            let why = format!("gdb did not end within {} ms and was killed", within.as_millis());
+            Answer::partial(p, ProbeOutcome::TimedOut, ms, &why, output)
         }
         ToolOutcome::Unavailable(why) => Answer::without(NAME, ProbeOutcome::Unavailable, ms, &why),
     }
@@ -190,5 +191,15 @@ mod tests {
         let own = std::process::id();
         let me = QemuProcess { pid: own, started: crate::procfs::start_time(own).unwrap() };
         assert!(fit(me, &threads, Duration::from_secs(1)).unwrap_err().contains("state D"));
+    }
+
+    #[test]
+    fn what_a_killed_debugger_had_printed_is_kept() {
+        let planned = plan(Set::Full, Vmid::DEVVM).into_iter().find(|p| p.name == NAME).unwrap();
+        let late = ToolOutcome::TimedOut { output: crate::probe::Raw::new(b"Thread 2 (LWP 7):\n#0  poll".to_vec()) };
+        let answer = answer(&planned, Instant::now(), late, Duration::from_secs(1));
+        assert_eq!((answer.outcome, answer.artifact.unwrap().bytes.as_bytes().len()), (ProbeOutcome::TimedOut, 26));
+        let detail = answer.detail.unwrap();
+        assert!(detail.starts_with("gdb did not end within 1000 ms and was killed; ") && detail.contains("is kept, 26 bytes"), "{detail}");
     }
 }

@@ -4,16 +4,16 @@
 
 use super::sketch::Sketch;
 use crate::helper::run::Outbox;
-use crate::procfs::anybody_on;
+use crate::procfs::Diagnosis;
 use crate::qga;
 use crate::qmp::{QmpError, ScreenFile};
 use proto::ProbeOutcome;
 use rustix::fs::{Mode, OFlags, openat};
 use serde_json::json;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,7 @@ pub fn read_screen(folder: impl AsFd, file: &ScreenFile) -> Result<Picture, Stri
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut bytes = Vec::new();
     let read = openat(folder, file.name(), flags, Mode::empty())
-        .map_err(std::io::Error::from)
+        .map_err(io::Error::from)
         .and_then(|file| File::from(file).take(PICTURE + 1).read_to_end(&mut bytes));
     match read {
         Ok(n) if n as u64 <= PICTURE => parse_ppm(bytes),
@@ -111,18 +111,36 @@ pub(crate) fn answer(out: &Outbox, name: &str, since: Instant, picture: &Picture
     }
 }
 
+/// What says whether somebody is on the serial line. Both tell of the network namespace in which they were opened, and the sandbox has
+/// one of its own: so they are opened before it closes.
+pub(crate) struct Sockets {
+    diagnosis: io::Result<Diagnosis>,
+    /// `/proc/net/unix`, for a kernel without socket diagnosis.
+    table: Option<File>,
+    /// The serial line's socket in that table.
+    known_as: PathBuf,
+}
+
+impl Sockets {
+    pub(crate) fn open(known_as: PathBuf) -> Self {
+        Self { diagnosis: Diagnosis::open(), table: File::open("/proc/net/unix").ok(), known_as }
+    }
+
+    fn in_use(self, socket: &Path) -> bool {
+        self.diagnosis.and_then(|d| d.anybody_on(socket)).unwrap_or_else(|_| {
+            let mut text = Vec::new();
+            let read = self.table.and_then(|t| t.take(MOST_TABLE).read_to_end(&mut text).ok());
+            read.is_some() && in_use(&String::from_utf8_lossy(&text), &self.known_as)
+        })
+    }
+}
+
 /// The serial line, if the VM has one and nobody else listens to it.
-///
-/// `table` is `/proc/net/unix`, open, for a kernel without socket diagnosis; `known_as` is the socket's name in it.
-pub(crate) fn serial(socket: &Path, table: Option<File>, known_as: &Path, out: &Outbox) {
+pub(crate) fn serial(socket: &Path, sockets: Sockets, out: &Outbox) {
     let since = Instant::now();
     let name = "console/serial";
     // A second client would wait in the backlog and be served when the first one leaves: somebody's console would go to us.
-    let in_use = anybody_on(socket).unwrap_or_else(|_| {
-        let mut text = Vec::new();
-        table.and_then(|t| t.take(MOST_TABLE).read_to_end(&mut text).ok()).is_some() && in_use(&String::from_utf8_lossy(&text), known_as)
-    });
-    if in_use {
+    if sockets.in_use(socket) {
         return out.without(name, since, ProbeOutcome::Unavailable, "somebody is connected to the serial console");
     }
     match qga::listen(socket, since + LISTEN, SERIAL) {
@@ -152,7 +170,7 @@ mod tests {
         let picture = parse_ppm(b"P6\n2 1\n255\nabcdef".to_vec()).unwrap();
         assert_eq!(picture, Picture { width: 2, height: 1, pixels: b"abcdef".to_vec() });
         let encoded = encode_png(&picture).unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(encoded)).read_info().unwrap();
+        let mut reader = png::Decoder::new(io::Cursor::new(encoded)).read_info().unwrap();
         let mut back = vec![0; 6];
         reader.next_frame(&mut back).unwrap();
         assert_eq!(back, b"abcdef");

@@ -18,7 +18,6 @@ use proto::ProbeOutcome;
 use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -90,9 +89,9 @@ pub(crate) fn tasks(job: &Job, planned: &[Planned]) -> Vec<Task> {
         })),
     }
     if planned.iter().any(|p| p.name == "console/serial") {
-        let table = File::open("/proc/net/unix").ok();
+        let sockets = console::Sockets::open(qemu_server(vmid, "serial0"));
         tasks.push(Task::new(&["console/serial"], move |out| match sign_of_life(&port, || true) {
-            Some(_) => console::serial(Path::new(&format!("./{vmid}.serial0")), table, &qemu_server(vmid, "serial0"), out),
+            Some(_) => console::serial(Path::new(&format!("./{vmid}.serial0")), sockets, out),
             None => out.without("console/serial", Instant::now(), ProbeOutcome::Unavailable, LEFT_ALONE),
         }));
     }

@@ -9,7 +9,8 @@ use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -52,7 +53,7 @@ impl Peers {
 /// Who is connected to this socket, apart from this program. Takes a bounded time, give or take a read of `/proc`.
 pub fn peer_of(socket: &Path, within: Duration) -> Peers {
     let until = Instant::now() + within;
-    let table = match diagnose() {
+    let table = match Diagnosis::open().and_then(|diagnosis| diagnosis.table()) {
         Ok(table) => table,
         Err(e) => return Peers::Unknown(format!("the kernel's socket diagnosis is not to be had: {e}")),
     };
@@ -79,13 +80,54 @@ pub fn peer_of(socket: &Path, within: Duration) -> Peers {
     }
 }
 
-/// Whether anybody at all is connected to this socket, or waits to be. Names nobody, and so needs no `/proc`.
-///
-/// # Errors
-/// Where the kernel has no socket diagnosis.
-pub(crate) fn anybody_on(socket: &Path) -> std::io::Result<bool> {
-    let table = diagnose()?;
-    Ok(file_of(socket).is_some_and(|file| !clients_of(&table, file).is_empty()))
+/// The kernel's socket diagnosis, open. It tells of the network namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Diagnosis(OwnedFd);
+
+impl Diagnosis {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Where the kernel has none.
+    pub(crate) fn open() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(Self(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(SOCK_DIAG))?))
+    }
+
+    /// Whether anybody at all is connected to this socket, or waits to be. Names nobody, and so needs no `/proc`.
+    ///
+    /// # Errors
+    /// Where the kernel does not say.
+    pub(crate) fn anybody_on(&self, socket: &Path) -> io::Result<bool> {
+        let table = self.table()?;
+        Ok(file_of(socket).is_some_and(|file| !clients_of(&table, file).is_empty()))
+    }
+
+    /// Asks for every unix socket with its file, peer and backlog (`sock_diag`, `unix_diag_req`).
+    fn table(&self) -> io::Result<Vec<Entry>> {
+        const REQUEST_DUMP: u16 = 0x301;
+        const BY_FAMILY: u16 = 20;
+        const FILE_PEER_WAITING: u32 = 2 | 4 | 8;
+        let mut request = Vec::new();
+        request.extend(40_u32.to_ne_bytes());
+        request.extend(BY_FAMILY.to_ne_bytes());
+        request.extend(REQUEST_DUMP.to_ne_bytes());
+        request.extend([0; 8]);
+        request.extend([1, 0, 0, 0]); // AF_UNIX
+        request.extend(u32::MAX.to_ne_bytes());
+        request.extend(0_u32.to_ne_bytes());
+        request.extend(FILE_PEER_WAITING.to_ne_bytes());
+        request.extend(u64::MAX.to_ne_bytes());
+        sendto(self.0.as_fd(), &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        let mut table = Vec::new();
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            let (n, _) = recv(&self.0, &mut chunk, RecvFlags::empty())?;
+            if parse(chunk.get(..n).unwrap_or_default(), &mut table)? {
+                return Ok(table);
+            }
+        }
+    }
 }
 
 /// By the file's inode, not by its name: a container, or a test in a namespace of its own, may have a socket of the same name.
@@ -150,35 +192,8 @@ fn holders(until: Instant) -> Option<(HashMap<u32, u32>, Vec<u32>)> {
     Some((by_inode, own))
 }
 
-/// Asks the kernel for every unix socket with its file, peer and backlog (`sock_diag`, `unix_diag_req`).
-fn diagnose() -> std::io::Result<Vec<Entry>> {
-    const REQUEST_DUMP: u16 = 0x301;
-    const BY_FAMILY: u16 = 20;
-    const FILE_PEER_WAITING: u32 = 2 | 4 | 8;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, Some(SOCK_DIAG))?;
-    let mut request = Vec::new();
-    request.extend(40_u32.to_ne_bytes());
-    request.extend(BY_FAMILY.to_ne_bytes());
-    request.extend(REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([1, 0, 0, 0]); // AF_UNIX
-    request.extend(u32::MAX.to_ne_bytes());
-    request.extend(0_u32.to_ne_bytes());
-    request.extend(FILE_PEER_WAITING.to_ne_bytes());
-    request.extend(u64::MAX.to_ne_bytes());
-    sendto(socket.as_fd(), &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    let mut table = Vec::new();
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        let (n, _) = recv(&socket, &mut chunk, RecvFlags::empty())?;
-        if parse(chunk.get(..n).unwrap_or_default(), &mut table)? {
-            return Ok(table);
-        }
-    }
-}
-
 /// Reads one datagram of messages; true at the last.
-fn parse(mut bytes: &[u8], table: &mut Vec<Entry>) -> std::io::Result<bool> {
+fn parse(mut bytes: &[u8], table: &mut Vec<Entry>) -> io::Result<bool> {
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
     while let Some((length, kind)) = u32_at(bytes, 0).zip(bytes.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes)) {
@@ -187,7 +202,7 @@ fn parse(mut bytes: &[u8], table: &mut Vec<Entry>) -> std::io::Result<bool> {
         match kind {
             DONE => return Ok(true),
             ERROR => {
-                return Err(std::io::Error::from_raw_os_error(i32::try_from(u32_at(message, 0).unwrap_or(0).wrapping_neg()).unwrap_or(0)));
+                return Err(io::Error::from_raw_os_error(i32::try_from(u32_at(message, 0).unwrap_or(0).wrapping_neg()).unwrap_or(0)));
             }
             _ => table.extend(entry(message)),
         }
@@ -249,11 +264,30 @@ mod tests {
         // A child of another program that holds a client's end.
         let client = UnixStream::connect(&path).unwrap();
         let _accepted = (listener.accept().unwrap(), listener.accept().unwrap());
-        let mut child = Command::new("sleep").arg("60").stdin(Stdio::from(std::os::fd::OwnedFd::from(client))).spawn().unwrap();
+        let mut child = Command::new("sleep").arg("60").stdin(Stdio::from(OwnedFd::from(client))).spawn().unwrap();
         let peers = peer_of(&path, Duration::from_secs(5));
         let _ = child.kill();
         let _ = child.wait();
         assert_eq!(peers.text(), Some(format!("in use by {} (sleep)", child.id())));
         assert!(!peers.nobody());
+    }
+
+    #[test]
+    fn a_diagnosis_tells_of_the_network_that_it_was_opened_in() {
+        use nix::sched::{CloneFlags, unshare};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let before = Diagnosis::open().unwrap();
+        assert!(!before.anybody_on(&path).unwrap());
+        // As the sandbox of probe-guest does it, which needs root: a thread of its own, since the namespace is the thread's.
+        let alone = std::thread::spawn(move || {
+            let apart = unshare(CloneFlags::CLONE_NEWNET).is_ok();
+            let _client = UnixStream::connect(&path).unwrap();
+            assert!(before.anybody_on(&path).unwrap());
+            assert_eq!(Diagnosis::open().unwrap().anybody_on(&path).unwrap(), !apart);
+            apart
+        });
+        assert_eq!(alone.join().unwrap(), rustix::process::geteuid().is_root());
     }
 }

@@ -9,6 +9,8 @@ pub enum Sight {
     Lives,
     /// Its holder is past its deadline, and there or not.
     Late,
+    /// Its holder is gone, and its file is still locked: it died a moment ago, or something that hangs has a copy of its descriptor.
+    Gone,
     /// Whoever has it can't be told: it is letting go, or was killed a moment ago.
     Nameless,
 }
@@ -30,14 +32,17 @@ pub enum Turn {
 const TAKEOVERS: usize = 3;
 /// How often a lock without a name is looked at.
 pub const LOOKS: u32 = 20;
+/// How often one whose holder is gone is looked at: whoever lets it go by itself needs a moment, and is not taken over.
+const LOOKS_AT_GONE: u32 = 3;
 
-/// What to do about this sight, after so many takeovers and so many looks at a lock without a name.
+/// What to do about this sight, after so many takeovers and so many looks at a lock without a living name.
 #[must_use]
 pub const fn turn(sight: Sight, taken_over: usize, looks: u32) -> Turn {
     match sight {
         Sight::Free => Turn::Take,
-        Sight::Late if taken_over < TAKEOVERS => Turn::End,
+        Sight::Gone if looks < LOOKS_AT_GONE => Turn::Wait,
+        Sight::Late | Sight::Gone if taken_over < TAKEOVERS => Turn::End,
         Sight::Nameless if looks < LOOKS => Turn::Wait,
-        Sight::Lives | Sight::Late | Sight::Nameless => Turn::Busy,
+        Sight::Lives | Sight::Late | Sight::Gone | Sight::Nameless => Turn::Busy,
     }
 }

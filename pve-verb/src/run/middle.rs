@@ -19,7 +19,8 @@ impl Run {
     /// A holder past its deadline lost the lock to us.
     pub fn note_takeover(&mut self, holder: &lock::Holder, killed: bool) {
         let facts = json!({ "holder": holder, "killed": killed });
-        self.degrade(format!("the lock was taken over from request {}, which was past its deadline", holder.request_id));
+        let why = if killed { "which was past its deadline" } else { "whose worker is gone" };
+        self.degrade(format!("the lock was taken over from request {}, {why}", holder.request_id));
         let _ = self.append(Kind::Takeover, facts);
     }
 

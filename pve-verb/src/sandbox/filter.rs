@@ -1,5 +1,5 @@
 //! Which system calls a probe helper may make: a list of what the real ones make, everything else is refused with EPERM. Opening is
-//! for reading only; a socket is a unix one or the kernel's socket diagnosis; a clone is a thread.
+//! for reading only; a socket is a unix one (guest) or the kernel's socket diagnosis (host); a clone is a thread.
 
 use libc::{c_int, c_long};
 use seccompiler::SeccompCmpArgLen::Dword;
@@ -66,16 +66,13 @@ const THREAD: c_int = libc::CLONE_VM | libc::CLONE_THREAD;
 /// The filter of `probe-guest`.
 pub(super) fn guest() -> Result<(), Error> {
     let unix = only(&[(0, Eq, libc::AF_UNIX)])?;
-    install(&GUEST, vec![unix, diagnosis()?])
+    install(&GUEST, vec![unix])
 }
 
 /// The filter of `probe-host`.
 pub(super) fn host() -> Result<(), Error> {
-    install(&HOST, vec![diagnosis()?])
-}
-
-fn diagnosis() -> Result<SeccompRule, Error> {
-    only(&[(0, Eq, libc::AF_NETLINK), (2, Eq, libc::NETLINK_SOCK_DIAG)])
+    let diagnosis = only(&[(0, Eq, libc::AF_NETLINK), (2, Eq, libc::NETLINK_SOCK_DIAG)])?;
+    install(&HOST, vec![diagnosis])
 }
 
 fn install(more: &[c_long], sockets: Vec<SeccompRule>) -> Result<(), Error> {

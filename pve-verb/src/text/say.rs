@@ -197,7 +197,7 @@ pub fn busy(verb: Verb, id: &RequestId, key: &str, since: Timestamp) -> Message 
 pub fn busy_unknown(how: &str) -> Message {
     Message::new(
         format!("Another mutation holds the lock, and whose it is could not be read: {}.", show(how)),
-        "Try again in a minute; past its deadline the lock is taken over.",
+        "Try again in a minute; if it stays so, `lslocks` on the host names who has it.",
     )
 }
 

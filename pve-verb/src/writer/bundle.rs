@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ArtifactPath, Reply, Root, durable, state};
+use crate::flock::Flocked;
 use crate::host::path;
 use crate::tree::Tree;
 
@@ -53,7 +54,7 @@ impl Root {
 
     /// Freed when this process ends, killed or not. In /run like every lock: a disk that hangs must not hold one. Not waited for without an
     /// end: somebody else's work on the shelf is no sign of a disk that hangs.
-    pub(super) fn shelf_lock(&self) -> io::Result<File> {
+    pub(super) fn shelf_lock(&self) -> io::Result<Flocked<File>> {
         durable::lock(&self.path(path::RUN).join("shelf.lock"), SHELF)
     }
 

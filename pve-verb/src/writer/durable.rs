@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::flock::Flocked;
+
 /// Of this process's next temporary file.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -16,7 +18,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Errors
 /// `WouldBlock` where somebody else holds it; else the file system's.
-pub(super) fn lock(path: &Path, within: Duration) -> io::Result<File> {
+pub(super) fn lock(path: &Path, within: Duration) -> io::Result<Flocked<File>> {
     if let Some(above) = path.parent() {
         folder(above)?;
     }
@@ -24,7 +26,7 @@ pub(super) fn lock(path: &Path, within: Duration) -> io::Result<File> {
     let until = Instant::now() + within;
     loop {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(lock),
+            Ok(()) => return Ok(Flocked::new(lock)),
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
             Err(Errno::WOULDBLOCK) => return Err(io::Error::new(io::ErrorKind::WouldBlock, "busy: another writer is still at it")),

@@ -77,6 +77,14 @@ pub fn still_there(vmid: Vmid, left: &str) -> Message {
     )
 }
 
+/// `stop` or `cycle`, and nothing was begun.
+pub fn not_told_to_stop(vmid: Vmid, why: &str) -> Message {
+    Message::new(
+        format!("Nothing was done to VM {vmid}, and nothing is left that could be: {}.", show(why)),
+        "Repair that on the host, then use the verb again.",
+    )
+}
+
 /// `start` did not bring the VM up.
 pub fn did_not_start(vmid: Vmid, said: &str) -> Message {
     Message::new(

@@ -1,4 +1,5 @@
-//! Every line of every incident once more on standard output, for the cluster's log shipper: what an evicted pod loses, the shipper has.
+//! Every line of every incident once more on standard output, and every proved receipt as it came, for the cluster's log shipper: what an
+//! evicted pod loses, the shipper has.
 //! Nobody waits for a slow reader of it: what it can't take is counted and said.
 
 use std::io::Write;
@@ -11,7 +12,7 @@ const WAITING: usize = 4096;
 
 /// Where lines are told; by default nowhere.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Mirror(Option<Arc<Told>>);
+pub(crate) struct Mirror(Option<Arc<Told>>);
 
 #[derive(Debug)]
 struct Told {
@@ -21,7 +22,7 @@ struct Told {
 
 impl Mirror {
     /// One that writes to standard output, on a thread of its own.
-    pub(super) fn stdout() -> Self {
+    pub(crate) fn stdout() -> Self {
         let (tell, told) = sync_channel::<String>(WAITING);
         let spawned = std::thread::Builder::new().name("mirror".to_owned()).spawn(move || {
             for line in told {
@@ -35,7 +36,7 @@ impl Mirror {
     }
 
     /// Tells a line.
-    pub(super) fn tell(&self, line: &str) {
+    pub(crate) fn tell(&self, line: &str) {
         let Some(told) = &self.0 else { return };
         let lost = told.lost.load(Ordering::Relaxed);
         if lost > 0 && told.tell.try_send(format!("{{\"event\":\"log_lost\",\"lines\":{lost}}}")).is_ok() {
