@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::deadline;
 use crate::disk::Disk;
 use crate::host::{self, path};
 use crate::operation::LastIntent;
@@ -35,11 +36,6 @@ use chain::Chain;
 pub use line::{Kind, Position, signed_head};
 pub(crate) use line::{claimed_head, signed_part};
 pub use record::{Closed, Closing, Record};
-
-/// What a record that belongs to a mutation, or a refusal, may wait for locks and disk together.
-pub const PATIENT: Duration = Duration::from_millis(1000);
-/// What a read may.
-pub const HASTY: Duration = Duration::from_millis(300);
 
 /// A clock that is this far behind the newest record has jumped; less is how clocks are kept right.
 const CLOCK_BEHIND_MS: u64 = 5_000;
@@ -103,22 +99,27 @@ impl Log {
     /// # Errors
     /// Where it could be written neither to tmpfs nor to disk: the words for `message.what`'s reason.
     pub fn append(&mut self, kind: Kind, facts: Map<String, Value>) -> Result<Position, String> {
-        self.append_within(kind, facts, PATIENT)
+        self.append_within(kind, facts, deadline::RECORD)
     }
 
     pub(crate) fn append_within(&mut self, kind: Kind, facts: Map<String, Value>, budget: Duration) -> Result<Position, String> {
-        let until = Instant::now() + budget;
-        self.prepare(until);
-        self.append_until(kind, &facts, until)
+        self.disk.clone().waiting(budget, |until| {
+            self.prepare(until);
+            self.append_until(kind, &facts, until)
+        })
     }
 
     /// Appends a request's last record, or counts it where there are too many.
     fn end(&mut self, kind: Kind, facts: &Map<String, Value>, budget: Duration) -> Result<Ended, String> {
-        let until = Instant::now() + budget;
+        self.disk.clone().waiting(budget, |until| self.end_until(kind, facts, until))
+    }
+
+    fn end_until(&mut self, kind: Kind, facts: &Map<String, Value>, until: Instant) -> Result<Ended, String> {
         self.prepare(until);
         if self.carries && self.chain.lock(until).is_ok_and(|held| held.standing().tally.bytes >= flood::CROWDED) {
             // The disk may be back: then there is room for a record.
-            let _ = self.carry(None, Instant::now() + budget / 2);
+            let now = Instant::now();
+            let _ = self.carry(None, now + until.saturating_duration_since(now) / 2);
         }
         if let Some(counted) = self.count(kind, facts, until) {
             return Ok(Ended::Counted(counted));
@@ -175,7 +176,10 @@ impl Log {
 
     /// Whether the log has the record that the caller says it saw; none where that can't be told within this time.
     pub fn contains(&self, witness: &Witness, within: Duration) -> Option<bool> {
-        let until = Instant::now() + within;
+        self.disk.waiting(within, |until| self.contains_until(witness, until))
+    }
+
+    fn contains_until(&self, witness: &Witness, until: Instant) -> Option<bool> {
         let snapshot = self.chain.lock(until).ok().map(|held| held.snapshot());
         if let Some(known) = snapshot.map(chain::Snapshot::known) {
             let end = known.end();
@@ -198,26 +202,34 @@ impl Log {
 
     /// Mutating uses since the last review; none where the log could not be asked.
     pub fn unreviewed(&self) -> Option<u64> {
-        self.chain.lock(Instant::now() + HASTY).ok()?.unreviewed()
+        self.disk.waiting(deadline::RECORD_HASTY, |until| self.chain.lock(until).ok()?.unreviewed())
     }
 
-    /// The time of the newest record that this host knows of, by whatever clock it had then; none where the disk does not say in time.
-    pub fn newest(&mut self, within: Duration) -> Option<Timestamp> {
-        let until = Instant::now() + within;
-        if !self.chain.knows_the_disk() {
-            let _ = self.learn(until);
-        }
-        self.chain.lock(until).ok()?.standing().newest()
+    /// The time of the newest record that this host knows of, by whatever clock it had then; none where there is no record.
+    ///
+    /// # Errors
+    /// The disk does not say in time where its log ends.
+    pub fn newest(&mut self, within: Duration) -> Result<Option<Timestamp>, String> {
+        self.disk.waiting(within, |until| {
+            self.learn(until)?;
+            Ok(self.chain.lock(until)?.standing().newest())
+        })
     }
 
-    /// The newest intent and what became of it; none where there is none, or where the disk does not say in time. Without any time no
-    /// disk is asked.
+    /// Whether this host knows where the disk's log ends: then it knows the newest intent too.
+    pub fn is_known(&self) -> bool {
+        self.chain.knows_the_disk()
+    }
+
+    /// The newest intent and what became of it; none where there is none, or where the disk does not say in time (see [`Log::is_known`]).
+    /// Without any time no disk is asked.
     pub fn last_intent(&mut self, within: Duration) -> Option<LastIntent> {
-        let until = Instant::now() + within;
-        if !within.is_zero() && !self.chain.knows_the_disk() {
-            let _ = self.learn(until);
-        }
-        self.chain.lock(until).ok()?.standing().intent()
+        self.disk.waiting(within, |until| {
+            if !within.is_zero() {
+                let _ = self.learn(until);
+            }
+            self.chain.lock(until).ok()?.standing().intent()
+        })
     }
 
     /// What `head.json` would say now: the chain's end, signed.
@@ -225,11 +237,10 @@ impl Log {
     /// # Errors
     /// Where the end is not known in time.
     pub fn head(&mut self) -> Result<String, String> {
-        let until = Instant::now() + PATIENT;
-        if !self.chain.knows_the_disk() {
+        let (seq, head) = self.disk.waiting(deadline::RECORD, |until| {
             self.learn(until)?;
-        }
-        let (seq, head) = self.chain.lock(until)?.standing().end().unwrap_or((0, Sha256Hex::zero()));
+            Ok::<_, String>(self.chain.lock(until)?.standing().end().unwrap_or((0, Sha256Hex::zero())))
+        })?;
         signed_head(seq, &head, self.signer.as_ref())
     }
 
@@ -245,7 +256,7 @@ impl Log {
         let Value::Object(facts) = facts else { return };
         let recorded = self.append_within(Kind::Pruned, facts, until.saturating_duration_since(Instant::now()));
         if recorded.is_ok_and(|p| p.degraded.is_none()) {
-            let _ = self.disk.call(&Op::LogDrop { segment: oldest.segment }, &[], PATIENT);
+            let _ = self.disk.call(&Op::LogDrop { segment: oldest.segment }, &[], deadline::WRITE);
         }
     }
 }
@@ -254,6 +265,8 @@ impl Log {
 mod begun;
 #[cfg(test)]
 mod crowded;
+#[cfg(test)]
+mod slow;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -145,9 +145,7 @@ fn judge(
 ) -> Assessment {
     let artifact = |path: &str| whole(answers, path);
     let outcome = |name: &str| answers.iter().find(|a| a.name == name).map(|a| (a.outcome, a.detail.as_deref()));
-    // What the log says without a disk being asked: a read has no time for that.
-    let last = run.last_intent(Duration::ZERO);
-    let interrupted = operation::interrupted(&run.disk, last.as_ref()).pop();
+    let interrupted = operation::interrupted_now(run);
     let mut facts = facts::gather(vmid, before, answers, unresponsive.map(|u| u.why.clone()), interrupted);
     if set == Set::Status {
         let previous = sample::last(vmid);

@@ -1,7 +1,8 @@
 //! The parent's side of the writer: one question, one answer, one deadline.
 //!
 //! A writer that is late is killed and never waited for (it may sit in state D, where waiting has no bound), and from then on this
-//! [`Disk`] answers [`DiskError::Late`] at once: a hung disk isn't asked twice by the same worker.
+//! [`Disk`] answers [`DiskError::Late`] at once: a hung disk isn't asked twice by the same worker. One that is slow each time uses up an
+//! allowance for all questions of a part of the request together, and then counts as late.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -13,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::spawn;
@@ -39,7 +40,19 @@ impl fmt::Display for DiskError {
 
 /// The host's disk, behind a writer that is started at the first question. Clones ask the same writer.
 #[derive(Clone)]
-pub struct Disk(Arc<Mutex<State>>);
+pub struct Disk {
+    state: Arc<Mutex<State>>,
+    allowance: Arc<Mutex<Allowance>>,
+}
+
+/// What may be waited in all, for the disk and for whoever has its locks.
+#[derive(Debug, Default)]
+struct Allowance {
+    /// None: as long as each question says.
+    left: Option<Duration>,
+    /// While something waits: when what was left is used up. What waits within that is part of it.
+    until: Option<Option<Instant>>,
+}
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,14 +145,43 @@ impl Disk {
     /// (PROTOCOL.md, section 2), and only where tmpfs does not take their record: a disk that hangs then keeps this process from
     /// ending, though not from answering.
     pub fn without_child(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.writer.is_none() {
             state.start = Box::new(Writer::in_thread);
         }
     }
 
     pub(crate) fn with(start: Starter) -> Self {
-        Self(Arc::new(Mutex::new(State { start, writer: None, late: false })))
+        Self { state: Arc::new(Mutex::new(State { start, writer: None, late: false })), allowance: Arc::default() }
+    }
+
+    /// From here on all that waits for the disk may take this long together; none: as long as each question says.
+    pub fn allow(&self, most: Option<Duration>) {
+        self.allowed().left = most;
+    }
+
+    fn allowed(&self) -> MutexGuard<'_, Allowance> {
+        self.allowance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the disk, or for whoever is at it: `with` is told until when it may, at most `within` from now, and what it takes goes
+    /// off the allowance.
+    pub fn waiting<T>(&self, within: Duration, with: impl FnOnce(Instant) -> T) -> T {
+        let began = Instant::now();
+        let wanted = began + within;
+        let (outermost, used_up) = {
+            let mut allowed = self.allowed();
+            let outermost = allowed.until.is_none();
+            let ends = allowed.left.map(|left| began + left);
+            (outermost, *allowed.until.get_or_insert(ends))
+        };
+        let given = with(used_up.map_or(wanted, |used_up| used_up.min(wanted)));
+        if outermost {
+            let mut allowed = self.allowed();
+            allowed.until = None;
+            allowed.left = allowed.left.map(|left| left.saturating_sub(began.elapsed()));
+        }
+        given
     }
 
     /// Asks the writer to do this, for at most `within`.
@@ -147,13 +189,16 @@ impl Disk {
     /// # Errors
     /// [`DiskError`], each kind as it says.
     pub fn call(&self, op: &Op, payload: &[u8], within: Duration) -> Result<Reply, DiskError> {
-        if within.is_zero() {
+        self.waiting(within, |until| self.call_until(op, payload, until))
+    }
+
+    fn call_until(&self, op: &Op, payload: &[u8], until: Instant) -> Result<Reply, DiskError> {
+        if Instant::now() >= until {
             // The caller's time is up; that says nothing about the disk, so it may be asked again.
             return Err(DiskError::Late);
         }
-        let until = Instant::now() + within;
         // A panic elsewhere leaves no half state here that the next call could not see.
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.late {
             return Err(DiskError::Late);
         }
@@ -185,9 +230,9 @@ impl Disk {
         }
     }
 
-    /// Whether the disk was late once, so that it won't be asked again.
+    /// Whether the disk was late once, so that it won't be asked again; or has used up what it is allowed for now.
     pub fn is_late(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).late
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).late || self.allowed().left.is_some_and(|left| left.is_zero())
     }
 }
 

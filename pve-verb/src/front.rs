@@ -16,9 +16,6 @@ use crate::spool::{self, Binding, Follower, Next};
 use crate::text::say;
 use crate::{ack, deadline, replay, worker};
 
-/// A worker makes its spool within milliseconds; a host this slow gets this long.
-const APPEARS: Duration = Duration::from_secs(5);
-
 /// Serves a mutating request; gives the exit status.
 pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let wanted = authorised.parsed().binding();
@@ -27,7 +24,13 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
     let form = if options.json { Form::Json } else { Form::Text };
     let id = parsed.id().clone();
     let named = options.request_id.is_some();
-    let found = if named { asked(&mut LookUp { run: &mut run, id: &id }) } else { Asked::New };
+    let disk = run.disk.clone();
+    // Whoever only watches starts nothing that has a deadline.
+    disk.allow((!options.attach).then_some(deadline::DISK_FRONT));
+    let mut look = LookUp { run: &mut run, id: &id, sure: true };
+    let found = if named { asked(&mut look) } else { Asked::New };
+    let sure = look.sure;
+    disk.allow(None);
     match found {
         Asked::Join(follower) | Asked::Again(follower) if follower.binding != wanted => {
             run.finish(Err(Stop::request(say::id_of_another_request(&id))))
@@ -37,7 +40,9 @@ pub fn serve(mut run: Run, authorised: Authorised) -> u8 {
         Asked::Killed(binding) if binding != wanted => run.finish(Err(Stop::request(say::id_of_another_request(&id)))),
         Asked::Killed(_) => replay::interrupted(run, &authorised, None),
         Asked::Damaged => run.finish(Err(Stop::unknown(say::stored_answer_damaged(&id)))),
-        Asked::NotLookedUp if options.attach => run.finish(Err(Stop::unknown(say::id_not_looked_up(&id)))),
+        Asked::NotLookedUp | Asked::New | Asked::Again(_) if options.attach && !sure => {
+            run.finish(Err(Stop::unknown(say::id_not_looked_up(&id))))
+        }
         Asked::New | Asked::Again(_) if options.attach => run.finish(Err(Stop::unknown_id(say::unknown_id(&id)))),
         Asked::Again(follower) => {
             follower.discard(&id);
@@ -66,7 +71,7 @@ fn begin(run: Run, authorised: &Authorised, form: Form) -> u8 {
         }
     };
     let mut ended = false;
-    let follower = Follower::wait_for(id, APPEARS).or_else(|| {
+    let follower = Follower::wait_for(id, deadline::APPEARS).or_else(|| {
         // It must not come to life after we have said that nothing was done; and only the dead make no spool any more.
         worker.kill();
         ended = worker.has_ended();
@@ -86,6 +91,8 @@ fn begin(run: Run, authorised: &Authorised, form: Form) -> u8 {
 struct LookUp<'a> {
     run: &'a mut Run,
     id: &'a RequestId,
+    /// Whether the disk said all that was asked of it.
+    sure: bool,
 }
 
 impl Traces for LookUp<'_> {
@@ -111,11 +118,15 @@ impl Traces for LookUp<'_> {
     }
 
     fn stored(&mut self) -> Stored<Box<Finished>> {
-        operation::known(&self.run.disk, self.id)
+        let stored = operation::known(&self.run.disk, self.id, deadline::WRITE);
+        self.sure &= !matches!(stored, Stored::NotOfThisBoot);
+        stored
     }
 
     fn begun(&mut self) -> Option<Binding> {
-        let begun = replay::begun(self.run, self.id)?;
+        let (begun, sure) = replay::begun(self.run, self.id);
+        self.sure &= sure;
+        let begun = begun?;
         Some(Binding { key_name: begun.key_name, verb: begun.verb, vmid: begun.vmid, dry_run: false })
     }
 }
@@ -128,7 +139,7 @@ fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worke
         run.attached();
     }
     // Longer than any verb, shorter than for ever: a worker can't be alive and silent beyond its deadline.
-    let until = Instant::now() + Duration::from_millis(authorised.deadline_ms()) + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_millis(authorised.deadline_ms()) + deadline::SILENT_WORKER;
     loop {
         match follower.follow() {
             Next::Event(event) => {

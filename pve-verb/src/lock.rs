@@ -20,16 +20,12 @@ use std::time::{Duration, Instant};
 
 use crate::flock::Flocked;
 use crate::policy::Authorised;
-use crate::promise::{Event, Sight, Turn, turn};
+use crate::promise::{Event, LOOKS, Sight, Turn, turn};
 use crate::run::{Run, Stop};
-use crate::{host, text::say};
+use crate::{deadline, host, text::say};
 
 const LOCK: &str = "/run/pve-verb/mutation.lock";
 const GATE: &str = "/run/pve-verb/mutation.gate";
-/// Whoever stands in the gate needs milliseconds.
-const GATE_WAIT: Duration = Duration::from_secs(1);
-/// Beyond its published deadline a holder gets this long, for its last records.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Who mutates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +127,7 @@ fn take(place: &Place<'_>, authorised: &Authorised, ended: &mut Vec<(Holder, boo
             }
             (Turn::Wait, _) => {
                 looks += 1;
-                std::thread::sleep(Duration::from_millis(10));
+                std::thread::sleep(deadline::NAMELESS / LOOKS);
             }
             (_, Some(h)) => return Err(Stop::busy(say::busy(h.verb, &h.request_id, h.key_name.as_str(), h.since))),
             (_, None) => return Err(Stop::busy(say::busy_unknown("its file does not say whose it is"))),
@@ -141,7 +137,7 @@ fn take(place: &Place<'_>, authorised: &Authorised, ended: &mut Vec<(Holder, boo
 
 fn gate(path: &Path) -> Result<Flocked<File>, Stop> {
     let file = open(path).map_err(|e| unfit(&e))?;
-    let until = Instant::now() + GATE_WAIT;
+    let until = Instant::now() + deadline::GATE;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() >= until {
             return Err(Stop::busy(say::busy_unknown("somebody else is taking it")));
@@ -179,7 +175,7 @@ fn lives(holder: &Holder) -> bool {
 }
 
 fn past_deadline(holder: &Holder) -> bool {
-    host::boot_ms() > holder.deadline_boot_ms.saturating_add(u64::try_from(GRACE.as_millis()).unwrap_or(0))
+    host::boot_ms() > holder.deadline_boot_ms.saturating_add(u64::try_from(deadline::GRACE.as_millis()).unwrap_or(0))
 }
 
 fn write_holder(mut file: &File, authorised: &Authorised) -> std::io::Result<()> {

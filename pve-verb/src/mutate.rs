@@ -176,12 +176,11 @@ pub(crate) fn open<'d>(door: &'d Door, done: &Mutated) -> Result<Session<'d>, St
 /// Calls `qm` with our QMP lock held, so that no `status` of ours occupies the socket and turns `quit` into SIGTERM.
 fn call_qm(run: &mut Run, done: &mut Mutated, step: StepName, call: qm::Call) {
     let program = run.host.config.host.qm.path().to_owned();
-    let most = run.time_left();
     let began = run.step_started(step);
     let door = door(run, done.vmid()).map_err(|e| {
         run.degrade(format!("qm {} was called without our lock on QEMU's sockets, which is in use by {}", call.word(), e.by));
     });
-    let report = qm::call(call, done.vmid(), &program, most, &done.preserved);
+    let report = qm::call(call, done.vmid(), &program, run.time_left(), &done.preserved);
     drop(door);
     let good = matches!(report.ended, qm::Ended::Exit(Some(0)));
     done.report.acted |= !matches!(report.ended, qm::Ended::NotBegun | qm::Ended::NotStarted(_));

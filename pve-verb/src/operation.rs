@@ -6,6 +6,8 @@
 
 use proto::{BundleName, KeyName, RequestId, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
 
 use crate::disk::Disk;
 use crate::host::path;
@@ -61,6 +63,8 @@ pub struct Finished {
 const KEPT_REQUESTS: u32 = 1_000;
 /// Where it is on tmpfs.
 pub(crate) const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
+/// Stands where the disk was asked in this boot what was killed before it, and all of that was told. What this boot begins is on tmpfs.
+const SETTLED: &str = "/run/pve-verb/settled";
 const RUN_REQUESTS: &str = "/run/pve-verb/requests";
 
 fn run_request(id: &RequestId) -> String {
@@ -81,7 +85,10 @@ fn replace(at: &str, bytes: &[u8]) -> std::io::Result<()> {
 /// Sets operation.json, before the first act.
 pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
     let bytes = serde_json::to_vec(operation).map_err(|e| e.to_string())?;
-    let on_tmpfs = replace(RUN_OPERATION, &bytes);
+    let on_tmpfs = replace(RUN_OPERATION, &bytes).inspect_err(|_| {
+        // Then only the disk can tell of it.
+        let _ = std::fs::remove_file(SETTLED);
+    });
     match run.disk.call(&Op::OperationSet { id: operation.request_id.clone() }, &bytes, deadline::WRITE) {
         Ok(_) => Ok(()),
         Err(e) => {
@@ -118,12 +125,12 @@ fn clear(disk: &Disk, id: &RequestId) {
 }
 
 /// What is known of this id.
-pub fn known(disk: &Disk, id: &RequestId) -> Stored<Box<Finished>> {
+pub fn known(disk: &Disk, id: &RequestId, within: Duration) -> Stored<Box<Finished>> {
     let read = |bytes: Vec<u8>| serde_json::from_slice(&bytes).ok();
     if let Some(finished) = std::fs::read(run_request(id)).ok().and_then(read) {
         return Stored::Ended(Box::new(finished));
     }
-    match disk.call(&Op::RequestLoad { id: id.clone() }, &[], deadline::WRITE) {
+    match disk.call(&Op::RequestLoad { id: id.clone() }, &[], within) {
         Ok(Reply::Bytes { bytes }) => read(bytes).map_or(Stored::Damaged, |finished| Stored::Ended(Box::new(finished))),
         Ok(_) => Stored::No,
         Err(_) => Stored::NotOfThisBoot,
@@ -132,7 +139,7 @@ pub fn known(disk: &Disk, id: &RequestId) -> Stored<Box<Finished>> {
 
 /// The finished request of this id, where it is known.
 pub fn finished(disk: &Disk, id: &RequestId) -> Option<Finished> {
-    match known(disk, id) {
+    match known(disk, id, deadline::WRITE) {
         Stored::Ended(finished) => Some(*finished),
         Stored::Damaged | Stored::No | Stored::NotOfThisBoot => None,
     }
@@ -149,8 +156,14 @@ pub fn not_yet_run(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
         return Ok(());
     }
     let began = run.last_intent(deadline::RECORD).is_some_and(|last| last.names(id));
-    let stands = standing(&run.disk).iter().any(|operation| operation.request_id == *id);
-    match fresh(&known(&run.disk, id), began || stands) {
+    let standing = standing(&run.disk, deadline::WRITE);
+    let stands = standing.all.iter().any(|operation| operation.request_id == *id);
+    let stored = match known(&run.disk, id, deadline::WRITE) {
+        // Without an end, but it may have begun: nobody could look.
+        Stored::No if !(settled() || standing.whole && run.knows_the_log()) => Stored::NotOfThisBoot,
+        stored => stored,
+    };
+    match fresh(&stored, began || stands) {
         Fresh::Ran => return Err(Stop::request(say::ran_meanwhile(id))),
         Fresh::NotLookedUp if authorised.parsed().request().options().request_id.is_some() => {
             run.degrade("whether this id ran before the host last booted could not be looked up: the disk did not answer".to_owned());
@@ -164,41 +177,89 @@ fn on_tmpfs() -> Option<Operation> {
     serde_json::from_slice(&std::fs::read(RUN_OPERATION).ok()?).ok()
 }
 
-/// What operation.json says, where it stands: on disk and on tmpfs it may be another one, where the disk hung in between.
-fn standing(disk: &Disk) -> Vec<Operation> {
-    let on_disk = match disk.call(&Op::OperationGet {}, &[], deadline::WRITE) {
-        Ok(Reply::Bytes { bytes }) => serde_json::from_slice::<Operation>(&bytes).ok(),
-        _ => None,
+/// Operations, and whether the disk said all that it has to say of them.
+#[derive(Debug)]
+pub struct Told {
+    /// The operations.
+    pub all: Vec<Operation>,
+    /// Whether these are all: false where the disk was late or failed.
+    pub whole: bool,
+}
+
+impl Told {
+    /// What lay unfinished is told. Where these were all, the disk has no more to tell of earlier boots, and reads need not ask it.
+    pub(crate) fn remember(&self) {
+        if self.whole {
+            // Where it can't be kept, the next read asks the disk.
+            let _ = std::fs::write(SETTLED, []);
+        }
+    }
+}
+
+/// Whether the disk has nothing to tell of earlier boots.
+pub fn settled() -> bool {
+    Path::new(SETTLED).exists()
+}
+
+/// What operation.json says, where it stands: on disk and on tmpfs it may be another one, where the disk hung in between. Without any time
+/// no disk is asked.
+fn standing(disk: &Disk, within: Duration) -> Told {
+    let (on_disk, whole) = match disk.call(&Op::OperationGet {}, &[], within) {
+        Ok(Reply::Bytes { bytes }) => (serde_json::from_slice::<Operation>(&bytes).ok(), true),
+        Ok(_) => (None, true),
+        Err(_) => (None, false),
     };
     let on_tmpfs = on_tmpfs().filter(|here| on_disk.as_ref().is_none_or(|there| there.request_id != here.request_id));
-    on_disk.into_iter().chain(on_tmpfs).collect()
+    Told { all: on_disk.into_iter().chain(on_tmpfs).collect(), whole }
 }
 
 /// The mutations that stand unfinished, the oldest first: more than one where one was begun while the disk did not say what had been
 /// killed before it. Whether a worker of theirs lives is the lock's to say.
-fn unfinished(disk: &Disk, last: Option<&LastIntent>) -> Vec<Operation> {
+fn unfinished(disk: &Disk, last: Option<&LastIntent>, within: Duration) -> Told {
     let mut all: Vec<Operation> = last.into_iter().flat_map(LastIntent::open).cloned().collect();
-    for standing in standing(disk) {
+    let standing = standing(disk, within);
+    for standing in standing.all {
         if !all.iter().any(|operation| operation.request_id == standing.request_id) {
             all.push(standing);
         }
     }
-    all.retain(|operation| !came_to_its_end(disk, operation));
-    all
+    let mut whole = standing.whole;
+    all.retain(|operation| match known(disk, &operation.request_id, within) {
+        // Its answer is stored: then its worker was killed after its end, and only operation.json is left to take away.
+        Stored::Ended(finished) => finished.receipt.is_none(),
+        Stored::Damaged | Stored::No => true,
+        Stored::NotOfThisBoot => {
+            whole = false;
+            true
+        }
+    });
+    Told { all, whole }
 }
 
-/// Whether its answer is stored: then its worker was killed after its end, and only operation.json is left to take away.
-fn came_to_its_end(disk: &Disk, operation: &Operation) -> bool {
-    finished(disk, &operation.request_id).is_some_and(|finished| finished.receipt.is_some())
-}
-
-/// The mutations that were killed half-way, the oldest first: they stand, and whoever holds the lock is at something else.
-pub fn interrupted(disk: &Disk, last: Option<&LastIntent>) -> Vec<Operation> {
+/// The mutations that were killed half-way, the oldest first: they stand, and whoever holds the lock is at something else. Without any
+/// time no disk is asked.
+pub fn interrupted(disk: &Disk, last: Option<&LastIntent>, within: Duration) -> Told {
     let holder = lock::holder();
-    let mut all = unfinished(disk, last);
-    all.retain(|operation| holder.as_ref().is_none_or(|holder| holder.request_id != operation.request_id));
-    all
+    let mut told = unfinished(disk, last, within);
+    told.all.retain(|operation| holder.as_ref().is_none_or(|holder| holder.request_id != operation.request_id));
+    told
 }
+
+/// The newest mutation that was killed half-way, as a read tells of it: from tmpfs. The disk is asked only where nobody has asked it in
+/// this boot, and for a moment.
+pub fn interrupted_now(run: &mut Run) -> Option<Operation> {
+    let settled = settled();
+    let within = if settled { Duration::ZERO } else { deadline::WITNESS };
+    let last = run.last_intent(within);
+    let mut told = interrupted(&run.disk, last.as_ref(), within);
+    if !(settled || told.whole && run.knows_the_log()) {
+        run.degrade(NOT_LOOKED_UP.to_owned());
+    }
+    told.all.pop()
+}
+
+/// Said where it is so.
+const NOT_LOOKED_UP: &str = "whether a mutation was killed before the host last booted could not be looked up: the disk did not say";
 
 /// Records that mutations were killed, and takes operation.json away. Only who holds the mutation lock may: then nobody can be at it.
 ///
@@ -209,27 +270,45 @@ pub fn settle(run: &mut Run, locked: &Locked) -> Result<(), Stop> {
         return Ok(());
     }
     let (disk, last) = (run.disk.clone(), run.last_intent(deadline::RECORD));
-    lay_to_rest(&disk, last.as_ref(), |operation| run.note_interrupted(operation)).map_err(|e| Stop::evidence(say::killed_nowhere(&e)))?;
+    let known = run.knows_the_log();
+    let told = lay_to_rest(&disk, last.as_ref(), known, |operation| run.note_interrupted(operation))
+        .map_err(|e| Stop::evidence(say::killed_nowhere(&e)))?;
+    told.remember();
+    if !(told.whole || settled()) {
+        run.degrade(NOT_LOOKED_UP.to_owned());
+    }
     run.reach(Event::Settled)
 }
 
 /// From now on the ids of mutations that were killed answer `interrupted`, also after a reboot, and never run again; `tell` records
-/// that, and is called once for each, however often this is killed itself. Gives those that were told of now.
+/// that, and is called once for each, however often this is killed itself. Gives those that were told of now. `known_log`: whether `last` is
+/// the log's word, or nobody could ask it.
 ///
 /// # Errors
 /// Where even the record fails: it keeps standing, and the next call tells of it.
 pub(crate) fn lay_to_rest(
     disk: &Disk,
     last: Option<&LastIntent>,
+    known_log: bool,
     mut tell: impl FnMut(&Operation) -> Result<(), String>,
-) -> Result<Vec<Operation>, String> {
+) -> Result<Told, String> {
+    let within = deadline::WRITE;
     let mut told_now = Vec::new();
-    let mut all = unfinished(disk, last);
+    let Told { mut all, mut whole } = unfinished(disk, last, within);
     // The newest one may have been killed behind its last record, before its end was stored: the next intent would hide it.
-    all.extend(last.filter(|last| last.end.is_some() && finished(disk, &last.operation.request_id).is_none()).map(|l| l.operation.clone()));
+    if let Some(last) = last.filter(|last| last.end.is_some()) {
+        match known(disk, &last.operation.request_id, within) {
+            Stored::Ended(_) => {}
+            // What is stored and could not be read stays: the writer replaces no end by one that nobody saw.
+            stored => {
+                whole &= !matches!(stored, Stored::NotOfThisBoot);
+                all.push(last.operation.clone());
+            }
+        }
+    }
     for operation in all {
         let id = &operation.request_id;
-        let stands = standing(disk).iter().any(|standing| standing.request_id == *id);
+        let stands = standing(disk, within).all.iter().any(|standing| standing.request_id == *id);
         let end = last.filter(|last| last.operation.request_id == *id).and_then(|last| last.end);
         let told = end == Some(End::Interrupted) || (end == Some(End::Outcome) && !stands);
         let mut rest = Rest { stored: finished(disk, id).is_some(), told, stands };
@@ -250,8 +329,9 @@ pub(crate) fn lay_to_rest(
         }
     }
     // Of those that came to their end: their worker was killed after that.
-    standing(disk).iter().for_each(|operation| clear(disk, &operation.request_id));
-    Ok(told_now)
+    standing(disk, within).all.iter().for_each(|operation| clear(disk, &operation.request_id));
+    whole &= known_log && !disk.is_late();
+    Ok(Told { all: told_now, whole })
 }
 
 /// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and
@@ -291,4 +371,18 @@ pub fn tidy(run: &Run) {
         let _ = std::fs::remove_file(path);
     }
     let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::tests::{broken_disk, counted_hung_disk};
+
+    #[test]
+    fn without_any_time_no_disk_is_asked_and_one_that_fails_has_not_said_no() {
+        let (disk, asked) = counted_hung_disk();
+        assert!(!interrupted(&disk, None, Duration::ZERO).whole);
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 0);
+        assert!(!interrupted(&broken_disk(), None, deadline::WRITE).whole);
+    }
 }

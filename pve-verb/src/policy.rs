@@ -66,7 +66,7 @@ impl Authorised {
     pub fn deadline_ms(&self) -> u64 {
         let options = self.parsed.request().options();
         let may_offer = options.json && options.inline && self.verb() != Verb::Status;
-        self.verb().deadline_ms() + if may_offer { u64::try_from((deadline::OFFER + deadline::ACK).as_millis()).unwrap_or(0) } else { 0 }
+        self.verb().deadline_ms() + if may_offer { u64::try_from(deadline::FOR_THE_CALLER.as_millis()).unwrap_or(0) } else { 0 }
     }
 
     /// The VM of this key.

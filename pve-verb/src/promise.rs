@@ -18,7 +18,7 @@ mod turn;
 
 pub use ids::{Asked, Fresh, LastWord, Stored, Traces, asked, fresh};
 pub use rest::{Due, Rest};
-pub use turn::{Sight, Turn, turn};
+pub use turn::{LOOKS, Sight, Turn, turn};
 
 /// How far the worker of a mutating request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,6 +5,7 @@
 //! A model's key that runs wild uses up its own allowance, never a person's: counts are for each key.
 
 use crate::config::Limits;
+use crate::deadline;
 use crate::flock::Flocked;
 use crate::host::path;
 use proto::{KeyName, Verb};
@@ -15,8 +16,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Long enough for everybody who counts at this moment, short enough for a capture's deadline.
-const WAIT: Duration = Duration::from_millis(300);
 const HOUR_MS: u64 = 3_600_000;
 const MINUTE_MS: u64 = 60_000;
 
@@ -71,7 +70,7 @@ impl Rates {
 
     fn update_at<T>(run: &Path, with: impl FnOnce(&mut Self) -> T) -> std::io::Result<T> {
         let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(run.join("rates.lock"))?;
-        let until = Instant::now() + WAIT;
+        let until = Instant::now() + deadline::COUNTS;
         // Polled, because a blocking flock has no deadline.
         while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             if Instant::now() >= until {

@@ -27,7 +27,7 @@ pub fn finished(run: Run, stored: Finished, authorised: &Authorised) -> u8 {
 /// Tells that the worker of this id was killed, with the state that is seen now.
 pub fn interrupted(mut run: Run, authorised: &Authorised, bundle: Option<BundleName>) -> u8 {
     let now = look(authorised.vmid(), &Purpose::Read(run.id().to_string()));
-    let bundle = bundle.or_else(|| begun(&mut run, authorised.id()).and_then(|o| o.bundle));
+    let bundle = bundle.or_else(|| begun(&mut run, authorised.id()).0.and_then(|o| o.bundle));
     let message = say::interrupted(authorised.verb(), authorised.vmid(), None, completes(authorised.verb(), now.state));
     run.tell_interrupted(now, bundle, message)
 }
@@ -42,9 +42,11 @@ fn completes(verb: Verb, state: VmState) -> Option<Verb> {
 }
 
 /// The mutation of this id, where it has an intent and no end of it is stored. The log may know its end all the same; nobody can say it
-/// again, so that counts as killed.
-pub fn begun(run: &mut Run, id: &RequestId) -> Option<Operation> {
+/// again, so that counts as killed. And whether that is sure: a disk that does not say has not said no.
+pub fn begun(run: &mut Run, id: &RequestId) -> (Option<Operation>, bool) {
     let last = run.last_intent(deadline::RECORD);
     let ended = last.clone().filter(|last| last.end.is_some()).map(|last| last.operation);
-    operation::interrupted(&run.disk, last.as_ref()).into_iter().chain(ended).find(|operation| operation.request_id == *id)
+    let told = operation::interrupted(&run.disk, last.as_ref(), deadline::WRITE);
+    let sure = operation::settled() || told.whole && run.knows_the_log();
+    (told.all.into_iter().chain(ended).find(|operation| operation.request_id == *id), sure)
 }

@@ -151,6 +151,11 @@ impl Run {
     /// The key may: says so.
     pub fn accepted(&mut self, authorised: &Authorised) {
         self.bound = Duration::from_millis(authorised.deadline_ms());
+        self.disk.allow(Some(match authorised.verb() {
+            Verb::Status => deadline::DISK_STATUS,
+            _ if authorised.parsed().request().options().bundle.is_some() => deadline::SHOW,
+            _ => deadline::DISK_EVIDENCE,
+        }));
         if let Some(given) = &authorised.parsed().request().options().witness {
             let ok = self.log.contains(given, deadline::WITNESS);
             self.facts.witness = Some(proto::WitnessAnswer { given: given.clone(), ok });
@@ -179,6 +184,9 @@ impl Run {
     /// It must not happen at this stage: a bug, and the request ends.
     pub fn reach(&mut self, event: Event) -> Result<(), Stop> {
         self.stage = self.stage.after(event).ok_or_else(|| self.astray(event))?;
+        if event == Event::Acts {
+            self.disk.allow(Some(deadline::DISK_STEPS));
+        }
         Ok(())
     }
 
@@ -203,9 +211,9 @@ impl Run {
         self.record.as_ref().map_or_else(host::now, Record::started)
     }
 
-    /// What is left of the published bound.
+    /// What is left of the published bound for a `qm`.
     pub fn time_left(&self) -> Duration {
-        self.bound.saturating_sub(self.began.elapsed()).saturating_sub(deadline::OBSERVE_AFTER + deadline::LOOK + deadline::QM_TERM)
+        self.bound.saturating_sub(self.began.elapsed()).saturating_sub(deadline::BEHIND_QM)
     }
 
     /// Milliseconds since the request came.

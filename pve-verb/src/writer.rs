@@ -148,7 +148,7 @@ pub enum Op {
     },
     /// What `operation.json` says. Answer: [`Reply::Bytes`] or [`Reply::Absent`].
     OperationGet {},
-    /// A finished receipt becomes the payload. Answer: [`Reply::Done`].
+    /// A finished receipt becomes the payload; one that is null takes nothing else's place. Answer: [`Reply::Done`].
     RequestStore {
         /// Whose.
         id: RequestId,

@@ -92,12 +92,19 @@ impl Unreadable {
         self.folder.path().join("program")
     }
 
-    /// It can be read again; whether it ran, is asked when everybody who wanted to begin it is gone.
-    fn ran_after_all(mut self) -> bool {
+    /// It can be read again.
+    fn let_go(mut self) -> tempfile::TempDir {
         drop(self.lease.stdin.take());
         self.lease.wait().unwrap();
-        until("the end of who hung", || hanging(&self.program()).is_empty());
-        self.folder.path().join("ran").exists()
+        self.folder
+    }
+
+    /// The same; whether it ran, is asked when everybody who wanted to begin it is gone.
+    fn ran_after_all(self) -> bool {
+        let program = self.program();
+        let folder = self.let_go();
+        until("the end of who hung", || hanging(&program).is_empty());
+        folder.path().join("ran").exists()
     }
 }
 
@@ -192,8 +199,11 @@ fn terminated() {
     assert!(child.ended_by(Instant::now() + SHORT).is_none() && !child.has_begun());
     assert!(!hanging(&hung.program()).is_empty());
     let reaper = std::thread::spawn(move || child.ended_by(Instant::now() + AMPLE));
-    assert!(hung.ran_after_all(), "nothing shows that it would have run");
+    let ran = hung.folder.path().join("ran");
+    let folder = hung.let_go();
+    until("what shows that it would have run", || ran.exists());
     assert!(matches!(reaper.join().unwrap(), Some(Ended::Exit(Some(0)))));
+    drop(folder);
 }
 
 /// As the worker does at its deadline: a signal, a look, and the end of the process.

@@ -86,6 +86,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("bundle_unreadable", say::bundle_unreadable(&bundle, "its manifest is not there")),
                 ("intent_nowhere", say::intent_nowhere("/run: no space left on device")),
                 ("killed_nowhere", say::killed_nowhere("/run: no space left on device")),
+                ("disk_did_not_say", say::disk_did_not_say()),
             ],
         ),
         (

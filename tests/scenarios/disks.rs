@@ -72,6 +72,13 @@ fn after_ms(answer: &Answer, kind: &str) -> u64 {
     ms(&answer.events_of(kind)[0]) - ms(&answer.events()[0])
 }
 
+/// A `status` by the host's own clock, from its first event to its receipt: what is published, without ssh and its machine's load.
+fn in_its_own_time(status: &Answer) {
+    let ms = after_ms(status, "receipt");
+    eprintln!("disks: status took {ms} ms of its own");
+    assert!(ms < 3_000, "{ms} ms");
+}
+
 fn without_a_disk(lab: &Lab, fault: impl FnOnce() -> Result<Box<dyn Any>>) -> Result<()> {
     let vm = bare_vm(lab)?;
     let ssh = anna(lab)?;
@@ -105,6 +112,7 @@ fn without_a_disk(lab: &Lab, fault: impl FnOnce() -> Result<Box<dyn Any>>) -> Re
     let bundle = first["bundle"].as_str().unwrap();
     assert!(Path::new(BUNDLES[1]).join(bundle).join("manifest.json").exists(), "the evidence is not where the receipt says");
     assert!(status.status == 0 && status.wall < Duration::from_secs(3) + OVERHEAD, "{:?}", status.wall);
+    in_its_own_time(&status);
     let told_again = body(&again)?;
     assert_eq!((again.status, &told_again["replayed"], told(told_again.clone())), (0, &json!(true), told(first.clone())));
     assert!(forensics.status == 0 && forensics.wall < Duration::from_secs(15) + OVERHEAD, "{:?}", forensics.wall);
@@ -176,6 +184,12 @@ fn etc_pve(lab: &Lab, how: Hang) -> Result<()> {
     eprintln!("etc-pve: status {:?} says {}", status.wall, told["assessment"]);
     assert!(status.status == 0 && status.wall < Duration::from_secs(3) + OVERHEAD, "{:?}", status.wall);
     assert_eq!((&told["state_after"], &told["assessment"]), (&json!("running"), &json!("pve-unresponsive")), "{told}");
+    // Nor does a disk that hangs as well cost it more than that.
+    let disks = FOLDERS.map(|folder| wedge::disk_hung(folder).unwrap());
+    let (both, told) = asks("status")?;
+    drop(disks);
+    assert_eq!((both.status, &told["state_after"]), (0, &json!("running")), "{told}");
+    in_its_own_time(&both);
     let (forensics, told) = asks("forensics")?;
     assert!(forensics.status == 0 && forensics.wall < Duration::from_secs(15) + OVERHEAD, "{:?}", forensics.wall);
     assert_eq!(told["preserved_where"], "disk");

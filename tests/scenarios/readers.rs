@@ -108,6 +108,8 @@ fn slow_reader(lab: &Lab) -> Result<()> {
 fn sixty_four(lab: &Lab) -> Result<()> {
     let vm = bare_vm(lab)?;
     let (before, id) = (vm.pid(), fresh_id()?);
+    // The mutation does not end before all of them have: whoever waited for it would not answer at all.
+    let qm = wedge::qm_stop_waits(lab)?;
     let cycle = anna(lab)?.spawn(format!("cycle --json --request-id={id}"))?;
     reaches(&id, Moment::Told("accepted"), AMPLE)?;
     let ssh = lab.host.ssh(MODEL)?;
@@ -115,6 +117,8 @@ fn sixty_four(lab: &Lab) -> Result<()> {
     let asked: Vec<_> = (0..64).map(|_| ssh.spawn("status --json").unwrap()).collect();
     let answers: Vec<Answer> = asked.into_iter().map(|one| one.finish(AMPLE).unwrap().into()).collect();
     let all = began.elapsed();
+    assert_eq!(Traces::of(&id)?.outcomes, 0, "the mutation ended meanwhile, so nothing is shown");
+    qm.go_on();
     let cycle: Answer = cycle.finish(AMPLE)?.into();
     assert_eq!(cycle.status, 0, "{}", cycle.text());
     assert_ne!(vm.pid(), before);

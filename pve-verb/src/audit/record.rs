@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 use super::line::{Kind, Position, hash};
-use super::{Ended, HASTY, Log, PATIENT};
+use super::{Ended, Log};
 use crate::door::Whole;
-use crate::host;
+use crate::{deadline, host};
 
 /// How much of a rejected request is kept.
 const RAW: usize = 256;
@@ -106,9 +106,9 @@ impl Record {
         all.insert("exit_code".to_owned(), json!(outcome.exit_code()));
         all.extend(facts);
         let (kind, budget): (Kind, Duration) = match how {
-            Closing::Read => (Kind::Read, HASTY),
-            Closing::Refused => (Kind::Refused, PATIENT),
-            Closing::Outcome => (Kind::Outcome, PATIENT),
+            Closing::Read => (Kind::Read, deadline::RECORD_HASTY),
+            Closing::Refused => (Kind::Refused, deadline::RECORD),
+            Closing::Outcome => (Kind::Outcome, deadline::RECORD),
         };
         let (position, mut degraded) = match log.end(kind, &all, budget) {
             Ok(Ended::Recorded(position)) => {

@@ -2,6 +2,7 @@
 //! Guarantees one answer to every question of the plan, whatever the helpers do. Judges nothing and writes nothing.
 
 use super::{Answer, NOT_RUNNING, Set, plan, tools};
+use crate::deadline;
 use crate::helper::run::UNSERVED;
 use crate::helper::{Helper, Job, Kind};
 use crate::host::qemu_server;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Captures, calling `each` with every answer as it comes. Comes back at `until` at the latest, with what the helpers' sandboxes lack.
 pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) -> Vec<String> {
-    let mut others = Others { vmid: job.vmid, text: None };
+    let mut others = Others { vmid: job.vmid, until: until + deadline::OTHERS, text: None };
     let each = &mut |answer| each(others.named(answer));
     let started = Instant::now();
     let mut helpers = [Helper::start(Kind::Guest, job), Helper::start(Kind::Host, job)];
@@ -41,7 +42,7 @@ pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) -> Vec<St
     }
     if let Some((from, _)) = tools {
         // The tools keep their own deadlines; the little more is for the threads' hand-over.
-        let grace = until.saturating_duration_since(Instant::now()) + Duration::from_millis(50);
+        let grace = until.saturating_duration_since(Instant::now()) + deadline::HAND_OVER;
         let answers = from.recv_timeout(grace).unwrap_or_else(|_| tools::unanswered());
         answers.into_iter().for_each(each);
     }
@@ -51,6 +52,7 @@ pub fn gather(job: &Job, until: Instant, each: &mut dyn FnMut(Answer)) -> Vec<St
 /// Who else is on the QMP socket, asked once, where QEMU served none of ours. The helper's sandbox hides other processes from it.
 struct Others {
     vmid: Vmid,
+    until: Instant,
     text: Option<Option<String>>,
 }
 
@@ -59,7 +61,8 @@ impl Others {
         if answer.facts.as_ref().is_none_or(|f| f.get(UNSERVED).is_none()) {
             return answer;
         }
-        let text = self.text.get_or_insert_with(|| peer_of(&qemu_server(self.vmid, "qmp"), Duration::from_millis(200)).text());
+        let within = self.until.saturating_duration_since(Instant::now()).min(Duration::from_millis(200));
+        let text = self.text.get_or_insert_with(|| peer_of(&qemu_server(self.vmid, "qmp"), within).text());
         if let (Some(detail), Some(text)) = (&mut answer.detail, text) {
             *detail = format!("{detail}; {text}");
         }

@@ -31,7 +31,7 @@ pub enum Turn {
 /// How often one caller may take it over.
 const TAKEOVERS: usize = 3;
 /// How often a lock without a name is looked at.
-const LOOKS: u32 = 20;
+pub const LOOKS: u32 = 20;
 /// How often one whose holder is gone is looked at: whoever lets it go by itself needs a moment, and is not taken over.
 const LOOKS_AT_GONE: u32 = 3;
 

@@ -22,8 +22,6 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(10);
 /// How often a read that waits for an answer looks whether a mutation wants the door.
 const LOOKS_UP: Duration = Duration::from_millis(50);
-/// How long a claim is tried for: a read that looks at it holds it for microseconds.
-const CLAIMING: Duration = Duration::from_millis(300);
 
 /// Why somebody takes the door; carries the request's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +53,7 @@ impl Claim {
     }
 
     fn take_at(locks: &Path, vmid: Vmid, id: &str) -> Result<Self, InUse> {
-        let until = Instant::now() + CLAIMING;
+        let until = Instant::now() + crate::deadline::CLAIM;
         let lock = claim_file(locks, vmid).map_err(|e| unusable(locks, e))?;
         while let Err(e) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             if !matches!(e, Errno::WOULDBLOCK | Errno::INTR) {

@@ -12,7 +12,7 @@ use crate::operation::{self, Finished};
 use crate::promise::{Ended, Event, Stage};
 use crate::text::say;
 use crate::verify::Verified;
-use crate::{receipt, retention};
+use crate::{deadline, receipt, retention};
 
 impl Run {
     /// The end of a request outside the grammar.
@@ -121,6 +121,9 @@ impl Run {
         });
         let Value::Object(facts) = facts else { return Outcome::Internal.exit_code() };
         let Some(record) = self.record.take() else { return Outcome::Internal.exit_code() };
+        if self.facts.verb != Some(Verb::Status) {
+            self.disk.allow(Some(deadline::DISK_END));
+        }
         let closed = record.close(&mut self.log, how, outcome, facts);
         self.count_idle(end);
         let made = receipt::make(closed, self.facts.clone(), self.signer.as_ref().map_err(String::as_str));
@@ -137,6 +140,7 @@ impl Run {
         drop(held);
         self.answer.last(&body.request_id, receipt);
         // The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
+        self.disk.allow(None);
         crate::spool::prune();
         crate::litter::sweep();
         if self.made.is_some() {

@@ -12,7 +12,7 @@ use crate::policy::Authorised;
 use crate::promise::{Event, Stage};
 use crate::rate::{Idle, Rates};
 use crate::run::Stop;
-use crate::text::say;
+use crate::text::say::{self, BadGrant};
 use crate::{deadline, host, lock};
 
 impl Run {
@@ -41,9 +41,9 @@ impl Run {
     /// Refused-policy: spent before, expired meanwhile, or not durable on disk.
     pub fn spend_grant(&mut self, authorised: &Authorised) -> Result<(), Stop> {
         let Some(granted) = authorised.granted() else { return Ok(()) };
-        let newest = self.log.newest(deadline::WITNESS);
-        crate::grant::spend(granted, &self.facts.request_id, (host::now(), newest), &self.disk, deadline::WRITE)
-            .map_err(|why| Stop::policy(say::grant(authorised.verb(), &why)))
+        let newest = self.log.newest(deadline::WITNESS).map_err(|why| BadGrant::NotRecorded(format!("the log's end is not known: {why}")));
+        let spend = |newest| crate::grant::spend(granted, &self.facts.request_id, (host::now(), newest), &self.disk, deadline::WRITE);
+        newest.and_then(spend).map_err(|why| Stop::policy(say::grant(authorised.verb(), &why)))
     }
 
     /// Counts a mutation against its key's allowance. `start` and the console are exempt.
@@ -94,6 +94,11 @@ impl Run {
     /// The log's newest intent, as [`crate::audit::Log::last_intent`].
     pub fn last_intent(&mut self, within: Duration) -> Option<LastIntent> {
         self.log.last_intent(within)
+    }
+
+    /// Whether this host knows where the log on disk ends, and so its newest intent.
+    pub fn knows_the_log(&self) -> bool {
+        self.log.is_known()
     }
 
     /// A mutation was killed half-way, and nobody told of it yet.

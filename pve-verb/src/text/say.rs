@@ -300,6 +300,14 @@ pub fn killed_nowhere(how: &str) -> Message {
     )
 }
 
+/// Whether an earlier mutation was killed is not known: the disk was late, or failed.
+pub fn disk_did_not_say() -> Message {
+    Message::new(
+        "The disk did not say whether a mutation was killed before the host went down: it is late, or fails.",
+        "Repair the disk under /var/log/pve-verb and /var/lib/pve-verb, then run `pve-verb recover` again.",
+    )
+}
+
 // ---- 7, refused-host
 
 /// Not root.

@@ -355,6 +355,10 @@ fn requests_and_the_operation_are_kept_replaced_and_pruned() {
     let load = |id: &RequestId| place.does(Op::RequestLoad { id: id.clone() }, &[]);
     assert_eq!((load(&ids[0]), load(&ids[2])), (Reply::Absent {}, Reply::Bytes { bytes: ids[2].as_str().into() }));
     assert_eq!(place.does(Op::OperationGet {}, &[]), Reply::Absent {});
+    // Who could not read an end says that nobody saw it; that replaces none.
+    let stored = |payload: &str| (place.does(Op::RequestStore { id: ids[1].clone() }, payload.as_bytes()), load(&ids[1])).1;
+    let end = Reply::Bytes { bytes: br#"{"receipt":{}}"#.into() };
+    assert_eq!((stored(r#"{"receipt":{}}"#), stored(r#"{"receipt":null}"#)), (end.clone(), end));
 }
 
 #[test]

@@ -220,8 +220,9 @@ impl World {
         if self.tmpfs_takes {
             self.tmpfs.stored[id.at()] = Some(kept);
         }
-        if disk {
-            self.disk.stored[id.at()] = Some(kept);
+        let there = &mut self.disk.stored[id.at()];
+        if disk && (kept == Kept::Receipt || there.is_none()) {
+            *there = Some(kept);
         }
     }
 
