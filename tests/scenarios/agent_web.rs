@@ -81,8 +81,8 @@ fn stall(lab: &Lab) -> Result<()> {
     // A look's receipt too is a line of the log as it was signed: whoever has the log alone can check it.
     let signed = until("a look's receipt in the log", Duration::from_secs(10), || {
         let log = String::from_utf8_lossy(&server.0.as_ref()?.output_so_far()).into_owned();
-        let receipts = log.split_inclusive('\n').filter(|line| line.contains("\"event\":\"receipt\"") && line.ends_with('\n'));
-        receipts.last().map(str::to_owned)
+        let mut receipts = log.split_inclusive('\n').filter(|line| line.contains("\"event\":\"receipt\"") && line.ends_with('\n'));
+        receipts.next_back().map(str::to_owned)
     })?;
     std::fs::write("/run/lab/look", signed).unwrap();
     let checked =
