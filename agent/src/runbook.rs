@@ -3,7 +3,7 @@
 //! It runs where no API key is set, when the API is down, and when the watch opens an incident. It decides by what is signed or
 //! measured: the receipt's code, the exit of a command. Bounded in time and in mutations: a second one only after a first whose
 //! result is known, with new evidence in which the host calls the VM unwell, and never a third. A devvm that can't be asked or does not
-//! answer is no such evidence: it may have no [devvm] here, another host key, or disks to check.
+//! answer is no such evidence: it may have no `[devvm]` here, another host key, or disks to check.
 
 use std::time::Duration;
 

@@ -5,18 +5,17 @@ mod api;
 #[path = "support/mind.rs"]
 mod support;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::claude::{Budget, Session, Settings, Turned, verdict};
 use agent::evals::world::{Act, World};
-use agent::hands::{ExecEnd, Hands};
+use agent::hands::Hands;
 use agent::incident::{Asks, By, Decision, Store, What};
 use api::actors::{self, results};
 use api::{Api, Reply, exec, say, text, verb};
 use proto::Verb;
 use serde_json::Value;
-use support::{Unasked, approving, desk, printing, recorded, with};
+use support::{approving, desk, printing, recorded, with};
 
 const STALL: &str = "2026-06-11-block-stall";
 const STORM: &str = "2026-06-22-memory-storm";
@@ -44,29 +43,6 @@ async fn a_stall_is_seen_cycled_and_proved() {
     assert_eq!(reason.as_deref(), Some("a scripted model wants it"));
     assert!(lines.iter().any(|what| matches!(what, What::Text { text } if text.starts_with("Report:"))));
     assert_eq!(incident.facts().spent.turns, 4);
-}
-
-/// The end of an incident in which nothing was changed, with a devvm that every command ends like this on.
-async fn at_the_end(end: ExecEnd) -> (bool, String, Vec<Verb>) {
-    let desk = desk(Api::replies(vec![]), printing(""));
-    let (incident, _session) = desk.session();
-    let hands: Arc<dyn Hands> = Arc::new(Unasked { world: Arc::clone(&desk.world), end });
-    let (healthy, said) = verdict(&hands, &incident, incident.task()).await;
-    (healthy, said.to_string(), desk.verbs())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn at_the_end_a_devvm_that_nobody_can_ask_is_told_from_one_that_does_not_answer() {
-    let (healthy, said, verbs) = at_the_end(ExecEnd::Absent).await;
-    assert!(healthy && said.contains("nobody asked the guest"), "{said}");
-    assert_eq!(verbs, [Verb::Forensics, Verb::Status], "two looks from the host");
-    let (healthy, said, _) = at_the_end(ExecEnd::Exited(1)).await;
-    assert!(!healthy && said.contains("can't be asked") && !said.contains("does not answer"), "{said}");
-    let changed = ExecEnd::HostKeyChanged { pinned: "SHA256:old".to_owned(), shown: "SHA256:new".to_owned() };
-    let (healthy, said, _) = at_the_end(changed).await;
-    assert!(!healthy && said.contains("SHA256:new") && said.contains("devvm accept"), "{said}");
-    let (healthy, said, _) = at_the_end(ExecEnd::TimedOut).await;
-    assert!(!healthy && said.contains("does not answer over SSH"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

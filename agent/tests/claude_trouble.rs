@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::claude::{Budget, Mind, Session, Settings, Turned};
+use agent::claude::{Budget, Mind, Session, Settings, Turned, verdict};
 use agent::evals::world::World;
 use agent::hands::{Doing, ExecAsk, ExecEnd, ExecNews, Hands, VerbAsk, VerbEnd, VerbNews};
 use agent::incident::{Asks, By, Incident, What};
@@ -16,7 +16,7 @@ use api::actors::results;
 use api::{Answer, Api, Reply, call, exec, say, text, verb};
 use proto::Verb;
 use serde_json::{Value, json};
-use support::{Desk, desk, printing, recorded};
+use support::{Desk, Unasked, desk, printing, recorded};
 use tokio::sync::mpsc::Sender;
 
 const STALL: &str = "2026-06-11-block-stall";
@@ -328,4 +328,27 @@ async fn a_message_that_a_crash_tore_within_a_character_is_taken_away() {
     let mut session = Session::open(&desk.mind, &incident).unwrap();
     assert_eq!(session.prompt("And now?", None).await, Turned::Said);
     desk.faultless();
+}
+
+/// The end of an incident in which nothing was changed, with a devvm that every command ends like this on.
+async fn at_the_end(end: ExecEnd) -> (bool, String, Vec<Verb>) {
+    let desk = desk(Api::replies(vec![]), printing(""));
+    let (incident, _session) = desk.session();
+    let hands: Arc<dyn Hands> = Arc::new(Unasked { world: Arc::clone(&desk.world), end });
+    let (healthy, said) = verdict(&hands, &incident, incident.task()).await;
+    (healthy, said.to_string(), desk.verbs())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_a_devvm_that_nobody_can_ask_is_told_from_one_that_does_not_answer() {
+    let (healthy, said, verbs) = at_the_end(ExecEnd::Absent).await;
+    assert!(healthy && said.contains("nobody asked the guest"), "{said}");
+    assert_eq!(verbs, [Verb::Forensics, Verb::Status], "two looks from the host");
+    let (healthy, said, _) = at_the_end(ExecEnd::Exited(1)).await;
+    assert!(!healthy && said.contains("can't be asked") && !said.contains("does not answer"), "{said}");
+    let changed = ExecEnd::HostKeyChanged { pinned: "SHA256:old".to_owned(), shown: "SHA256:new".to_owned() };
+    let (healthy, said, _) = at_the_end(changed).await;
+    assert!(!healthy && said.contains("SHA256:new") && said.contains("devvm accept"), "{said}");
+    let (healthy, said, _) = at_the_end(ExecEnd::TimedOut).await;
+    assert!(!healthy && said.contains("does not answer over SSH"), "{said}");
 }

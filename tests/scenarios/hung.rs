@@ -195,9 +195,8 @@ fn stop_with_hung_pve(lab: &Lab) -> Result<()> {
 fn goes_on(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stopped = wedge::qemu_stopped(vm)?;
-    let before = at_the_qmp_socket();
     let stop = agent(lab)?.spawn("stop --json")?;
-    until("the question that QEMU does not answer", Duration::from_secs(30), || (at_the_qmp_socket() > before).then_some(()))?;
+    until("the question that QEMU does not answer", Duration::from_secs(30), || is_asked().then_some(()))?;
     // A part of the 3 s after which silence counts; the rest is for a machine that is busy.
     std::thread::sleep(Duration::from_millis(500));
     stopped.now();
@@ -206,10 +205,15 @@ fn goes_on(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// How many sockets of the kernel's are QEMU's QMP socket: the one that listens, and each connection, accepted or not.
-fn at_the_qmp_socket() -> usize {
-    let all = fs::read_to_string("/proc/net/unix").unwrap();
-    all.lines().filter(|line| line.ends_with(lab::qemu_cmd::QMP)).count()
+/// Whether `probe-guest` is at QEMU's QMP socket, accepted or not. Its network namespace is its own, and so is the list of its sockets.
+fn is_asked() -> bool {
+    let sockets = |pid: u32| fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let apart = |pid: &u32| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| theirs != own);
+    lab::station::processes("probe-guest")
+        .into_iter()
+        .filter(apart)
+        .any(|pid| sockets(pid).lines().any(|line| line.ends_with(lab::qemu_cmd::QMP)))
 }
 
 fn goes_on_after_the_proof(lab: &Lab) -> Result<()> {

@@ -17,7 +17,7 @@ pub struct Evals {
     /// Let the runbook play instead of the model
     #[arg(long)]
     pub runbook: bool,
-    /// Let this model play instead of [claude] model: fallback_model has to show too what it is worth
+    /// Let this model play instead of the configured one: fallback_model has to show too what it is worth
     #[arg(long, value_name = "ID", conflicts_with = "runbook")]
     pub model: Option<String>,
     /// Only this case; more than once for several
