@@ -196,36 +196,51 @@ ssh-keygen -q -Y sign -n pve-verb-grant -f key grant.json
 echo "$(b64 < grant.json).$(sed '/^---/d' grant.json.sig | base64 -d | b64)"
 "#;
 
-/// A cycle that was killed behind the spending of its grant: id, request, grant, answer. None where it had given up by itself by then: it
-/// waits a second for the log, for which whoever is to kill it may be off the processor.
-fn spent_and_killed(careful: &Ssh, nonce: &str) -> Result<Option<(String, String, String, Answer)>> {
+/// A cycle that was killed behind the spending of its grant.
+struct Killed {
+    id: String,
+    request: String,
+    grant: String,
+    answer: Answer,
+    before: (Option<u32>, Option<u64>),
+}
+
+/// Stages one. None where it was past its intent by then, or had given up by itself: between the two are two fsyncs, and then the second
+/// for which it waits for the log, and whoever is to kill it may be off the processor.
+fn spent_and_killed(lab: &Lab, careful: &Ssh, nonce: &str) -> Result<Option<Killed>> {
+    bare_vm(lab)?;
+    let before = running(lab);
     let made = Command::new("bash").args(["-c", GRANT, "bash", nonce]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let grant = String::from_utf8(made.stdout).unwrap().trim().to_owned();
     let id = fresh_id()?;
-    // The log takes no record for a moment: so the worker stands between the spending and the intent, and is killed there.
+    let request = format!("cycle --json --request-id={id} --grant={grant}");
+    let spent = Path::new("/var/lib/pve-verb/grants").join(nonce);
+    let front = careful.spawn(&request)?;
+    let began = Instant::now();
+    while !spent.exists() {
+        assert!(began.elapsed() < AMPLE, "the grant is not spent");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    // From here on the log takes no record: so the worker stands between the spending and the intent, and is killed there.
     let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open("/run/pve-verb/audit.lock").unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
-    let request = format!("cycle --json --request-id={id} --grant={grant}");
-    let front = careful.spawn(&request)?;
-    until("the spending", AMPLE, || Path::new("/var/lib/pve-verb/grants").join(nonce).exists().then_some(()))?;
     let hit = worker::kill();
     drop(lock);
     let answer = front.finish(AMPLE)?.into();
     station::quiet(AMPLE)?;
-    if passed(&id, Moment::Told("receipt")) {
+    if passed(&id, Moment::Told("receipt")) || Chain::read()?.count(&id, "intent") > 0 {
         return Ok(None);
     }
     hit?;
-    Ok(Some((id, request, grant, answer)))
+    Ok(Some(Killed { id, request, grant, answer, before }))
 }
 
 fn grant(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
-    let before = running(lab);
     let careful = lab.host.authorize("careful", "--require-grant cycle")?;
-    let killed = (0..5).find_map(|n| spent_and_killed(&careful, &format!("killed-in-between-{n}")).transpose()).transpose()?;
-    let (id, request, grant, answer) = killed.expect("a cycle that was killed between spending and intent, of five");
+    let killed = (0..10).find_map(|n| spent_and_killed(lab, &careful, &format!("killed-in-between-{n}")).transpose()).transpose()?;
+    let Killed { id, request, grant, answer, before } = killed.expect("a cycle that was killed between spending and intent, of ten");
     assert_eq!((answer.status, &body(&answer)?["interrupted"]), (11, &json!(true)), "{}", answer.text());
     assert_eq!(running(lab), before, "the VM was touched");
     // Replayed under its own id and under another one.
