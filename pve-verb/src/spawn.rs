@@ -21,7 +21,7 @@ mod started;
 pub use started::{Ended, Started, begin, start};
 
 /// What every child finds in its environment, and nothing else.
-const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C")];
+const ENVIRONMENT: [(&str, &str); 2] = [("LC_ALL", "C"), ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")];
 
 /// The worker's oom_score_adj.
 const PROTECTED: &str = "-900";

@@ -77,12 +77,18 @@ fn children(trace: &Trace, from: usize) {
     // What qm starts, itself under another name among it, is qm's.
     let called = |exec: &trace::Exec| exec.argv.starts_with("\"/usr/sbin/qm\", ");
     let qms: Vec<u32> = execs.iter().filter(|exec| called(exec)).map(|exec| exec.pid).collect();
-    let of_qm = |exec: &trace::Exec| !called(exec) && qms.iter().any(|qm| trace.below(exec.pid, *qm));
+    // A program is begun by a child that is this program first.
+    let begins = |exec: &trace::Exec| exec.argv.starts_with("\"pve-verb\", \"begin\", ");
+    let of_qm = |exec: &trace::Exec| !called(exec) && !begins(exec) && qms.iter().any(|qm| trace.below(exec.pid, *qm));
     let ours: Vec<_> = execs.iter().filter(|exec| exec.at > from && !of_qm(exec)).collect();
     assert!(ours.len() >= 4, "helpers, worker, writer: {ours:#?}");
-    for exec in ours {
+    for exec in &ours {
         assert!(!exec.argv.contains("zqx") && !exec.env.contains("zqx"), "a child was told what the caller said: {exec:?}");
         assert_eq!(exec.env, r#""LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin""#, "{exec:?}");
+        if ours.iter().any(|before| before.pid == exec.pid && before.at < exec.at && begins(before)) {
+            // Its streams are those that it began with.
+            continue;
+        }
         for stream in 0..=2 {
             let given = trace.lines[..exec.at]
                 .iter()
