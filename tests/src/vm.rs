@@ -250,7 +250,8 @@ pub fn stop(pid: u32) -> Result<()> {
     send(pid, Signal::STOP)?;
     until("the stop of every thread", Duration::from_secs(20), || {
         let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
-        let stands = |text: String| ["\nState:\tT", "\nState:\tD"].iter().any(|state| text.contains(state));
+        // One that strace follows stands in `t`.
+        let stands = |text: String| ["\nState:\tT", "\nState:\tt", "\nState:\tD"].iter().any(|state| text.contains(state));
         threads.all(|thread| fs::read_to_string(thread.path().join("status")).is_ok_and(stands)).then_some(())
     })
 }
