@@ -76,7 +76,16 @@ fn disk_hung(_: &Lab) -> Result<()> {
     let writer = start(Command::new("/usr/bin/touch").arg("/var/lib/pve-verb/x"), &[])?;
     let pid = writer.pid();
     let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    until("a writer in state D", AMPLE, || stat().contains(") D ").then_some(()))?;
+    // One that comes and goes in D is only being loaded.
+    let waits = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.contains("State:\tD").then(|| status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).map(str::to_owned))
+    };
+    until("a writer that stays in state D", AMPLE, || {
+        let then = waits()?;
+        std::thread::sleep(Duration::from_millis(300));
+        (waits()? == then).then_some(())
+    })?;
     lab::vm::send(pid, rustix::process::Signal::KILL)?;
     std::thread::sleep(Duration::from_millis(300));
     assert!(stat().contains(") D "), "{}", stat());

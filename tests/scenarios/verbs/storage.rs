@@ -63,7 +63,11 @@ fn io_error(lab: &Lab) -> Result<()> {
     ask(&agent(lab)?, "cycle")?.done();
     vm.wait_for_ssh(BOOT)?;
     vm.kill()?;
-    lab.host.console(&["/bin/umount", folder], Duration::from_secs(5))?.success("umount").map(drop)
+    // The kernel may still be closing the files of the QEMU that was killed.
+    until("the unmounting", Duration::from_secs(20), || {
+        let end = lab.host.console(&["/bin/umount", folder], Duration::from_secs(5)).ok()?;
+        (end.status == 0).then_some(())
+    })
 }
 
 fn d_state(lab: &Lab) -> Result<()> {
