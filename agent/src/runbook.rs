@@ -103,9 +103,7 @@ async fn steps(a: &mut Acting<'_>) -> Ended {
         }
     };
     a.say(&format!("{} {}", looked.sentence, looked.why));
-    let Some(code) = looked.code else {
-        return Ended::badly("The host signed no assessment.", "Read the bundle, or act by hand with the six verbs.");
-    };
+    let Some(code) = looked.code else { return unjudged() };
     if a.hands_off(&looked) {
         return Ended::badly(looked.sentence.clone(), format!("Nobody asked, so nothing was changed. {}", looked.why));
     }
@@ -210,15 +208,21 @@ async fn settled(a: &mut Acting<'_>) -> Ended {
 
 /// Something is wrong, seen in a second look, and no verb changed the VM so far.
 async fn unwell(a: &mut Acting<'_>, now: &Looked) -> Ended {
-    match now.code {
-        Some(code) if !a.hands_off(now) => match next(code, now.state, now.recommend) {
-            // Its time to be repaired over SSH is over.
-            Next::Soften => mutate(a, Verb::Reset, now).await,
-            Next::Verb(verb) => mutate(a, verb, now).await,
-            Next::Person => Ended::badly(now.sentence.clone(), now.why.clone()),
-        },
-        _ => Ended::badly(now.sentence.clone(), format!("Nobody asked, so the VM is left as it is. {}", now.why)),
+    let Some(code) = now.code else { return unjudged() };
+    if a.hands_off(now) {
+        return Ended::badly(now.sentence.clone(), format!("Nobody asked, so the VM is left as it is. {}", now.why));
     }
+    match next(code, now.state, now.recommend) {
+        // Its time to be repaired over SSH is over.
+        Next::Soften => mutate(a, Verb::Reset, now).await,
+        Next::Verb(verb) => mutate(a, verb, now).await,
+        Next::Person => Ended::badly(now.sentence.clone(), now.why.clone()),
+    }
+}
+
+/// Evidence that says nothing of the VM is none to act by.
+fn unjudged() -> Ended {
+    Ended::badly("The host signed no assessment.", "Read the bundle, or act by hand with the six verbs.")
 }
 
 /// Memory pressure: the guest's kernel is told to end its largest process, and gets a bounded time; then it is reset, where it says itself

@@ -341,13 +341,23 @@ async fn one_address_can_not_take_every_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_state_folder_it_is_alive_and_not_ready() {
     let folder = tempfile::tempdir().unwrap();
+    let (state, _page, stranger) = ready(&folder).await;
+    std::fs::remove_dir_all(&state).unwrap();
+    alive_and_not_ready(&stranger, "the state folder can't be written").await;
+}
+
+/// A page that is ready, its state folder, and somebody who asks it.
+async fn ready(folder: &tempfile::TempDir) -> (std::path::PathBuf, Page, Browser) {
     let state = folder.path().join("state");
     std::fs::create_dir(&state).unwrap();
     let page = Page::serve(&state, How::stalled(folder.path())).await;
     let stranger = Browser::stranger(&page.url(""));
     stranger.until("/readyz", "ready").await;
-    std::fs::remove_dir_all(&state).unwrap();
-    let not = stranger.until("/readyz", "the state folder can't be written").await;
+    (state, page, stranger)
+}
+
+async fn alive_and_not_ready(stranger: &Browser, why: &str) {
+    let not = stranger.until("/readyz", why).await;
     assert_eq!(not.status, 503);
     assert_eq!(stranger.get("/healthz").await.status, 200);
 }
@@ -355,15 +365,9 @@ async fn without_its_state_folder_it_is_alive_and_not_ready() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_full_disk_it_is_alive_and_not_ready() {
     let folder = tempfile::tempdir().unwrap();
-    let state = folder.path().join("state");
-    std::fs::create_dir(&state).unwrap();
-    let page = Page::serve(&state, How::stalled(folder.path())).await;
-    let stranger = Browser::stranger(&page.url(""));
-    stranger.until("/readyz", "ready").await;
+    let (state, _page, stranger) = ready(&folder).await;
     // What takes an empty file and no byte, as a full tmpfs does.
     std::os::unix::fs::symlink("/dev/full", state.join(".ready")).unwrap();
-    let not = stranger.until("/readyz", "No space left on device").await;
-    assert_eq!(not.status, 503);
-    assert_eq!(stranger.get("/healthz").await.status, 200);
+    alive_and_not_ready(&stranger, "No space left on device").await;
     stranger.until("/readyz", "ready").await;
 }

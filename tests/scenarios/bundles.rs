@@ -233,7 +233,7 @@ fn shown(lab: &Lab) -> Result<()> {
     let answer = ssh.call(format!("forensics --json --inline --bundle={name}"))?;
     let told = body(&answer)?;
     assert_eq!((answer.status, &told["bundle"], &told["preserved_where"]), (0, &json!(name), &json!("disk")), "{told}");
-    // But for its own record, for whose way to the disk a read has no more than 300 ms.
+    // But for its own record, for whose way to the disk a read has only a part of a second.
     let mut weaker = told["degraded"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
     assert!(weaker.all(|text| text.starts_with("the audit record ") && text.contains(" is on tmpfs only: ")), "{told}");
     assert!(told["message"].to_string().contains("nothing new was captured"));

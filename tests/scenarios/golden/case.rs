@@ -49,7 +49,7 @@ impl Case {
 
     /// How long the stand-in may take before the case counts as hung.
     pub(crate) fn limit(&self) -> Duration {
-        if self.recorded.code == HUNG { Duration::from_secs(6) } else { Duration::from_secs_f64(self.recorded.wall * 2.0 + 10.0) }
+        if self.recorded.code == HUNG { Duration::from_secs(6) } else { Duration::from_secs_f64(self.recorded.wall * 2.0 + 3.0) }
     }
 
     /// What is different, in words; empty if nothing is.
