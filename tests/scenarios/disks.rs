@@ -190,7 +190,7 @@ fn etc_pve(lab: &Lab, how: Hang) -> Result<()> {
     let (both, told) = asks("status")?;
     drop(disks);
     assert_eq!((both.status, &told["state_after"]), (0, &json!("running")), "{told}");
-    in_its_own_time(&both);
+    in_its_own_time(&both, 3_000);
     let (forensics, told) = asks("forensics")?;
     assert!(forensics.status == 0 && forensics.wall < Duration::from_secs(15) + OVERHEAD, "{:?}", forensics.wall);
     in_its_own_time(&forensics, 15_000);
