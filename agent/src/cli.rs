@@ -1,4 +1,4 @@
-//! The command line of `breakglass`: clap's definitions, from which the help comes, and the one command that there is.
+//! The command line of `breakglass`: clap's definitions, from which the help comes, and what each command runs.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
