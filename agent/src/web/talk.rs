@@ -1,5 +1,5 @@
 //! Conversations: each incident's turns run one after the other on a task of its own, whoever watches. Where no model can be had the
-//! runbook goes on, as the owner's autonomy allows, and the log says so.
+//! runbook goes on, as the owner's autonomy allows, and the log says so; after a restart it waits for a person.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,6 +183,7 @@ impl Talk {
     }
 
     async fn turn(&mut self, ask: Ask) {
+        let resumes = matches!(ask, Ask::Resume);
         let turned = match ask {
             Ask::Runbook(cancelled) => return self.runbook(cancelled).await,
             Ask::Prompt { text, who } => match self.session() {
@@ -208,8 +209,9 @@ impl Talk {
         };
         match turned {
             Turned::Unavailable(why) => {
-                // Where calls wait for a person the runbook does too: the page has a button for it.
-                if self.mind.as_ref().is_none_or(|mind| mind.autonomy() == Autonomy::Full) {
+                // Where calls wait for a person the runbook does too: the page has a button for it. And after a restart nobody asked: what
+                // was asked for before it may be hours old, and what is so now somebody's doing since.
+                if !resumes && self.mind.as_ref().is_none_or(|mind| mind.autonomy() == Autonomy::Full) {
                     self.said(format!("{} The runbook goes on.", why.what));
                     self.runbook(self.incident.cancellations()).await;
                 } else {

@@ -1,0 +1,96 @@
+//! What begins a turn on the page, what ends it, and what a restart leaves of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod api;
+#[path = "support/browser.rs"]
+mod browser;
+#[path = "support/page.rs"]
+mod page;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::claude::Settings;
+use agent::evals::case::Case;
+use agent::evals::world::Act;
+use api::{Api, KEY, Reply};
+use browser::Browser;
+use page::{How, Page, every_way, recorded};
+use proto::Verb;
+
+fn claude(folder: &Path, api: &Api) -> Settings {
+    let key = folder.join("key");
+    std::fs::write(&key, format!("{KEY}\n")).unwrap();
+    Settings { base_url: Some(api.url.clone()), api_key_file: Some(key), ..Settings::default() }
+}
+
+async fn served(folder: &Path, api: &Api, case: Case, first: &str) -> (Page, Browser) {
+    let page = Page::serve(folder, How { case, claude: claude(folder, api), ..How::stalled(folder) }).await;
+    let anna = Browser::anna(&page.url(""));
+    anna.until("/", first).await;
+    (page, anna)
+}
+
+/// The state folder as a kill leaves it now, served again with this API. The one that was killed goes on where it was, unseen.
+async fn killed(page: &mut Page, from: &Path, folder: &Path, api: &Api) -> (Page, Browser) {
+    page.stop();
+    copy(&from.join("incidents"), &folder.join("incidents"));
+    let to = "127.0.0.1:0".parse().unwrap();
+    let again = Page::with(folder, Arc::clone(&page.hands), every_way(folder), claude(folder, api), to).await;
+    let anna = Browser::anna(&again.url(""));
+    (again, anna)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+async fn said(anna: &Browser, words: &str) -> String {
+    let token = anna.get("/").await.hidden("token");
+    anna.post("/incidents", &[("token", &token), ("text", words)]).await.to()
+}
+
+/// The verbs but for looks at the state.
+fn verbs(page: &Page) -> Vec<Verb> {
+    let verb = |act: Act| if let Act::Verb { verb, .. } = act { Some(verb) } else { None };
+    page.hands.world.acts().into_iter().filter_map(verb).filter(|verb| *verb != Verb::Status).collect()
+}
+
+/// An API that never answers.
+fn silent() -> Api {
+    Api::start(|_, _| Reply::Silence(Duration::from_secs(60)))
+}
+
+/// An API that has no model for us.
+fn dead() -> Api {
+    Api::replies(vec![Reply::Error { status: 401, kind: "authentication_error", headers: vec![], code: None }])
+}
+
+async fn asked(api: &Api) {
+    while api.requests().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Somebody stopped the VM meanwhile, over ssh: a runbook that began by itself would start it.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_without_a_model_the_runbook_waits_for_a_person() {
+    let (folder, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let api = silent();
+    let (mut page, anna) = served(folder.path(), &api, recorded("stopped-by-an-admin"), "Stopped").await;
+    let incident = said(&anna, "The devvm hangs.").await;
+    asked(&api).await;
+    let (again, anna) = killed(&mut page, folder.path(), after.path(), &dead()).await;
+    let idle = anna.until(&incident, "The runbook can go on: press its button.").await;
+    assert!(idle.text.contains("could not be had") && !idle.text.contains("The runbook goes on."), "{}", idle.text);
+    assert!(verbs(&again).is_empty(), "{:?}", verbs(&again));
+}
