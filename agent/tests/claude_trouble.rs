@@ -20,6 +20,7 @@ use support::{Desk, Unasked, desk, printing, recorded};
 use tokio::sync::mpsc::Sender;
 
 const STALL: &str = "2026-06-11-block-stall";
+const UNKNOWN: &str = "cycle-with-unknown-end";
 
 fn done() -> Reply {
     say(vec![text("That is all.")])
@@ -351,4 +352,23 @@ async fn at_the_end_a_devvm_that_nobody_can_ask_is_told_from_one_that_does_not_a
     assert!(!healthy && said.contains("SHA256:new") && said.contains("devvm accept"), "{said}");
     let (healthy, said, _) = at_the_end(ExecEnd::TimedOut).await;
     assert!(!healthy && said.contains("does not answer over SSH"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_unknown_result_a_look_that_the_model_has_not_read_does_not_count() {
+    let start = || say(vec![verb("pve_start")]);
+    let cycle = say(vec![verb("pve_forensics"), verb("pve_cycle")]);
+    let desk = desk(Api::replies(vec![cycle, done(), start(), done(), say(vec![verb("pve_status")]), start(), done()]), recorded(UNKNOWN));
+    let (incident, mut session) = desk.session();
+    assert_eq!(session.prompt("Hello.", None).await, Turned::Said);
+    // The look at the end, and a person's: neither is in the conversation.
+    verdict(&desk.hands, &incident, incident.task()).await;
+    incident.verb(&desk.hands, incident.task(), By::Human, Verb::Status, Asks::default()).unwrap().end().await.unwrap();
+    assert_eq!(incident.facts().unknown, None, "shown as known");
+    assert_eq!(session.prompt("And?", None).await, Turned::Said);
+    let starts = || desk.verbs().into_iter().filter(|verb| *verb == Verb::Start).count();
+    assert!(starts() == 0 && results(desk.api.requests().last().unwrap()).unwrap().contains("was not sent"), "{:?}", desk.verbs());
+    assert_eq!(session.prompt("Look.", None).await, Turned::Said);
+    desk.faultless();
+    assert_eq!(starts(), 1);
 }

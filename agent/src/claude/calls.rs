@@ -26,7 +26,7 @@ impl Session {
     pub(super) async fn run(&mut self, calls: &[Call], whole: bool, cancelled: &mut watch::Receiver<u64>) -> (Vec<Value>, Option<Halt>) {
         let (mut results, mut halt) = (Vec::new(), None);
         // A look in the same answer does not help: what came after it was decided without it.
-        let mut unknown = self.incident.facts().unknown.is_some();
+        let mut unknown = self.incident.facts().unread.is_some();
         for (n, call) in calls.iter().enumerate() {
             let mut input = Value::Object(call.input.clone().unwrap_or_default());
             let length = input.to_string().len();
@@ -107,7 +107,7 @@ impl Session {
                     }
                     told = running.end() => Ok(match told {
                         Ok(told) => {
-                            *unknown |= self.incident.facts().unknown.is_some();
+                            *unknown |= self.incident.facts().unread.is_some();
                             evidence::verb(&self.incident, &told)
                         }
                         Err(why) => {

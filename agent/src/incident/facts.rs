@@ -44,6 +44,17 @@ pub struct Pending {
     pub deadline_ms: u64,
 }
 
+/// A mutation whose result nobody knows, and how far the model is with the look that it needs then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The line that says so.
+    line: u64,
+    /// The call of a look that was asked for later and has told the state.
+    look: Option<String>,
+    /// Whether that call was answered with it. What comes into the conversation next is that answer.
+    answered: bool,
+}
+
 /// The facts.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -85,6 +96,8 @@ pub struct Facts {
     pub found: Option<(Code, Timestamp)>,
     /// A mutation whose result nobody knows, until the VM is looked at.
     pub unknown: Option<Verb>,
+    /// The same for the model, until it has read a look of its own that it asked for later: others' looks are not in its conversation.
+    pub unread: Option<Unread>,
     /// How it ended, where nothing came after.
     pub ended: Option<(bool, Message)>,
     /// How many commands there were.
@@ -132,6 +145,8 @@ impl Facts {
             }
             What::VerbEnded { request_id, verb, sent, receipt, assessment, bundle, .. } => {
                 let planned = self.running.iter().any(|pending| pending.request_id == *request_id && pending.dry_run);
+                let call = self.running.iter().find(|pending| pending.request_id == *request_id).and_then(|pending| pending.call.clone());
+                let asked = self.runs.iter().find(|(id, ..)| id == request_id).map_or(0, |(.., n)| *n);
                 self.running.retain(|pending| pending.request_id != *request_id);
                 if self.changes.is_empty() {
                     let wrong = receipt.as_ref().and_then(|body| body.assessment).filter(|code| *code != Code::Healthy);
@@ -146,8 +161,16 @@ impl Facts {
                 }
                 let known = receipt.as_ref().is_some_and(|body| !matches!(body.outcome, Outcome::Unknown | Outcome::Internal));
                 match (known, verb.mutates()) {
-                    (true, false) => self.unknown = None,
-                    (false, true) if *sent => self.unknown = Some(*verb),
+                    (true, false) => {
+                        self.unknown = None;
+                        if let Some(unread) = self.unread.as_mut().filter(|unread| unread.line < asked && !unread.answered) {
+                            unread.look = call.or(unread.look.take());
+                        }
+                    }
+                    (false, true) if *sent => {
+                        self.unknown = Some(*verb);
+                        self.unread = Some(Unread { line: line.n, look: None, answered: false });
+                    }
                     _ => {}
                 }
                 if let Some(receipt) = receipt {
@@ -161,6 +184,11 @@ impl Facts {
             }
             // A call that was answered waits for nothing more: what it began and a person's stop left running is fetched like any verb.
             What::Result { call, .. } => {
+                self.unread
+                    .as_mut()
+                    .filter(|unread| unread.look.as_ref() == Some(call))
+                    .into_iter()
+                    .for_each(|unread| unread.answered = true);
                 for pending in self.running.iter_mut().filter(|pending| pending.call.as_ref() == Some(call)) {
                     pending.call = None;
                 }
@@ -170,7 +198,13 @@ impl Facts {
                 self.commands.insert(*exec, command.clone());
             }
             What::ExecEnded { exec, .. } => drop(self.commands.remove(exec)),
-            What::Message { role, sha256, .. } => self.messages.push((role.clone(), sha256.clone())),
+            What::Message { role, sha256, .. } => {
+                // Others than the model's calls put something else there for an answer that was cut off.
+                if role == "user" && self.unread.take_if(|unread| unread.answered && line.origin == By::Model).is_none() {
+                    self.unread.iter_mut().for_each(|unread| (unread.look, unread.answered) = (None, false));
+                }
+                self.messages.push((role.clone(), sha256.clone()));
+            }
             What::Turn { input, output, cache_read, cache_write, usd, ms, .. } => {
                 self.spent.turns += 1;
                 self.spent.tokens += input + output + cache_read + cache_write;
