@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use proto::{Code, Message, Verb, Vmid};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use crate::evals::{Table, Who};
 use crate::hands::Hands;
@@ -143,6 +144,23 @@ pub async fn verdict(hands: &Arc<dyn Hands>, incident: &Arc<Incident>, task: Tas
         }
     }
     silence.though_healthy("", vmid)
+}
+
+/// The same, unless a person stops it: it may wait for minutes. What it has begun goes on to its own end, and that is said.
+pub async fn verdict_unless(
+    cancelled: &mut watch::Receiver<u64>,
+    hands: &Arc<dyn Hands>,
+    incident: &Arc<Incident>,
+    task: Task,
+) -> (bool, Message) {
+    tokio::select! {
+        biased;
+        _ = cancelled.changed() => {
+            let running = incident.facts().running_said();
+            (false, Message::new(format!("The look at the end was stopped. {running}"), "Look what is so now, with status."))
+        }
+        judged = verdict(hands, incident, task) => judged,
+    }
 }
 
 /// Which VM it is that the host calls healthy; the error is what it says instead.

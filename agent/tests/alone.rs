@@ -14,7 +14,7 @@ use agent::incident::{By, Store, What};
 use agent::watch::command::{Alone, WithoutAPage};
 use agent::watch::notify::{Kind, Notice};
 use agent::watch::{Opened, Opener};
-use api::{Answer, Api, Reply, actors};
+use api::{Answer, Api, Reply, actors, say, text, verb};
 use proto::{Timestamp, Verb, Vmid};
 use support::{Desk, approving, desk, recorded, with};
 
@@ -214,4 +214,32 @@ async fn where_a_person_has_to_allow_it_and_the_conversation_is_damaged_nothing_
     let (healthy, said) = agent::chat::alone(Some(&desk.mind), &desk.hands, &incident, NOTICED).await;
     assert!(!healthy && said.what.contains("can't be used"), "{said}");
     assert!(desk.verbs().into_iter().all(|verb| !verb.mutates()), "{:?}", desk.verbs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_s_stop_is_the_end_of_what_the_watch_opened_and_of_the_look_at_its_end() {
+    // While Claude thinks: nothing is looked at any more.
+    let desk = desk(Api::start(|_, _| Reply::Silence(Duration::from_secs(60))), recorded(STALL));
+    let Opened { id, end } = opener(&desk).open(&notice()).unwrap();
+    while desk.api.requests().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    desk.store.get_by_name(&id).unwrap().cancel();
+    let (healthy, said) = end.await;
+    assert!(!healthy && said.what.contains("You stopped the turn.") && desk.verbs().is_empty(), "{said} {:?}", desk.verbs());
+
+    // While its devvm, which stays away, may be booting.
+    let mut case = recorded(STALL);
+    case.state.values_mut().for_each(|state| state.reachable = false);
+    let replies = vec![say(vec![verb("pve_forensics")]), say(vec![verb("pve_cycle")]), say(vec![text("It is well.")])];
+    let desk = support::desk(Api::replies(replies), case);
+    let Opened { id, end } = opener(&desk).open(&notice()).unwrap();
+    let incident = desk.store.get_by_name(&id).unwrap();
+    let mut watcher = incident.watch(0);
+    while incident.facts().commands.is_empty() {
+        watcher.next().await;
+    }
+    incident.cancel();
+    let (healthy, said) = tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();
+    assert!(!healthy && said.what.contains("The look at the end was stopped."), "{said}");
 }

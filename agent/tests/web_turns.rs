@@ -14,7 +14,7 @@ use std::time::Duration;
 use agent::claude::Settings;
 use agent::evals::case::Case;
 use agent::evals::world::Act;
-use api::{Api, KEY, Reply};
+use api::{Api, KEY, Reply, say, text, verb};
 use browser::Browser;
 use page::{How, Page, every_way, recorded};
 use proto::Verb;
@@ -93,4 +93,21 @@ async fn after_a_restart_without_a_model_the_runbook_waits_for_a_person() {
     let idle = anna.until(&incident, "The runbook can go on: press its button.").await;
     assert!(idle.text.contains("could not be had") && !idle.text.contains("The runbook goes on."), "{}", idle.text);
     assert!(verbs(&again).is_empty(), "{:?}", verbs(&again));
+}
+
+/// Its sshd stays away after the cycle, and a booting devvm is waited for for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_look_at_the_end_is_stopped_like_the_turn() {
+    let mut case = recorded("2026-06-11-block-stall");
+    case.state.values_mut().for_each(|state| state.reachable = false);
+    let replies = vec![say(vec![verb("pve_forensics")]), say(vec![verb("pve_cycle")]), say(vec![text("It is well.")])];
+    let folder = tempfile::tempdir().unwrap();
+    let (page, anna) = served(folder.path(), &Api::replies(replies), case, "Block stalled").await;
+    let incident = said(&anna, "The devvm hangs.").await;
+    let busy = anna.until(&incident, "<code>uptime</code>").await.text;
+    let token = busy.split("id=\"token-cancel\"").nth(1).unwrap().split("value=\"").nth(1).unwrap().split('"').next().unwrap();
+    anna.post(&format!("{incident}/cancel"), &[("token", token)]).await.to();
+    let end = anna.until(&incident, "The look at the end was stopped.").await;
+    assert!(end.text.contains("Ended, not healthy.") && end.text.contains("Stopped by anna (password)"), "{}", end.text);
+    assert_eq!(verbs(&page), [Verb::Forensics, Verb::Cycle, Verb::Forensics]);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::Message;
 
-use crate::claude::{Autonomy, Mind, Session, Turned, verdict};
+use crate::claude::{Autonomy, Mind, Session, Turned, verdict_unless};
 use crate::hands::Hands;
 use crate::incident::{By, Incident, Notes};
 use crate::runbook::{Patience, run as runbook};
@@ -28,6 +28,7 @@ pub(super) async fn without_a_model(hands: &Arc<dyn Hands>, incident: &Arc<Incid
 
 /// An incident that nobody watches: Claude, or the runbook where Claude can't be had and the owner lets it act alone.
 pub async fn alone(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, incident: &Arc<Incident>, text: &str) -> (bool, Message) {
+    let mut cancelled = incident.cancellations();
     let turned = match mind.map(|mind| (mind, Session::open(mind, incident))) {
         None => Turned::Unavailable(Message::new("There is no API key.", "The runbook does it.")),
         Some((_, Err(why))) => Turned::Unavailable(why),
@@ -48,9 +49,11 @@ pub async fn alone(mind: Option<&Arc<Mind>>, hands: &Arc<dyn Hands>, incident: &
         // Whatever it was that keeps Claude away: where a person has to allow it the runbook does not act alone either.
         Turned::Unavailable(why) if mind.is_some_and(|mind| mind.autonomy() == Autonomy::Approve) => (false, why),
         Turned::Unavailable(_) => without_a_model(hands, incident, true).await,
-        Turned::Said => verdict(hands, incident, incident.task()).await,
-        Turned::Stopped(said) | Turned::Cancelled(said) => {
-            let (healthy, now) = verdict(hands, incident, incident.task()).await;
+        Turned::Said => verdict_unless(&mut cancelled, hands, incident, incident.task()).await,
+        // Whoever stopped it is there, and is not kept waiting by a look.
+        Turned::Cancelled(said) => (false, said),
+        Turned::Stopped(said) => {
+            let (healthy, now) = verdict_unless(&mut cancelled, hands, incident, incident.task()).await;
             (healthy, Message::new(format!("{} {}", said.what, now.what), now.next))
         }
     }

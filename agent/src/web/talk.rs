@@ -10,7 +10,7 @@ use proto::{Code, Message};
 use tokio::sync::{mpsc, watch};
 
 use super::meter::Meter;
-use crate::claude::{Autonomy, Mind, Session, Turned, verdict};
+use crate::claude::{Autonomy, Mind, Session, Turned, verdict_unless};
 use crate::hands::Hands;
 use crate::incident::{By, Incident, IncidentId, Notes, What};
 use crate::runbook::{Patience, run as runbook};
@@ -184,6 +184,8 @@ impl Talk {
 
     async fn turn(&mut self, ask: Ask) {
         let resumes = matches!(ask, Ask::Resume);
+        // From here on: the look at its end is stopped by the same button.
+        let cancelled = self.incident.cancellations();
         let turned = match ask {
             Ask::Runbook(cancelled) => return self.runbook(cancelled).await,
             Ask::Prompt { text, who } => match self.session() {
@@ -219,7 +221,7 @@ impl Talk {
                 }
             }
             Turned::Cancelled(said) => self.incident.end(self.incident.task(), false, &said),
-            Turned::Said | Turned::Stopped(_) => self.verdict().await,
+            Turned::Said | Turned::Stopped(_) => self.verdict(cancelled).await,
         }
     }
 
@@ -236,7 +238,7 @@ impl Talk {
     }
 
     /// After words alone nothing has to be proved; after a mutation the VM is looked at once more.
-    async fn verdict(&self) {
+    async fn verdict(&self, mut cancelled: watch::Receiver<u64>) {
         let facts = self.incident.facts();
         // What a person has pressed meanwhile ends the incident when it ends.
         if !facts.running.is_empty() {
@@ -244,7 +246,7 @@ impl Talk {
         }
         let task = self.incident.task();
         let (healthy, said) = if facts.touched {
-            verdict(&self.hands, &self.incident, task).await
+            verdict_unless(&mut cancelled, &self.hands, &self.incident, task).await
         } else {
             let healthy = facts.state.is_some_and(|(_, code, _)| code == Some(Code::Healthy));
             let what = facts.sentence.unwrap_or_else(|| "Nothing was changed.".to_owned());
