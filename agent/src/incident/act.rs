@@ -160,9 +160,7 @@ impl Incident {
     /// It could not be recorded.
     pub fn reattach(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task, pending: &Pending) -> Result<Option<Running<VerbTold>>, Message> {
         if !pending.verb.mutates() {
-            let said = Message::new(format!("{} was cut off by a restart.", pending.verb), "It changed nothing: ask again.");
-            self.write(task, By::Agent, ended(pending.request_id.clone(), pending.verb, crate::UNKNOWN, said))?;
-            return Ok(None);
+            return self.write_off(task, pending, "by a restart").map(|()| None);
         }
         let ask = VerbAsk {
             verb: pending.verb,
@@ -175,6 +173,12 @@ impl Incident {
             grant: None,
         };
         self.begin(hands, task, pending.by, ask, pending.call.clone()).map(Some)
+    }
+
+    /// The end of a look that nobody will hear of, and what cut it off.
+    fn write_off(&self, task: Task, pending: &Pending, by: &str) -> Result<(), Message> {
+        let said = Message::new(format!("{} was cut off {by}.", pending.verb), "It changed nothing: ask again.");
+        self.write(task, By::Agent, ended(pending.request_id.clone(), pending.verb, crate::UNKNOWN, said)).map(drop)
     }
 
     /// Fetches the results of all verbs that a restart cut off, but those that a call of Claude's waits for where `calls` is false: its own
@@ -195,10 +199,16 @@ impl Incident {
         None
     }
 
-    /// Fetches what the runbook left running when it was stopped, as its own wait for it is gone: the end comes into the log all the same.
+    /// Fetches what the runbook left running when it was stopped or its time was over, as its own wait for it is gone: the end comes into
+    /// the log all the same.
     pub fn fetch_the_runbook_s(self: &Arc<Self>, hands: &Arc<dyn Hands>, task: Task) {
         for pending in self.facts().running.into_iter().filter(|pending| pending.by == By::Runbook) {
-            if let Err(why) = self.reattach(hands, task, &pending) {
+            let left = if pending.verb.mutates() {
+                self.reattach(hands, task, &pending).map(drop)
+            } else {
+                self.write_off(task, &pending, "by the runbook's end")
+            };
+            if let Err(why) = left {
                 tracing::warn!(event = "degraded", incident = self.id().as_str(), "{why}");
             }
         }

@@ -30,6 +30,8 @@ pub struct Store {
     open: Mutex<BTreeMap<IncidentId, Arc<Incident>>>,
     /// Whose turn it is to take one up. Not `open`, for which every page waits: the log's lock may be a second's wait.
     takes_up: Mutex<()>,
+    /// Those that this process has let go of, and how many lines they had: to take such a one up again is no restart.
+    let_go: Mutex<BTreeMap<IncidentId, u64>>,
     /// What follows from the logs that this process does not write, by their lengths: they are only ever appended to.
     read: Mutex<BTreeMap<IncidentId, Judged>>,
 }
@@ -60,7 +62,8 @@ impl Store {
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|error| unusable(&folder, &error))?;
         let mirror = if serving { Mirror::stdout() } else { Mirror::default() };
         let bound = Arc::new(Bound::new(state, keep_bytes));
-        Ok(Arc::new(Self { folder, bound, mirror, open: Mutex::default(), takes_up: Mutex::default(), read: Mutex::default() }))
+        let (open, takes_up, let_go, read) = (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { folder, bound, mirror, open, takes_up, let_go, read }))
     }
 
     /// Where the log shipper reads.
@@ -75,6 +78,10 @@ impl Store {
 
     fn opened(&self) -> MutexGuard<'_, BTreeMap<IncidentId, Arc<Incident>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_go(&self) -> MutexGuard<'_, BTreeMap<IncidentId, u64>> {
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens an incident: its folder is its first act.
@@ -128,6 +135,8 @@ impl Store {
         let mut facts = Facts::default();
         let (log, torn) = Log::open(&folder, |line| facts.fold(&line)).map_err(|bad| unwritable(&folder, &bad))?;
         let room = artifacts::ROOM.saturating_sub(size(&folder.join("artifacts")));
+        // Where it has grown since, another process had it.
+        let was_ours = self.let_go().remove(id) == Some(facts.lines);
         // What waited for a person waits no more: whoever asked is gone.
         facts.awaiting.clear();
         facts.commands.clear();
@@ -135,7 +144,9 @@ impl Store {
         if torn > 0 {
             incident.write(Task(0), By::Agent, What::Repaired { bytes: torn })?;
         }
-        incident.write(Task(0), By::Agent, What::Resumed)?;
+        if !was_ours {
+            incident.write(Task(0), By::Agent, What::Resumed)?;
+        }
         self.opened().insert(id.clone(), Arc::clone(&incident));
         Ok(incident)
     }
@@ -155,6 +166,7 @@ impl Store {
         let ids = self.ids();
         // What was removed is forgotten here, once a list: asked at each summary it made a list grow with the square of the incidents.
         self.read.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| ids.contains(id));
+        self.let_go().retain(|id, _| ids.contains(id));
         let mut all: Vec<Summary> = ids.into_iter().map(|id| self.summary(id)).collect();
         all.sort_by_key(|one| std::cmp::Reverse(one.facts.opened));
         all
@@ -224,7 +236,14 @@ impl Store {
     /// Lets go of what ended, and makes room in the state folder. An open one stays, and so does one that is not over.
     pub fn retain(&self) {
         // Handles that nobody holds any more, of incidents that ended.
-        self.opened().retain(|_, incident| Arc::strong_count(incident) > 1 || incident.facts().ended.is_none());
+        self.opened().retain(|id, incident| {
+            let facts = incident.facts();
+            let stays = Arc::strong_count(incident) > 1 || facts.ended.is_none();
+            if !stays {
+                self.let_go().insert(id.clone(), facts.lines);
+            }
+            stays
+        });
         self.bound.make(0);
     }
 

@@ -1,4 +1,4 @@
-//! Incidents that others hold, and a disk that holds no more.
+//! Incidents that others hold, what is let go of and cut off, and a disk that holds no more.
 
 use super::*;
 
@@ -37,6 +37,49 @@ fn two_presses_at_once_take_up_one_incident() {
     let all: Vec<_> = presses.into_iter().map(|press| press.join().unwrap()).collect();
     assert!(all.iter().all(|one| Arc::ptr_eq(one, &all[0])));
     assert_eq!(lines(&store, &id).iter().filter(|(_, what)| matches!(what, What::Resumed)).count(), 1);
+}
+
+/// What ended is let go of when another begins.
+#[test]
+fn who_takes_up_again_what_it_had_let_go_of_says_nothing_of_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = store(folder.path());
+    let incident = page.create("it hangs", By::Human, None).unwrap();
+    let id = incident.id().clone();
+    incident.end(incident.task(), true, &Message::new("It is well.", "Nothing."));
+    drop(incident);
+    let restarts = || lines(&page, &id).iter().filter(|(_, what)| matches!(what, What::Resumed)).count();
+    let let_go = || {
+        page.retain();
+        assert!(page.get(&id).is_none());
+    };
+    let_go();
+    page.resume(&id).unwrap();
+    assert_eq!(restarts(), 0);
+    let_go();
+    // Another program had it meanwhile.
+    drop(store(folder.path()).resume(&id).unwrap());
+    assert_eq!(restarts(), 1);
+    page.resume(&id).unwrap();
+    assert_eq!(restarts(), 2);
+}
+
+/// No restart: a person, or its own time.
+#[test]
+fn a_look_that_a_stopped_runbook_had_begun_is_cut_off_by_the_runbook_s_end() {
+    use crate::runbook::Journal;
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let incident = store.create("it hangs", By::Human, None).unwrap();
+    let (verb, request_id, origin) = (proto::Verb::Forensics, fresh_id().unwrap(), proto::Origin::Runbook);
+    let (actor, reason, grant) = (None, None, None);
+    let ask = crate::hands::VerbAsk { verb, request_id, origin, actor, reason, dry_run: false, attach: false, grant };
+    Notes::new(Arc::clone(&incident), incident.task()).asks(&ask).unwrap();
+    let hands: Arc<dyn Hands> = world();
+    incident.fetch_the_runbook_s(&hands, incident.task());
+    let all = lines(&store, incident.id());
+    let Some((_, What::VerbEnded { said, .. })) = all.last() else { panic!("{all:?}") };
+    assert!(said.what == "forensics was cut off by the runbook's end." && incident.facts().running.is_empty(), "{said}");
 }
 
 #[test]
