@@ -9,6 +9,7 @@ mod page;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agent::claude::Settings;
@@ -110,4 +111,28 @@ async fn the_look_at_the_end_is_stopped_like_the_turn() {
     let end = anna.until(&incident, "The look at the end was stopped.").await;
     assert!(end.text.contains("Ended, not healthy.") && end.text.contains("Stopped by anna (password)"), "{}", end.text);
     assert_eq!(verbs(&page), [Verb::Forensics, Verb::Cycle, Verb::Forensics]);
+}
+
+/// What was found an hour ago says nothing of a runbook that a restart cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runbook_that_a_restart_cut_off_names_who_began_it_and_leaves_no_old_end_standing() {
+    let (folder, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut page, anna) = served(folder.path(), &dead(), recorded("healthy-idle"), "Looks healthy").await;
+    let run = anna.post("/verbs/status", &[]).await.to();
+    let id = anna.until(&run, "card outcome good").await.text.split("href=\"/incidents/").nth(1).unwrap()[..36].to_owned();
+    let incident = format!("/incidents/{id}");
+    anna.until(&incident, "<b>Healthy. </b>").await;
+    let question = anna.get(&format!("/runbook?incident={id}")).await;
+    // So that it is in the middle of its first look for as long as this takes.
+    page.hands.silent.store(true, Ordering::Relaxed);
+    anna.post("/runbook", &[("token", &question.hidden("token")), ("incident", &id)]).await.to();
+    let begun = anna.until(&incident, "Run the runbook.</div>").await.text;
+    assert!(begun.contains("<b>anna (password)</b>"), "{begun}");
+    let list: serde_json::Value = serde_json::from_str(&Browser::machine(&page.url("")).get("/incidents").await.text).unwrap();
+    assert_eq!(list[0]["ended"], serde_json::Value::Null, "{list}");
+    let (_again, anna) = killed(&mut page, folder.path(), after.path(), &dead()).await;
+    page.hands.silent.store(false, Ordering::Relaxed);
+    let end = anna.until(&incident, "<b>Not healthy. </b>").await.text;
+    assert!(end.contains("The program was started again in the middle of this."), "{end}");
+    assert!(end.contains("<b>anna (password)</b>") && end.contains("Run the runbook.</div>"), "{end}");
 }

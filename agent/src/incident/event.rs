@@ -146,6 +146,11 @@ pub enum What {
         /// Who.
         actor: Option<String>,
     },
+    /// A person began the runbook.
+    Runbook {
+        /// Who.
+        actor: Option<String>,
+    },
     /// A verb is about to be asked for: durable before the first attempt.
     VerbAsked {
         /// The id, for every further attempt.

@@ -119,7 +119,7 @@ impl Facts {
                 self.title.clone_from(title);
                 self.opened = Some(line.at);
             }
-            What::Prompt { .. } | What::Button { .. } => self.ended = None,
+            What::Prompt { .. } | What::Button { .. } | What::Runbook { .. } => self.ended = None,
             What::Call { call, .. } => drop(self.calls.insert(call.clone())),
             What::Awaiting { call, said, .. } => drop(self.awaiting.insert(call.clone(), said.clone())),
             What::Decided { call, .. } => drop(self.awaiting.remove(call)),

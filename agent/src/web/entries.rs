@@ -12,6 +12,9 @@ use crate::shown::plain;
 /// Of a longer text the beginning is shown.
 pub(super) const MAX_TEXT: usize = 5_000;
 
+/// How a person's asking for the runbook is told.
+const RUNBOOK: &str = "Run the runbook.";
+
 /// Something that happened.
 pub(super) struct Entry {
     pub(super) n: u64,
@@ -60,9 +63,12 @@ impl Ends {
                 self.looked = true;
                 self.more |= verb.mutates() && !dry_run;
             }
-            What::VerbAsked { .. } | What::Prompt { .. } | What::Said { .. } | What::Turn { .. } | What::Cancelled { .. } => {
-                self.more = true
-            }
+            What::VerbAsked { .. }
+            | What::Prompt { .. }
+            | What::Runbook { .. }
+            | What::Said { .. }
+            | What::Turn { .. }
+            | What::Cancelled { .. } => self.more = true,
             _ => {}
         }
     }
@@ -100,6 +106,9 @@ pub(super) fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
         let whose = |actor: &Option<String>| actor.as_deref().map_or_else(|| by(line.origin).to_owned(), plain);
         match &line.what {
             What::Prompt { text, actor } => stays(put(Kind::Words { class: "human", who: whose(actor), text: text.clone() })),
+            What::Runbook { actor } => {
+                stays(put(Kind::Words { class: "human", who: whose(actor), text: RUNBOOK.to_owned() }));
+            }
             What::Text { text } => stays(put(Kind::Words { class: "model", who: "Claude".to_owned(), text: text.clone() })),
             What::Thinking { text } => stays(put(Kind::Words { class: "thought", who: "Claude thinks".to_owned(), text: text.clone() })),
             What::Said { text } => stays(put(Kind::Words { class: "said", who: by(line.origin).to_owned(), text: text.clone() })),

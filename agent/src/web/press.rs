@@ -258,10 +258,14 @@ pub(super) fn take_up(app: &Arc<App>) {
         } else if claudes || app.talks.has_a_model() {
             app.talks.resume(&incident);
         } else if incident.facts().running.is_empty() {
-            let said = Message::new("The program was started again in the middle of this.", "Look what is so now, with status.");
-            incident.end(incident.task(), false, &said);
+            incident.end(incident.task(), false, &started_again());
         }
     }
+}
+
+/// The end of what a restart cut off, where nothing was proved since.
+pub(super) fn started_again() -> Message {
+    Message::new("The program was started again in the middle of this.", "Look what is so now, with status.")
 }
 
 /// Whether a machine asks.

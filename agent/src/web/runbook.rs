@@ -164,7 +164,7 @@ pub(super) async fn begin(
             app.store.create(&title[..title.floor_char_boundary(200)], By::Human, Some(&person(&who)))
         }
     };
-    match begun.and_then(|incident| app.talks.runbook(&incident).map(|()| incident.id().clone())) {
+    match begun.and_then(|incident| app.talks.runbook(&incident, person(&who)).map(|()| incident.id().clone())) {
         Ok(id) if json => {
             (StatusCode::ACCEPTED, Json(serde_json::json!({ "incident": id, "events": format!("/incidents/{id}/events") }))).into_response()
         }

@@ -10,6 +10,7 @@ use proto::{Code, Message};
 use tokio::sync::{mpsc, watch};
 
 use super::meter::Meter;
+use super::press::started_again;
 use crate::claude::{Autonomy, Mind, Session, Turned, verdict_unless};
 use crate::hands::Hands;
 use crate::incident::{By, Incident, IncidentId, Notes, What};
@@ -39,6 +40,9 @@ pub struct Talks {
     open: Arc<Mutex<HashMap<IncidentId, Open>>>,
     /// Incidents in which somebody else of this program is at work: the watch. Two conversations in one would write over each other.
     others: Arc<Mutex<HashSet<String>>>,
+    /// Whose turn it is to ask for something: what is there when it is looked at is there when it is written down. Not `open`, for which
+    /// every page waits.
+    asks: Mutex<()>,
 }
 
 struct Open {
@@ -51,7 +55,8 @@ struct Open {
 impl Talks {
     /// None yet.
     pub fn new(mind: Option<Arc<Mind>>, hands: &Arc<dyn Hands>, meter: &Arc<Meter>) -> Self {
-        Self { mind, hands: Arc::clone(hands), meter: Arc::clone(meter), open: Arc::default(), others: Arc::default() }
+        let (open, others, asks) = (Arc::default(), Arc::default(), Mutex::default());
+        Self { mind, hands: Arc::clone(hands), meter: Arc::clone(meter), open, others, asks }
     }
 
     /// Whether there is a model to talk with.
@@ -101,41 +106,54 @@ impl Talks {
     /// # Errors
     /// Too much waits already.
     pub fn say(&self, incident: &Arc<Incident>, text: String, who: String) -> Result<(), Message> {
+        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         self.ask(incident, Ask::Prompt { text, who })
     }
 
     /// The runbook.
     ///
     /// # Errors
-    /// It runs there already, or too much waits.
-    pub fn runbook(&self, incident: &Arc<Incident>) -> Result<(), Message> {
+    /// It runs there already, too much waits, or it can't be recorded.
+    pub fn runbook(&self, incident: &Arc<Incident>, who: String) -> Result<(), Message> {
+        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         if self.runs_the_runbook(incident.id()) {
             return Err(Message::new("The runbook is at work in this incident already.", "Wait for its end, or stop it in the incident."));
         }
+        self.free(incident)?;
+        incident.write(incident.task(), By::Human, What::Runbook { actor: Some(who) })?;
         self.ask(incident, Ask::Runbook(incident.cancellations()))
     }
 
     /// Goes on with what a restart cut off.
     pub fn resume(&self, incident: &Arc<Incident>) {
+        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         let _nothing_waits_after_a_restart = self.ask(incident, Ask::Resume);
     }
 
-    fn ask(&self, incident: &Arc<Incident>, ask: Ask) -> Result<(), Message> {
+    /// Whether something can be asked there now.
+    fn free(&self, incident: &Arc<Incident>) -> Result<(), Message> {
         if self.is_anothers(incident.id()) {
             return Err(Message::new(
                 "The watch is at work in this incident.",
                 "Stop its turn, or wait for its end; the six verbs work meanwhile.",
             ));
         }
+        if self.open().get(incident.id()).is_some_and(|open| open.ask.capacity() == 0) {
+            return Err(full());
+        }
+        Ok(())
+    }
+
+    fn ask(&self, incident: &Arc<Incident>, ask: Ask) -> Result<(), Message> {
+        self.free(incident)?;
         let mut open = self.open();
-        let full = |_| Message::new("Four sentences wait for an answer already.", "Wait for it, or stop the turn.");
         if let Some(known) = open.get_mut(incident.id()) {
             known.busy = true;
-            return known.ask.try_send(ask).map_err(full);
+            return known.ask.try_send(ask).map_err(|_| full());
         }
         let (tell, asked) = mpsc::channel(WAITING);
         let runbook = Arc::new(AtomicBool::new(matches!(ask, Ask::Runbook(_))));
-        tell.try_send(ask).map_err(full)?;
+        tell.try_send(ask).map_err(|_| full())?;
         open.insert(incident.id().clone(), Open { ask: tell, busy: true, runbook: Arc::clone(&runbook) });
         drop(open);
         let talk = Talk {
@@ -149,6 +167,10 @@ impl Talks {
         tokio::spawn(talk.run(asked, Arc::clone(&self.open)));
         Ok(())
     }
+}
+
+fn full() -> Message {
+    Message::new("Four sentences wait for an answer already.", "Wait for it, or stop the turn.")
 }
 
 struct Talk {
@@ -200,14 +222,24 @@ impl Talk {
                     Turned::Unavailable(why)
                 }
             },
-            Ask::Resume => match self.session() {
-                Ok(mut session) => {
-                    let turned = session.resume().await;
-                    self.session = Some(session);
-                    turned.unwrap_or(Turned::Said)
+            Ask::Resume => {
+                let turned = match self.session() {
+                    Ok(mut session) => {
+                        let turned = session.resume().await;
+                        self.session = Some(session);
+                        turned
+                    }
+                    Err(_) => None,
+                };
+                let facts = self.incident.facts();
+                match turned {
+                    // No turn of Claude's was cut off, and nothing is to be proved: what was judged before is not what is so now.
+                    None if !facts.touched && facts.running.is_empty() => {
+                        return self.incident.end(self.incident.task(), false, &started_again());
+                    }
+                    turned => turned.unwrap_or(Turned::Said),
                 }
-                Err(_) => Turned::Said,
-            },
+            }
         };
         match turned {
             Turned::Unavailable(why) => {
