@@ -48,7 +48,7 @@ mod watchers;
 
 pub use act::{Asks, Exec, ExecTold, Kept, Running, VerbTold};
 pub use event::{By, Line, Task, What};
-pub use facts::{BY_HAND, Facts, Pending, Spent, Unread};
+pub use facts::{BY_HAND, Facts, Pending, Spent, Unread, Waits};
 pub use journal::Notes;
 pub use store::{Store, Summary};
 pub use watchers::{Live, Seen, Watcher};

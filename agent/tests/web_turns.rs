@@ -136,3 +136,52 @@ async fn a_runbook_that_a_restart_cut_off_names_who_began_it_and_leaves_no_old_e
     assert!(end.contains("The program was started again in the middle of this."), "{end}");
     assert!(end.contains("<b>anna (password)</b>") && end.contains("Run the runbook.</div>"), "{end}");
 }
+
+/// The value of the token in this form.
+fn token(page: &str, form: &str) -> String {
+    page.split(form).nth(1).unwrap().split("value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_turn_is_written_shown_and_named_after_a_restart() {
+    let (folder, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let api = silent();
+    let (mut page, anna) = served(folder.path(), &api, recorded("2026-06-11-block-stall"), "Block stalled").await;
+    let incident = said(&anna, "The devvm hangs.").await;
+    asked(&api).await;
+    let busy = anna.get(&incident).await.text;
+    assert!(!busy.contains("waits for the turn"), "{busy}");
+    let say = format!("{incident}/say");
+    anna.post(&say, &[("token", &token(&busy, "id=\"token-say\"")), ("text", "Do NOT reset, with password=hunter22.")]).await.to();
+    let waits = anna.get(&incident).await.text;
+    assert!(waits.contains("<b>anna (password), waits for the turn</b>") && waits.contains("Do NOT reset"), "{waits}");
+    let log = std::fs::read_to_string(folder.path().join(&incident[1..]).join("events.jsonl")).unwrap();
+    assert!(log.contains("Do NOT reset") && !log.contains("hunter22"), "{log}");
+    let (_again, anna) = killed(&mut page, folder.path(), after.path(), &dead()).await;
+    let lost = anna.until(&incident, "<b>anna (password), never begun: this program was started again</b>").await.text;
+    assert!(lost.contains("Do NOT reset") && lost.matches("<b>anna (password)</b>").count() == 1, "{lost}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runbook_that_waits_is_shown_and_not_asked_for_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let api = Api::start(|_, n| if n == 0 { Reply::Silence(Duration::from_secs(60)) } else { say(vec![text("Yes?")]) });
+    let (page, anna) = served(folder.path(), &api, recorded("2026-06-11-block-stall"), "Block stalled").await;
+    let incident = said(&anna, "Wait for me.").await;
+    asked(&api).await;
+    let busy = anna.get(&incident).await;
+    let id = busy.hidden("incident");
+    anna.post(&format!("{incident}/say"), &[("token", &token(&busy.text, "id=\"token-say\"")), ("text", "And now?")]).await.to();
+    let question = format!("/runbook?incident={id}");
+    anna.post("/runbook", &[("token", &anna.get(&question).await.hidden("token")), ("incident", &id)]).await.to();
+    let again = anna.post("/runbook", &[("token", &anna.get(&question).await.hidden("token")), ("incident", &id)]).await;
+    assert!(again.status == 409 && again.text.contains("or waits for the turn"), "{} {}", again.status, again.text);
+    let waits = anna.get(&incident).await.text;
+    assert!(waits.matches("waits for the turn</b>").count() == 2 && waits.contains("disabled>Run the runbook"), "{waits}");
+    assert!(waits.contains("Stop the turn") && anna.get(&question).await.text.contains("It waits for the turn in this incident already."));
+    // The stop is for what is at work, and for the runbook behind it; words are answered.
+    anna.post(&format!("{incident}/cancel"), &[("token", &token(&waits, "id=\"token-cancel\""))]).await.to();
+    let end = anna.until(&incident, "The runbook was stopped.").await.text;
+    assert!(end.contains("Yes?") && end.matches("<b>anna (password)</b>").count() == 3 && !end.contains("waits for the turn"), "{end}");
+    assert!(verbs(&page).is_empty(), "{:?}", verbs(&page));
+}

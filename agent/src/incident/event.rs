@@ -82,6 +82,13 @@ pub enum What {
         /// Its length.
         bytes: u64,
     },
+    /// A person asked for something: it waits for what is at work, if anything is.
+    Waits {
+        /// The words; absent: the runbook.
+        text: Option<String>,
+        /// Whose.
+        actor: Option<String>,
+    },
     /// A person's words.
     Prompt {
         /// The words.
@@ -146,7 +153,7 @@ pub enum What {
         /// Who.
         actor: Option<String>,
     },
-    /// A person began the runbook.
+    /// The runbook begins, as a person wants it.
     Runbook {
         /// Who.
         actor: Option<String>,

@@ -44,6 +44,13 @@ pub struct Pending {
     pub deadline_ms: u64,
 }
 
+/// Something that a person asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// The runbook, and no words.
+    pub runbook: bool,
+}
+
 /// A mutation whose result nobody knows, and how far the model is with the look that it needs then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
@@ -98,6 +105,8 @@ pub struct Facts {
     pub unknown: Option<Verb>,
     /// The same for the model, until it has read a look of its own that it asked for later: others' looks are not in its conversation.
     pub unread: Option<Unread>,
+    /// What people asked for that has not begun yet, in its order.
+    pub waits: Vec<Waits>,
     /// How it ended, where nothing came after.
     pub ended: Option<(bool, Message)>,
     /// How many commands there were.
@@ -119,7 +128,23 @@ impl Facts {
                 self.title.clone_from(title);
                 self.opened = Some(line.at);
             }
-            What::Prompt { .. } | What::Button { .. } | What::Runbook { .. } => self.ended = None,
+            What::Waits { text, .. } => {
+                self.ended = None;
+                self.waits.push(Waits { runbook: text.is_none() });
+            }
+            What::Prompt { .. } | What::Runbook { .. } => {
+                self.ended = None;
+                let runbook = matches!(line.what, What::Runbook { .. });
+                if let Some(at) = self.waits.iter().position(|one| one.runbook == runbook) {
+                    self.waits.remove(at);
+                }
+            }
+            What::Button { .. } => self.ended = None,
+            // What waited waits no more, and the end before it is none.
+            What::Resumed if !self.waits.is_empty() => {
+                self.waits.clear();
+                self.ended = None;
+            }
             What::Call { call, .. } => drop(self.calls.insert(call.clone())),
             What::Awaiting { call, said, .. } => drop(self.awaiting.insert(call.clone(), said.clone())),
             What::Decided { call, .. } => drop(self.awaiting.remove(call)),
@@ -236,7 +261,7 @@ impl Facts {
 
     /// Whether it has ended and left nothing behind whose receipt is still to be fetched.
     pub fn is_over(&self) -> bool {
-        self.ended.is_some() && !self.running.iter().any(|pending| pending.verb.mutates())
+        self.ended.is_some() && self.waits.is_empty() && !self.running.iter().any(|pending| pending.verb.mutates())
     }
 
     /// What runs now, in words: for whoever leaves or cancels.

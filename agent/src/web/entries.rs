@@ -43,6 +43,15 @@ pub(super) enum Kind {
     Note { class: &'static str, text: String },
 }
 
+impl Entry {
+    /// Whose words they are, where they are words.
+    fn called(&mut self, whose: String) {
+        if let Kind::Words { who, .. } = &mut self.kind {
+            *who = whose;
+        }
+    }
+}
+
 /// The ends, as they are told: who looks five times finds one sentence, and a look is no end of anything.
 #[derive(Default)]
 struct Ends {
@@ -65,6 +74,7 @@ impl Ends {
             }
             What::VerbAsked { .. }
             | What::Prompt { .. }
+            | What::Waits { .. }
             | What::Runbook { .. }
             | What::Said { .. }
             | What::Turn { .. }
@@ -96,6 +106,8 @@ pub(super) fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
     let mut calls: BTreeMap<String, usize> = BTreeMap::new();
     let mut runs: BTreeMap<String, usize> = BTreeMap::new();
     let mut commands: BTreeMap<u64, usize> = BTreeMap::new();
+    // What people asked for and has not begun: where it stands, whether it is the runbook, and whose it is.
+    let mut waits: Vec<(usize, bool, String)> = Vec::new();
     let mut ends = Ends::default();
     for line in all {
         ends.see(line);
@@ -105,6 +117,17 @@ pub(super) fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
         };
         let whose = |actor: &Option<String>| actor.as_deref().map_or_else(|| by(line.origin).to_owned(), plain);
         match &line.what {
+            What::Waits { text, actor } => {
+                let (runbook, words) = (text.is_none(), text.clone().unwrap_or_else(|| RUNBOOK.to_owned()));
+                let who = format!("{}, waits for the turn", whose(actor));
+                waits.push((put(Kind::Words { class: "human", who, text: words }), runbook, whose(actor)));
+            }
+            // What waited stands where it was said.
+            What::Prompt { .. } | What::Runbook { .. } if waits.iter().any(|one| one.1 == matches!(line.what, What::Runbook { .. })) => {
+                let runbook = matches!(line.what, What::Runbook { .. });
+                let begun = waits.iter().position(|one| one.1 == runbook).map(|at| waits.remove(at));
+                begun.into_iter().for_each(|(at, _, who)| entries[at].called(who));
+            }
             What::Prompt { text, actor } => stays(put(Kind::Words { class: "human", who: whose(actor), text: text.clone() })),
             What::Runbook { actor } => {
                 stays(put(Kind::Words { class: "human", who: whose(actor), text: RUNBOOK.to_owned() }));
@@ -178,7 +201,10 @@ pub(super) fn fold(all: &[Line], one: &Summary) -> Vec<Entry> {
             What::Cancelled { actor, said } => {
                 stays(put(Kind::Note { class: "warn", text: format!("Stopped by {}. {said}", whose(actor)) }))
             }
-            What::Resumed => stays(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() })),
+            What::Resumed => {
+                stays(put(Kind::Note { class: "", text: "This program was started again here.".to_owned() }));
+                waits.drain(..).for_each(|(at, _, who)| entries[at].called(format!("{who}, never begun: this program was started again")));
+            }
             What::Repaired { bytes } => {
                 stays(put(Kind::Note { class: "warn", text: format!("{bytes} bytes of a line that was cut off were taken away.") }))
             }

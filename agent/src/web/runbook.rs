@@ -91,6 +91,8 @@ fn ask(app: &Arc<App>, who: &Who, incident: Option<&IncidentId>, asked: &Asked, 
                 }
                 @if incident.is_some_and(|id| app.talks.runs_the_runbook(id)) {
                     p.note.warn { "It is at work in this incident already." }
+                } @else if incident.is_some_and(|id| app.store.one(id).is_some_and(|one| one.facts.waits.iter().any(|asked| asked.runbook))) {
+                    p.note.warn { "It waits for the turn in this incident already." }
                 } @else {
                     div.row { button.wide.primary.danger[acts] type="submit" { "Run the runbook now" } }
                 }

@@ -233,7 +233,7 @@ fn forms(app: &App, who: &Who, one: &Summary, busy: bool, held: Option<&Held>) -
                 div #go data-live {
                     form method="get" action="/runbook" {
                         input type="hidden" name="incident" value=(one.id);
-                        button.wide type="submit" disabled[runbook] { "Run the runbook …" }
+                        button.wide type="submit" disabled[runbook || one.facts.waits.iter().any(|asked| asked.runbook)] { "Run the runbook …" }
                     }
                 }
                 div #stop data-live {

@@ -29,7 +29,7 @@ enum Ask {
     /// Go on with what a restart cut off.
     Resume,
     /// The incident without a model; and what hears a stop from the moment it was asked for, as the button for that is there at once.
-    Runbook(watch::Receiver<u64>),
+    Runbook { who: String, cancelled: watch::Receiver<u64> },
 }
 
 /// All conversations.
@@ -104,34 +104,27 @@ impl Talks {
     /// A person says something.
     ///
     /// # Errors
-    /// Too much waits already.
+    /// Too much waits already, or it can't be recorded.
     pub fn say(&self, incident: &Arc<Incident>, text: String, who: String) -> Result<(), Message> {
-        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         self.ask(incident, Ask::Prompt { text, who })
     }
 
     /// The runbook.
     ///
     /// # Errors
-    /// It runs there already, too much waits, or it can't be recorded.
+    /// It runs or waits there already, too much waits, or it can't be recorded.
     pub fn runbook(&self, incident: &Arc<Incident>, who: String) -> Result<(), Message> {
-        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.runs_the_runbook(incident.id()) {
-            return Err(Message::new("The runbook is at work in this incident already.", "Wait for its end, or stop it in the incident."));
-        }
-        self.free(incident)?;
-        incident.write(incident.task(), By::Human, What::Runbook { actor: Some(who) })?;
-        self.ask(incident, Ask::Runbook(incident.cancellations()))
+        self.ask(incident, Ask::Runbook { who, cancelled: incident.cancellations() })
     }
 
     /// Goes on with what a restart cut off.
     pub fn resume(&self, incident: &Arc<Incident>) {
-        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         let _nothing_waits_after_a_restart = self.ask(incident, Ask::Resume);
     }
 
-    /// Whether something can be asked there now.
-    fn free(&self, incident: &Arc<Incident>) -> Result<(), Message> {
+    /// What a person asks for is on the disk when this returns: what waits is shown, and a restart does not lose it in silence.
+    fn ask(&self, incident: &Arc<Incident>, ask: Ask) -> Result<(), Message> {
+        let _one_at_a_time = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_anothers(incident.id()) {
             return Err(Message::new(
                 "The watch is at work in this incident.",
@@ -141,18 +134,25 @@ impl Talks {
         if self.open().get(incident.id()).is_some_and(|open| open.ask.capacity() == 0) {
             return Err(full());
         }
-        Ok(())
-    }
-
-    fn ask(&self, incident: &Arc<Incident>, ask: Ask) -> Result<(), Message> {
-        self.free(incident)?;
+        let asked = match &ask {
+            Ask::Prompt { text, who } => Some((Some(crate::redact::redact(text).into_owned()), who.clone())),
+            Ask::Resume => None,
+            Ask::Runbook { .. } if self.runs_the_runbook(incident.id()) || incident.facts().waits.iter().any(|asked| asked.runbook) => {
+                let next = "Wait for its end, or stop it in the incident.";
+                return Err(Message::new("The runbook is at work in this incident already, or waits for the turn.", next));
+            }
+            Ask::Runbook { who, .. } => Some((None, who.clone())),
+        };
+        if let Some((text, who)) = asked {
+            incident.write(incident.task(), By::Human, What::Waits { text, actor: Some(who) })?;
+        }
         let mut open = self.open();
         if let Some(known) = open.get_mut(incident.id()) {
             known.busy = true;
             return known.ask.try_send(ask).map_err(|_| full());
         }
         let (tell, asked) = mpsc::channel(WAITING);
-        let runbook = Arc::new(AtomicBool::new(matches!(ask, Ask::Runbook(_))));
+        let runbook = Arc::new(AtomicBool::new(matches!(ask, Ask::Runbook { .. })));
         tell.try_send(ask).map_err(|_| full())?;
         open.insert(incident.id().clone(), Open { ask: tell, busy: true, runbook: Arc::clone(&runbook) });
         drop(open);
@@ -209,7 +209,11 @@ impl Talk {
         // From here on: the look at its end is stopped by the same button.
         let cancelled = self.incident.cancellations();
         let turned = match ask {
-            Ask::Runbook(cancelled) => return self.runbook(cancelled).await,
+            Ask::Runbook { who, cancelled } => {
+                self.runs.store(true, Ordering::Relaxed);
+                self.incident.note(self.incident.task(), By::Human, What::Runbook { actor: Some(who) });
+                return self.runbook(cancelled).await;
+            }
             Ask::Prompt { text, who } => match self.session() {
                 Ok(mut session) => {
                     let turned = session.prompt(&text, Some(&who)).await;
@@ -247,6 +251,10 @@ impl Talk {
                 // was asked for before it may be hours old, and what is so now somebody's doing since.
                 if !resumes && self.mind.as_ref().is_none_or(|mind| mind.autonomy() == Autonomy::Full) {
                     self.said(format!("{} The runbook goes on.", why.what));
+                    // Once: the one that a person asked for meanwhile is next.
+                    if self.incident.facts().waits.iter().any(|asked| asked.runbook) {
+                        return;
+                    }
                     self.runbook(self.incident.cancellations()).await;
                 } else {
                     self.said(format!("{} The runbook can go on: press its button.", why.what));
