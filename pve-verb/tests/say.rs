@@ -159,7 +159,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                     say::not_told_to_stop(vm, "qm stop did not begin and will not: its program could not be read in time"),
                 ),
                 ("did_not_start", say::did_not_start(vm, "volume 'local:102/vm-102-disk-0.qcow2' does not exist")),
-                ("stopped_but_not_started", say::stopped_but_not_started(vm, "start failed: QEMU exited with code 1")),
+                ("stopped_but_not_started", say::stopped_but_not_started(vm, 2, "start failed: QEMU exited with code 1")),
                 ("did_not_reset", say::did_not_reset(vm, VmState::Unresponsive, "no RESET event in 5 s")),
                 ("did_not_resume", say::did_not_resume(vm, VmState::Qmp(RunState::IoError))),
                 ("failed", say::failed(Verb::Stop, vm, VmState::Running, "qm: VM is locked (backup)")),

@@ -83,6 +83,10 @@ pub(super) fn pve_unresponsive(e: &Evidence<'_>) -> Option<Row> {
 
 pub(super) fn locked(e: &Evidence<'_>) -> Option<Row> {
     let lock = e.facts.lock.as_ref()?;
+    if is_suspended(e) && !matches!(lock.owner, LockOwner::Task(_)) {
+        // The lock is how PVE remembers that: nothing is to be unlocked, and the row of what is stopped says what to do.
+        return None;
+    }
     let (vm, vmid, word) = (e.vm(), e.vmid(), show(&lock.word));
     let (sentence, why) = match &lock.owner {
         LockOwner::Task(task) => {
@@ -102,6 +106,11 @@ pub(super) fn locked(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(Code::Locked, sentence, &["pve/lock.json", "pve/tasks.txt"], None, why))
 }
 
+/// Whether the VM is off because PVE wrote it to disk: `qm start` goes on where it was.
+fn is_suspended(e: &Evidence<'_>) -> bool {
+    e.facts.running == Some(false) && e.facts.lock.as_ref().is_some_and(|lock| lock.word == "suspended")
+}
+
 pub(super) fn stopped(e: &Evidence<'_>) -> Option<Row> {
     let elsewhere = matches!(e.facts.config, Some(Config::Elsewhere(_)));
     if e.facts.running != Some(false) || e.facts.survivor.is_some() || elsewhere {
@@ -119,14 +128,15 @@ pub(super) fn stopped(e: &Evidence<'_>) -> Option<Row> {
         ));
     }
     let by = e.facts.stopped_by.clone().or_else(|| super::tasks::last(e)).map(|by| format!(" ({})", show(&by))).unwrap_or_default();
-    let text = format!("{vm} is stopped: no process of it runs here{by}.");
-    Some(Row::new(
-        Code::Stopped,
-        text,
-        &["process/identity", "pve/tasks.txt"],
-        Some(Verb::Start),
-        "Start it, unless somebody stopped it on purpose.",
-    ))
+    let (text, why) = if is_suspended(e) {
+        (
+            format!("{vm} is stopped: PVE suspended it to disk{by}."),
+            "Start it, unless somebody suspended it on purpose: it goes on where it was.",
+        )
+    } else {
+        (format!("{vm} is stopped: no process of it runs here{by}."), "Start it, unless somebody stopped it on purpose.")
+    };
+    Some(Row::new(Code::Stopped, text, &["process/identity", "pve/tasks.txt"], Some(Verb::Start), why))
 }
 
 pub(super) fn interrupted(e: &Evidence<'_>) -> Option<Row> {

@@ -96,9 +96,10 @@ pub fn did_not_start(vmid: Vmid, said: &str) -> Message {
 }
 
 /// cycle stopped the VM and could not start it.
-pub fn stopped_but_not_started(vmid: Vmid, said: &str) -> Message {
+pub fn stopped_but_not_started(vmid: Vmid, tries: u32, said: &str) -> Message {
+    let tries = if tries > 1 { ", in two tries" } else { "" };
     Message::new(
-        format!("VM {vmid} was stopped and could not be started again, in two tries: {}.", show(said)),
+        format!("VM {vmid} was stopped and could not be started again{tries}: {}.", show(said)),
         "The VM is OFF: repair what it names, then use start.",
     )
 }
