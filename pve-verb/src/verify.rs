@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
 use crate::capture::Captured;
-use crate::look::{Seen, look};
+use crate::look::{Seen, look, look_again};
 use crate::mutate::Mutated;
 use crate::promise::Event;
 use crate::qmp::Purpose;
@@ -98,7 +98,7 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
     let mut seen = look(done.vmid(), &purpose);
     while !wanted(&done, &seen) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
-        seen = look(done.vmid(), &purpose);
+        seen = look_again(done.vmid(), &purpose, seen);
     }
     let good = wanted(&done, &seen);
     // Where that must not be, its end says so (run/end.rs).
