@@ -22,7 +22,7 @@ use crate::disk::Disk;
 use crate::host::{self, path};
 use crate::operation::LastIntent;
 use crate::sign::Signer;
-use crate::writer::{Op, Reply};
+use crate::writer::{Op, Reply, takes_in};
 
 mod carry;
 mod chain;
@@ -181,20 +181,22 @@ impl Log {
 
     fn contains_until(&self, witness: &Witness, until: Instant) -> Option<bool> {
         let snapshot = self.chain.lock(until).ok().map(|held| held.snapshot());
-        if let Some(known) = snapshot.map(chain::Snapshot::known) {
-            let end = known.end();
-            if end.as_ref().is_some_and(|(seq, _)| witness.seq > *seq) && known.disk.is_some() {
-                return Some(false);
-            }
-            if end.is_some_and(|(seq, head)| seq == witness.seq && head == witness.head) {
+        let known = snapshot.map(chain::Snapshot::known);
+        let mut beyond_the_disk = false;
+        if let Some(known) = known {
+            let is_it = |seq: u64, hash: &Sha256Hex| seq == witness.seq && *hash == witness.head;
+            if known.end().is_some_and(|(seq, head)| is_it(seq, &head))
+                || known.pending.iter().any(|l| is_it(l.seq, &l.hash) || takes_in(&l.text, witness.seq, &witness.head))
+            {
                 return Some(true);
             }
-            if let Some(pending) = known.pending.iter().find(|l| l.seq == witness.seq) {
-                return Some(pending.hash == witness.head);
-            }
+            beyond_the_disk = known.disk.is_some_and(|end| witness.seq > end.seq);
         }
+        // Also where the number alone says no: a repair record may have taken it in.
         let op = Op::LogContains { seq: witness.seq, hash: witness.head.clone() };
         match self.disk.call(&op, &[], until.saturating_duration_since(Instant::now())) {
+            Ok(Reply::Contains { found: Some(true) }) => Some(true),
+            _ if beyond_the_disk => Some(false),
             Ok(Reply::Contains { found }) => found,
             _ => None,
         }
@@ -271,3 +273,5 @@ mod slow;
 mod tests;
 #[cfg(test)]
 mod told;
+#[cfg(test)]
+mod witnessed;
