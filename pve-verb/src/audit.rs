@@ -39,6 +39,8 @@ pub use record::{Closed, Closing, Record};
 
 /// A clock that is this far behind the newest record has jumped; less is how clocks are kept right.
 const CLOCK_BEHIND_MS: u64 = 5_000;
+/// How many segments are dropped at once; the next answer goes on.
+const DROP_AT_ONCE: usize = 8;
 
 /// What became of a request's last record.
 #[derive(Debug)]
@@ -166,7 +168,8 @@ impl Log {
             Ok(Carried::Undone) => return Ok(None),
             Ok(Carried::Done { opened }) => {
                 if opened && kind != Kind::Pruned {
-                    self.prune(until);
+                    // Behind other records the disk is still needed, and the rest goes after the answer; behind a read's there is time left.
+                    self.drop_oldest(if kind == Kind::Read { DROP_AT_ONCE } else { 1 }, until);
                 }
             }
             Err(why) => position.degraded = Some(format!("the audit record {} is on tmpfs only: {why}", position.seq)),
@@ -246,20 +249,33 @@ impl Log {
         signed_head(seq, &head, self.signer.as_ref())
     }
 
-    /// Drops the oldest segment if the log is too large: first the record that carries its last hash, then the file.
-    fn prune(&mut self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
-        let Ok(Reply::Oldest { oldest: Some(oldest) }) = self.disk.call(&Op::LogOldest { keep_bytes: self.keep_bytes }, &[], left) else {
-            return;
+    /// Drops the oldest segments while the log is too large, for after an answer: what an earlier call had no time for, and what an admin
+    /// who lowered `audit.keep_bytes` wants gone.
+    pub fn prune(&mut self, within: Duration) {
+        self.disk.clone().waiting(within, |until| self.drop_oldest(DROP_AT_ONCE, until));
+    }
+
+    fn drop_oldest(&mut self, most: usize, until: Instant) {
+        for _ in 0..most {
+            if !self.dropped_one(until) {
+                return;
+            }
+        }
+    }
+
+    /// First the record that carries the segment's last hash, then the file; false where none is to go, or this one did not.
+    fn dropped_one(&mut self, until: Instant) -> bool {
+        let left = || until.saturating_duration_since(Instant::now());
+        let Ok(Reply::Oldest { oldest: Some(oldest) }) = self.disk.call(&Op::LogOldest { keep_bytes: self.keep_bytes }, &[], left()) else {
+            return false;
         };
         let facts = json!({
             "segment": oldest.segment, "last_seq": oldest.last_seq, "last_hash": oldest.last_hash, "bytes": oldest.bytes,
         });
-        let Value::Object(facts) = facts else { return };
-        let recorded = self.append_within(Kind::Pruned, facts, until.saturating_duration_since(Instant::now()));
-        if recorded.is_ok_and(|p| p.degraded.is_none()) {
-            let _ = self.disk.call(&Op::LogDrop { segment: oldest.segment }, &[], deadline::WRITE);
-        }
+        let Value::Object(facts) = facts else { return false };
+        let recorded = self.append_within(Kind::Pruned, facts, left());
+        recorded.is_ok_and(|p| p.degraded.is_none())
+            && self.disk.call(&Op::LogDrop { segment: oldest.segment }, &[], deadline::WRITE).is_ok()
     }
 }
 
@@ -267,6 +283,8 @@ impl Log {
 mod begun;
 #[cfg(test)]
 mod crowded;
+#[cfg(test)]
+mod pruned;
 #[cfg(test)]
 mod slow;
 #[cfg(test)]

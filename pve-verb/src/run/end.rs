@@ -144,9 +144,10 @@ impl Run {
         crate::spool::prune();
         crate::litter::sweep();
         if self.made.is_some() {
-            // So can what they had to leave on tmpfs, and old bundles. Also after a refusal that has evidence: asked again and again it would
-            // fill the disk.
+            // So can what they had to leave on tmpfs, the log's oldest segments, and old bundles. Also after a refusal that has evidence:
+            // asked again and again it would fill the disk.
             operation::tidy(&self);
+            self.log.prune(deadline::CARRY);
             if let Some(at) = &body.audit {
                 let own = self.made.take();
                 retention::tidy(&mut self, at.seq, own, !end.is_begun());
