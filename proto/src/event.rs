@@ -219,6 +219,22 @@ pub enum StepName {
     Observe,
 }
 
+impl std::fmt::Display for StepName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Preflight => "preflight",
+            Self::Kill => "kill",
+            Self::QmStop => "qm-stop",
+            Self::QmStart => "qm-start",
+            Self::SystemReset => "system-reset",
+            Self::Resume => "resume",
+            Self::Cleanup => "cleanup",
+            Self::Takeover => "takeover",
+            Self::Observe => "observe",
+        })
+    }
+}
+
 /// `started`, then one of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,7 +5,7 @@
 //!
 //! One file for each kind of row: `block` (the stall, with `sample` and `rrd` beneath it), `guest`, `paused`, `host`.
 
-use proto::{Assessment, Code, Finding, ProbeOutcome, QemuProcess, Recommendation, Verb, Vmid};
+use proto::{Assessment, Code, Finding, ProbeOutcome, QemuProcess, Recommendation, StepName, Verb, Vmid};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -19,6 +19,7 @@ mod serial;
 mod tasks;
 
 pub use crate::probe::sketch::Likeness;
+pub(crate) use host::completes;
 pub(crate) use sample::asks_for_io;
 pub use sample::{Blocked, Queue, Sample};
 
@@ -128,9 +129,19 @@ pub struct Interrupted {
     /// The verb.
     pub verb: Verb,
     /// The step at which it was killed, as in `operation.json`.
-    pub step: Option<String>,
+    pub step: Option<StepName>,
+    /// Whether the VM's process is another one than before it: what it was to stop is gone, whoever started what runs now.
+    #[serde(default)]
+    pub replaced: bool,
     /// When and whose: `request 1f0c9a2e of key agent, at 2026-11-21T00:30:00.123Z`.
     pub text: String,
+}
+
+impl Interrupted {
+    /// One of which only the verb is known.
+    pub const fn of(verb: Verb) -> Self {
+        Self { verb, step: None, replaced: false, text: String::new() }
+    }
 }
 
 /// What one row of the table says.

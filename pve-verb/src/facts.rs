@@ -134,11 +134,7 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
         qmp: qmp(answers),
         unresponsive,
         survivor: seen.survivor.clone(),
-        interrupted: interrupted.map(|o| Interrupted {
-            verb: o.verb,
-            step: None,
-            text: format!("request {} of key {}, at {}", o.request_id, o.key_name, o.at),
-        }),
+        interrupted: interrupted.map(|operation| killed(&operation, qemu(seen))),
         stopped_by: None,
         previous: None,
         window_ms: Some(WINDOW_MS),
@@ -146,6 +142,14 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
         screens: answers.iter().find(|a| a.name == "console/screen-2").and_then(likeness),
         serial_is_live: Some(true),
     }
+}
+
+/// A mutation that was killed, for the judgement, where this is the VM's process now.
+pub fn killed(operation: &Operation, now: Option<QemuProcess>) -> Interrupted {
+    let Operation { verb, step, qemu_before, request_id, key_name, at, boot_id, .. } = operation;
+    // Of another boot no process is left; before it there may have been none at all.
+    let replaced = now.is_some() && (*boot_id != host::boot_id() || qemu_before.is_some() && *qemu_before != now);
+    Interrupted { verb: *verb, step: *step, replaced, text: format!("request {request_id} of key {key_name}, at {at}") }
 }
 
 /// How the second screen compares with the first, as the helper found.
@@ -163,6 +167,28 @@ pub fn has_iothread(answers: &[Answer]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_was_not_there_before_a_killed_verb_is_another_one() {
+        let process = |pid, started| Some(QemuProcess { pid, started });
+        let replaced = |before, boot_id: &str, now| {
+            let operation = serde_json::json!({
+                "request_id": proto::RequestId::from_random([7; 16]), "verb": "cycle", "vmid": 102, "key_name": "anna", "boot_id": boot_id,
+                "pid": 1, "started": 2, "at": "2026-11-21T00:30:00.000Z", "bundle": null, "qemu_before": before, "deadline_boot_ms": 3,
+            });
+            killed(&serde_json::from_value(operation).unwrap(), now).replaced
+        };
+        let here = host::boot_id();
+        assert!(!replaced(process(5, 9), &here, process(5, 9)) && !replaced(process(5, 9), &here, None));
+        // The pid came again.
+        assert!(replaced(process(5, 9), &here, process(6, 9)) && replaced(process(5, 9), &here, process(5, 10)));
+        // None ran before it, or that is not known.
+        assert!(!replaced(None, &here, process(5, 9)));
+        // The host booted since.
+        assert!(replaced(None, "another", process(5, 9)) && replaced(process(5, 9), "another", process(5, 9)));
+        assert!(!replaced(process(5, 9), "another", None));
+    }
+
     use crate::probe::{Artifact, Raw};
     use proto::ProbeOutcome;
 

@@ -113,7 +113,9 @@ impl Traces for LookUp<'_> {
         let Some(receipt) = spool.receipt() else { return LastWord::None(spool.binding) };
         match proto::decode_body(&receipt.body) {
             Ok((body, _)) if body.outcome.is_refusal() => LastWord::Refused(spool),
-            Ok((body, _)) => LastWord::Ended(Box::new(Finished { binding: spool.binding, receipt: Some(receipt), bundle: body.bundle })),
+            Ok((body, _)) => {
+                LastWord::Ended(Box::new(Finished { binding: spool.binding, receipt: Some(receipt), bundle: body.bundle, killed: None }))
+            }
             Err(_) => LastWord::None(spool.binding),
         }
     }

@@ -38,6 +38,8 @@ pub struct Report {
     pub already: bool,
     /// What was found not to be in the way, for a dry run to tell.
     pub checked: Vec<String>,
+    /// How often a start was tried.
+    pub starts: u32,
     /// What the last step that failed said.
     pub trouble: Option<String>,
     /// For `reset`: whether QEMU said that it reset.
@@ -156,6 +158,7 @@ fn stop(run: &mut Run, done: &mut Mutated) {
 }
 
 fn start(run: &mut Run, done: &mut Mutated) {
+    done.report.starts += 1;
     call_qm(run, done, StepName::QmStart, qm::Call::Start);
 }
 

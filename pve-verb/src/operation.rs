@@ -4,13 +4,12 @@
 //! intent to the stored end; found without a living worker it is the trace of a mutation that was killed. The log's newest intent is
 //! another one, for what died before operation.json stood (intent.rs).
 
-use proto::{BundleName, KeyName, RequestId, Timestamp, Verb, Vmid};
+use proto::{BundleName, KeyName, QemuProcess, RequestId, StepName, Timestamp, Verb, Vmid};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
 
 use crate::disk::Disk;
-use crate::host::path;
 use crate::lock::{self, Locked};
 use crate::promise::{Due, Event, Fresh, Rest, Stored, fresh};
 use crate::run::{Run, Stop};
@@ -19,9 +18,11 @@ use crate::writer::{Op, Reply};
 use crate::{deadline, spool::Binding};
 
 mod intent;
+mod tidy;
 
 pub use intent::{End, LastIntent, Mark, Named};
 pub(crate) use intent::{mark, may_mark};
+pub use tidy::tidy;
 
 /// What operation.json says, and the `intent` record before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,12 @@ pub struct Operation {
     pub at: Timestamp,
     /// Its evidence.
     pub bundle: Option<BundleName>,
+    /// The step that it began last. On tmpfs only: the log's intent and the disk have what stood before the first.
+    #[serde(default)]
+    pub step: Option<StepName>,
+    /// The VM's process before it, where one ran.
+    #[serde(default)]
+    pub qemu_before: Option<QemuProcess>,
     /// CLOCK_BOOTTIME at which it is past its deadline.
     pub deadline_boot_ms: u64,
 }
@@ -57,10 +64,11 @@ pub struct Finished {
     pub receipt: Option<proto::Receipt>,
     /// Its evidence.
     pub bundle: Option<BundleName>,
+    /// What is known of one whose worker was killed.
+    #[serde(default)]
+    pub killed: Option<Operation>,
 }
 
-/// How many finished requests can be replayed: on disk, and those of this boot on tmpfs as well.
-const KEPT_REQUESTS: u32 = 1_000;
 /// Where it is on tmpfs.
 pub(crate) const RUN_OPERATION: &str = "/run/pve-verb/operation.json";
 /// Stands where the disk was asked in this boot what was killed before it, and all of that was told. What this boot begins is on tmpfs.
@@ -95,6 +103,15 @@ pub fn set(run: &mut Run, operation: &Operation) -> Result<(), String> {
             run.degrade(format!("operation.json is on tmpfs only: {e}"));
             on_tmpfs.map_err(|e| e.to_string())
         }
+    }
+}
+
+/// Keeps which step begins, for whoever tells of a worker that is killed at it. No disk is asked in the middle of a mutation, and where even
+/// tmpfs fails the step is not known.
+pub(crate) fn at_step(id: &RequestId, step: StepName) {
+    let ours = on_tmpfs().filter(|operation| operation.request_id == *id);
+    if let Some(bytes) = ours.and_then(|operation| serde_json::to_vec(&Operation { step: Some(step), ..operation }).ok()) {
+        let _ = replace(RUN_OPERATION, &bytes);
     }
 }
 
@@ -209,7 +226,9 @@ fn standing(disk: &Disk, within: Duration) -> Told {
         Ok(_) => (None, true),
         Err(_) => (None, false),
     };
-    let on_tmpfs = on_tmpfs().filter(|here| on_disk.as_ref().is_none_or(|there| there.request_id != here.request_id));
+    let on_tmpfs = on_tmpfs();
+    // Where both have it, tmpfs knows its step.
+    let on_disk = on_disk.filter(|there| on_tmpfs.as_ref().is_none_or(|here| here.request_id != there.request_id));
     Told { all: on_disk.into_iter().chain(on_tmpfs).collect(), whole }
 }
 
@@ -219,8 +238,10 @@ fn unfinished(disk: &Disk, last: Option<&LastIntent>, within: Duration) -> Told 
     let mut all: Vec<Operation> = last.into_iter().flat_map(LastIntent::open).cloned().collect();
     let standing = standing(disk, within);
     for standing in standing.all {
-        if !all.iter().any(|operation| operation.request_id == standing.request_id) {
-            all.push(standing);
+        match all.iter_mut().find(|operation| operation.request_id == standing.request_id) {
+            // The log's intent was before its first step.
+            Some(known) => *known = standing,
+            None => all.push(standing),
         }
     }
     let mut whole = standing.whole;
@@ -317,7 +338,11 @@ pub(crate) fn lay_to_rest(
                 Due::Store => {
                     let binding =
                         Binding { key_name: operation.key_name.clone(), verb: operation.verb, vmid: operation.vmid, dry_run: false };
-                    store(disk, id, &Finished { binding, receipt: None, bundle: operation.bundle.clone() });
+                    store(
+                        disk,
+                        id,
+                        &Finished { binding, receipt: None, bundle: operation.bundle.clone(), killed: Some(operation.clone()) },
+                    );
                 }
                 Due::Tell => {
                     tell(&operation)?;
@@ -332,45 +357,6 @@ pub(crate) fn lay_to_rest(
     standing(disk, within).all.iter().for_each(|operation| clear(disk, &operation.request_id));
     whole &= known_log && !disk.is_late();
     Ok(Told { all: told_now, whole })
-}
-
-/// What calls leave behind: bundles that had to stay on tmpfs go to disk, old requests go away. After the answer, and
-/// all of it may fail: the next call tries again.
-pub fn tidy(run: &Run) {
-    if run.disk.is_late() {
-        return;
-    }
-    let vmid = run.vmid();
-    let shelf = format!("{}/{vmid}", path::RUN_EVIDENCE);
-    for entry in std::fs::read_dir(&shelf).into_iter().flatten().flatten() {
-        let Some(name) = entry.file_name().to_str().and_then(|n| n.parse::<BundleName>().ok()) else { continue };
-        if run.disk.call(&Op::CarryBundle { vmid, name: name.clone() }, &[], deadline::CARRY).is_err() {
-            return;
-        }
-        let _ = std::fs::remove_dir_all(format!("{shelf}/{name}"));
-    }
-    let mut stored = Vec::new();
-    for entry in std::fs::read_dir(RUN_REQUESTS).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let id = |ending| name.to_str().and_then(|n| n.strip_suffix(ending)?.parse::<RequestId>().ok());
-        if let Some(id) = id(".late") {
-            let Ok(bytes) = std::fs::read(run_request(&id)) else { continue };
-            if run.disk.call(&Op::RequestStore { id }, &bytes, deadline::WRITE).is_err() {
-                return;
-            }
-            let _ = std::fs::remove_file(entry.path());
-        } else if id(".json").is_some()
-            && let Ok(made) = entry.metadata().and_then(|m| m.modified())
-        {
-            stored.push((made, entry.path()));
-        }
-    }
-    stored.sort_unstable();
-    let too_many = stored.len().saturating_sub(KEPT_REQUESTS as usize);
-    for (_, path) in stored.into_iter().take(too_many).filter(|(_, path)| !path.with_extension("late").exists()) {
-        let _ = std::fs::remove_file(path);
-    }
-    let _ = run.disk.call(&Op::RequestsPrune { keep: KEPT_REQUESTS }, &[], deadline::WRITE);
 }
 
 #[cfg(test)]

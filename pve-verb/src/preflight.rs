@@ -113,10 +113,10 @@ pub fn quick(run: &mut Run, locked: &Locked, seen: &Observation) -> Result<(), S
             None => run.degrade("whether the host has the memory for the VM could not be told".to_owned()),
         }
     }
+    // A cycle of a stopped VM is a start.
+    let starts = verb == Verb::Start || (verb == Verb::Cycle && stopped);
     match &seen.lock {
-        Some(lock) if verb != Verb::Start || (stopped && forbids(lock, &Plan::Start)) => {
-            Err(Stop::busy_pve(pve_lock(vmid, lock, seen), state))
-        }
+        Some(lock) if !starts || (stopped && forbids(lock, &Plan::Start)) => Err(Stop::busy_pve(pve_lock(vmid, lock, seen), state)),
         _ => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::Preserved;
 use crate::capture::Captured;
-use crate::look::{Seen, look};
+use crate::look::{Seen, look, look_again};
 use crate::mutate::Mutated;
 use crate::promise::Event;
 use crate::qmp::Purpose;
@@ -98,7 +98,7 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
     let mut seen = look(done.vmid(), &purpose);
     while !wanted(&done, &seen) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
-        seen = look(done.vmid(), &purpose);
+        seen = look_again(done.vmid(), &purpose, seen);
     }
     let good = wanted(&done, &seen);
     // Where that must not be, its end says so (run/end.rs).
@@ -116,12 +116,17 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
 
 /// The two sentences for what came of it.
 fn message(run: &Run, done: &Mutated, outcome: Outcome, seen: &Seen) -> Message {
-    let (verb, vmid) = (done.verb(), done.vmid());
+    // A cycle of a stopped VM is a start, and what it did is said as one.
+    let verb = match (done.verb(), done.preserved().seen().state) {
+        (Verb::Cycle, VmState::Stopped) => Verb::Start,
+        (verb, _) => verb,
+    };
+    let vmid = done.vmid();
     let why = done.report().trouble.as_deref().unwrap_or("no step reported a failure");
     match (outcome, verb, seen.state) {
         (Outcome::Done, ..) => say::done(verb, vmid, seen.qemu, run.elapsed_ms()),
         (Outcome::Unknown, ..) => say::not_observed(verb, vmid, why),
-        (_, Verb::Cycle, VmState::Stopped) => say::stopped_but_not_started(vmid, why),
+        (_, Verb::Cycle, VmState::Stopped) => say::stopped_but_not_started(vmid, done.report().starts, why),
         (_, Verb::Stop | Verb::Cycle, _) if !done.report().acted => say::not_told_to_stop(vmid, why),
         (_, Verb::Stop | Verb::Cycle, _) => say::still_there(vmid, why),
         (_, Verb::Start, VmState::Stopped) => say::did_not_start(vmid, why),

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
-use proto::{HostState, KeyName, Message, QemuProcess, Request, RequestId, RunState, Timestamp, Verb, VerbSet, VmState, Vmid};
+use proto::{HostState, KeyName, Message, QemuProcess, Request, RequestId, RunState, StepName, Timestamp, Verb, VerbSet, VmState, Vmid};
+use pve_verb::assess::Interrupted;
 use pve_verb::text::refusal_text;
 use pve_verb::text::say::{self, BadGrant};
 use std::fmt::Write as _;
@@ -158,7 +159,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                     say::not_told_to_stop(vm, "qm stop did not begin and will not: its program could not be read in time"),
                 ),
                 ("did_not_start", say::did_not_start(vm, "volume 'local:102/vm-102-disk-0.qcow2' does not exist")),
-                ("stopped_but_not_started", say::stopped_but_not_started(vm, "start failed: QEMU exited with code 1")),
+                ("stopped_but_not_started", say::stopped_but_not_started(vm, 2, "start failed: QEMU exited with code 1")),
                 ("did_not_reset", say::did_not_reset(vm, VmState::Unresponsive, "no RESET event in 5 s")),
                 ("did_not_resume", say::did_not_resume(vm, VmState::Qmp(RunState::IoError))),
                 ("failed", say::failed(Verb::Stop, vm, VmState::Running, "qm: VM is locked (backup)")),
@@ -168,8 +169,18 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
             "11 unknown",
             vec![
                 ("not_observed", say::not_observed(Verb::Cycle, vm, "no answer over QMP in 10 s")),
-                ("interrupted", say::interrupted(Verb::Cycle, vm, Some("qm-stop"), Some(Verb::Start))),
-                ("interrupted, nothing known", say::interrupted(Verb::Cycle, vm, None, None)),
+                (
+                    "interrupted",
+                    say::interrupted(
+                        vm,
+                        &Interrupted { step: Some(StepName::QmStop), ..Interrupted::of(Verb::Cycle) },
+                        (Some(Verb::Start), "The VM is off."),
+                    ),
+                ),
+                (
+                    "interrupted, nothing left",
+                    say::interrupted(vm, &Interrupted::of(Verb::Stop), (None, "The VM is stopped, as was wanted: nothing is left to do.")),
+                ),
                 ("worker_lost", say::worker_lost(&id())),
                 ("taken_over", say::taken_over(Verb::Cycle, at)),
             ],

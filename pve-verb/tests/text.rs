@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use proto::*;
+use pve_verb::assess::Interrupted;
 use pve_verb::text::{Renderer, say, usage};
 
 fn at(s: u64) -> Timestamp {
@@ -146,7 +147,7 @@ fn answers() -> Vec<(&'static str, bool, Vec<Event>)> {
     let mut worst = body(
         Some(Verb::Stop),
         Outcome::Unknown,
-        say::interrupted(Verb::Stop, Vmid::DEVVM, Some("qm-stop\n\x1b[31m"), Some(Verb::Stop)),
+        say::interrupted(Vmid::DEVVM, &Interrupted::of(Verb::Stop), (Some(Verb::Stop), "Stop completes it.")),
         VmState::Unresponsive,
     );
     (worst.replayed, worst.interrupted, worst.bundle, worst.preserved_where, worst.unreviewed) =

@@ -102,8 +102,16 @@ fn between(lab: &Lab) -> Result<()> {
     interrupted(lab, Moment::Step("qm-stop", "done"))
 }
 
+/// `qm start` goes on without its worker: the VM that came back is not to lose its power once more.
 fn in_start(lab: &Lab) -> Result<()> {
-    interrupted(lab, Moment::Step("qm-start", "started"))
+    let (id, answer) = killed_at(lab, Moment::Step("qm-start", "started"))?;
+    until("qm start brings the VM up without its worker", AMPLE, || (lab.vm.observe() == Observed::State("running".into())).then_some(()))?;
+    let again = anna(lab)?.call(format!("cycle --json --request-id={id}"))?;
+    for message in [body(&again)?, worker::status()?.1].map(|told| told["message"].clone()) {
+        assert_eq!(message["do"], "The VM runs again, as was wanted: nothing is left to do.", "{message}");
+        assert!(message["what"].as_str().unwrap().contains("at its step qm-start"), "{message}");
+    }
+    told_as_interrupted(lab, (id, answer))
 }
 
 /// As long as the VM does not run, although `qm start` said so, there is something to wait for.

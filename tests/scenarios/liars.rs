@@ -1,13 +1,15 @@
-//! A `qm` that lies: the outcome follows what is seen of the VM, never what `qm` says. QEMU is real and boots no guest.
+//! A `qm` that lies: the outcome follows what is seen of the VM, never what `qm` says. And a kernel that keeps a layer of the sandbox back. QEMU
+//! is real and boots no guest.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a scenario fails by panicking
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use lab::host::write;
 use lab::lab::{Scenario, run_scenarios};
-use lab::process::until;
+use lab::process::{run, until};
 use lab::station::{self, Traces, anna, bare_stopped, bare_vm, body, honest, lies, matching};
 use lab::vm::send;
 use lab::{Answer, Lab, Observed, Result};
@@ -25,6 +27,7 @@ const SCENARIOS: &[Scenario] = &[
     ("when_qm_is_missing_then_the_vm_is_left_as_it_is", missing),
     ("when_qm_prints_ten_megabytes_then_it_is_not_blocked", flood),
     ("when_qm_stop_hangs_for_ever_then_it_gets_sigterm_never_sigkill_and_the_verb_ends_in_time", hangs),
+    ("when_the_kernel_lacks_a_layer_of_the_sandbox_then_the_evidence_is_taken_and_the_answer_says_which", lacks_a_layer),
 ];
 
 const QM: &str = "/usr/sbin/qm";
@@ -33,6 +36,22 @@ const AMPLE: Duration = Duration::from_secs(60);
 
 fn main() {
     run_scenarios(SCENARIOS, station::install)
+}
+
+/// Without this capability there is no root folder of its own for whoever talks with QEMU.
+fn lacks_a_layer(lab: &Lab) -> Result<()> {
+    let _vm = bare_vm(lab)?;
+    for (verb, place) in [("status", &json!(null)), ("forensics", &json!("disk")), ("cycle", &json!("disk"))] {
+        let mut call = Command::new("/usr/bin/setpriv");
+        call.args(["--bounding-set=-sys_chroot", "--inh-caps=-sys_chroot", "/usr/sbin/pve-verb", verb, "--json"]).current_dir("/");
+        let answer: Answer = run(&mut call, AMPLE)?.into();
+        let told = body(&answer)?;
+        assert_eq!((answer.status, &told["state_after"], &told["preserved_where"]), (0, &json!("running"), place), "{verb}: {told}");
+        let weaker = told["degraded"].to_string();
+        assert!(weaker.contains("probe-guest runs without a root folder of its own, which this kernel does not give"), "{verb}: {weaker}");
+        assert!(!weaker.contains("without Landlock") && !weaker.contains("without seccomp"), "the others hold: {weaker}");
+    }
+    Ok(())
 }
 
 /// A verb under this lie: the answer, and the receipt's body.

@@ -2,9 +2,9 @@
 //!
 //! These rows rest on facts that the probes proved or observed; here they only become sentences.
 
-use proto::{Code, Verb};
+use proto::{Code, StepName, Verb};
 
-use super::{Config, Evidence, LockOwner, Qmp, Row, show};
+use super::{Config, Evidence, Interrupted, LockOwner, Qmp, Row, show};
 
 pub(super) fn elsewhere(e: &Evidence<'_>) -> Option<Row> {
     let Some(Config::Elsewhere(node)) = &e.facts.config else { return None };
@@ -83,6 +83,10 @@ pub(super) fn pve_unresponsive(e: &Evidence<'_>) -> Option<Row> {
 
 pub(super) fn locked(e: &Evidence<'_>) -> Option<Row> {
     let lock = e.facts.lock.as_ref()?;
+    if is_suspended(e) && !matches!(lock.owner, LockOwner::Task(_)) {
+        // The lock is how PVE remembers that: nothing is to be unlocked, and the row of what is stopped says what to do.
+        return None;
+    }
     let (vm, vmid, word) = (e.vm(), e.vmid(), show(&lock.word));
     let (sentence, why) = match &lock.owner {
         LockOwner::Task(task) => {
@@ -102,6 +106,11 @@ pub(super) fn locked(e: &Evidence<'_>) -> Option<Row> {
     Some(Row::new(Code::Locked, sentence, &["pve/lock.json", "pve/tasks.txt"], None, why))
 }
 
+/// Whether the VM is off because PVE wrote it to disk: `qm start` goes on where it was.
+fn is_suspended(e: &Evidence<'_>) -> bool {
+    e.facts.running == Some(false) && e.facts.lock.as_ref().is_some_and(|lock| lock.word == "suspended")
+}
+
 pub(super) fn stopped(e: &Evidence<'_>) -> Option<Row> {
     let elsewhere = matches!(e.facts.config, Some(Config::Elsewhere(_)));
     if e.facts.running != Some(false) || e.facts.survivor.is_some() || elsewhere {
@@ -119,34 +128,40 @@ pub(super) fn stopped(e: &Evidence<'_>) -> Option<Row> {
         ));
     }
     let by = e.facts.stopped_by.clone().or_else(|| super::tasks::last(e)).map(|by| format!(" ({})", show(&by))).unwrap_or_default();
-    let text = format!("{vm} is stopped: no process of it runs here{by}.");
-    Some(Row::new(
-        Code::Stopped,
-        text,
-        &["process/identity", "pve/tasks.txt"],
-        Some(Verb::Start),
-        "Start it, unless somebody stopped it on purpose.",
-    ))
+    let (text, why) = if is_suspended(e) {
+        (
+            format!("{vm} is stopped: PVE suspended it to disk{by}."),
+            "Start it, unless somebody suspended it on purpose: it goes on where it was.",
+        )
+    } else {
+        (format!("{vm} is stopped: no process of it runs here{by}."), "Start it, unless somebody stopped it on purpose.")
+    };
+    Some(Row::new(Code::Stopped, text, &["process/identity", "pve/tasks.txt"], Some(Verb::Start), why))
 }
 
 pub(super) fn interrupted(e: &Evidence<'_>) -> Option<Row> {
     let was = e.facts.interrupted.as_ref()?;
-    let (verb, why) = completes(was.verb, was.step.as_deref(), e.facts.running, e.status().as_deref());
-    let at = was.step.as_deref().map(|step| format!(" at its step {}", show(step))).unwrap_or_default();
+    let (verb, why) = completes(was, e.facts.running, e.status().as_deref());
+    let at = was.step.map(|step| format!(" at its step {step}")).unwrap_or_default();
     let sentence = format!("A {} of {} was killed half-way{at} ({}).", was.verb, e.vm(), show(&was.text));
     Some(Row::new(Code::Interrupted, sentence, &["host/operation.json", "the audit log"], verb, why))
 }
 
-/// The verb that completes an interrupted one, from what is there now and not from what it had been about to do.
-fn completes(verb: Verb, step: Option<&str>, running: Option<bool>, status: Option<&str>) -> (Option<Verb>, &'static str) {
-    let ran_its_start = matches!(step, Some("qm-start" | "resume" | "observe" | "cleanup"));
-    match (verb, running) {
+/// The verb that completes an interrupted one, and why, from what is there now and not from what it had been about to do. `running`: whether
+/// the VM has a process, where that is known; `status`: QEMU's own word.
+pub(crate) fn completes(was: &Interrupted, running: Option<bool>, status: Option<&str>) -> (Option<Verb>, &'static str) {
+    // `qm` goes on where its worker is killed, and people start VMs by hand: a VM that is up again is not stopped once more.
+    let stopped_it = was.replaced || matches!(was.step, Some(StepName::QmStart | StepName::Resume | StepName::Observe | StepName::Cleanup));
+    match (was.verb, running) {
+        (Verb::Stop, Some(true)) if was.replaced => {
+            (None, "The VM was stopped, and somebody started it again since: nothing is left to do.")
+        }
         (Verb::Stop, Some(false)) => (None, "The VM is stopped, as was wanted: nothing is left to do."),
         (Verb::Stop, _) => (Some(Verb::Stop), "Stop completes it."),
         (_, Some(false)) => (Some(Verb::Start), "The VM is off and was to run: start completes it."),
         (_, _) if matches!(status, Some("prelaunch" | "paused")) => (Some(Verb::Start), "The guest does not run yet: start completes it."),
         (Verb::Start, Some(true)) => (None, "The VM runs, as was wanted: nothing is left to do."),
-        (Verb::Cycle, Some(true)) if ran_its_start && status == Some("running") => {
+        (Verb::Cycle, Some(true)) if stopped_it && status == Some("running") => {
             (None, "The VM runs again, as was wanted: nothing is left to do.")
         }
         (Verb::Reset, Some(true)) if status == Some("running") => (None, "The VM runs; if the guest is not back, reset again."),

@@ -19,6 +19,8 @@ fn operation(n: u8) -> Operation {
         started: Some(2),
         at: Timestamp::from_unix_ms(0),
         bundle: None,
+        step: None,
+        qemu_before: None,
         deadline_boot_ms: 3,
     }
 }

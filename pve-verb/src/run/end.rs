@@ -133,7 +133,7 @@ impl Run {
             Err(why) => return self.broken(&why),
         };
         if let (Some(stored), Some(binding)) = (end.after(Event::Stored), self.binding.clone()) {
-            let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone() };
+            let finished = Finished { binding, receipt: Some(receipt.clone()), bundle: body.bundle.clone(), killed: None };
             operation::finish(&self, &finished, stored.after(Event::Cleared).is_some());
         }
         // Not before the end is stored (the next mutation would record it as killed), and not after the receipt: whoever reads that

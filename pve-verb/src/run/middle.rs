@@ -87,6 +87,8 @@ impl Run {
             started: crate::procfs::start_time(pid),
             at: host::now(),
             bundle: self.facts.bundle.clone(),
+            step: None,
+            qemu_before: self.facts.qemu_before,
             deadline_boot_ms: host::boot_ms().saturating_add(authorised.deadline_ms()),
         }
     }
@@ -107,9 +109,10 @@ impl Run {
     /// Where no rung takes the record.
     pub fn note_interrupted(&mut self, operation: &Operation) -> Result<(), String> {
         self.degrade(format!(
-            "{} of request {} was killed half-way at an unknown step; its evidence is {}",
+            "{} of request {} was killed half-way at {}; its evidence is {}",
             operation.verb,
             operation.request_id,
+            operation.step.map_or_else(|| "an unknown step".to_owned(), |step| format!("its step {step}")),
             operation.bundle.as_ref().map_or("not known", proto::BundleName::as_str)
         ));
         self.append(Kind::Interrupted, json!({ "operation": operation }))
@@ -125,6 +128,7 @@ impl Run {
     pub fn step_started(&mut self, name: StepName) -> Instant {
         let began = Instant::now();
         self.step(name, StepOutcome::Started, 0, None);
+        operation::at_step(&self.facts.request_id, name);
         began
     }
 

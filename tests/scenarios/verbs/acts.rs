@@ -254,8 +254,15 @@ fn start(lab: &Lab) -> Result<()> {
 
 fn cycle_of_stopped(lab: &Lab) -> Result<()> {
     let vm = lab.stopped()?;
-    let told = ask(&agent(lab)?, "cycle")?.done();
+    let ssh = agent(lab)?;
+    // PVE's way to remember that a VM is on disk: `qm start` takes it away.
+    let lock = wedge::config_lock(&lab.host, "suspended")?;
+    let seen = ask(&ssh, "status")?.done();
+    assert!(seen.message().contains("suspended it to disk") && !seen.message().contains("unlock"), "{}", seen.message());
+    let told = ask(&ssh, "cycle")?.done();
+    lock.now();
     assert_eq!((vm.observe(), told.steps()), (state("running"), vec!["qm-start".into(), "observe".into()]));
+    assert!(!told.message().contains("was stopped"), "nobody stopped it: {}", told.message());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use proto::{Message, QemuProcess, RequestId, Verb, VmState, Vmid};
 
 use super::show;
+use crate::assess::Interrupted;
 
 // ---- 0, done
 
@@ -95,9 +96,10 @@ pub fn did_not_start(vmid: Vmid, said: &str) -> Message {
 }
 
 /// cycle stopped the VM and could not start it.
-pub fn stopped_but_not_started(vmid: Vmid, said: &str) -> Message {
+pub fn stopped_but_not_started(vmid: Vmid, tries: u32, said: &str) -> Message {
+    let tries = if tries > 1 { ", in two tries" } else { "" };
     Message::new(
-        format!("VM {vmid} was stopped and could not be started again, in two tries: {}.", show(said)),
+        format!("VM {vmid} was stopped and could not be started again{tries}: {}.", show(said)),
         "The VM is OFF: repair what it names, then use start.",
     )
 }
@@ -134,13 +136,10 @@ pub fn not_observed(verb: Verb, vmid: Vmid, why: &str) -> Message {
 }
 
 /// The worker was killed.
-pub fn interrupted(verb: Verb, vmid: Vmid, step: Option<&str>, completes: Option<Verb>) -> Message {
-    let at = step.map(|s| format!(" at its step {}", show(s))).unwrap_or_default();
-    let next = completes.map_or_else(
-        || "Ask for status: it says what is there now.".to_owned(),
-        |v| format!("Use {v} to complete it, with a new request id."),
-    );
-    Message::new(format!("The {verb} of VM {vmid} was killed half-way{at}."), next)
+pub fn interrupted(vmid: Vmid, was: &Interrupted, (completes, why): (Option<Verb>, &'static str)) -> Message {
+    let at = was.step.map(|step| format!(" at its step {step}")).unwrap_or_default();
+    let next = completes.map_or_else(|| why.to_owned(), |v| format!("Use {v} to complete it, with a new request id."));
+    Message::new(format!("The {} of VM {vmid} was killed half-way{at}.", was.verb), next)
 }
 
 /// The front lost its worker, or the worker's events ended without a receipt.
