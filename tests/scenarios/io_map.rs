@@ -2,13 +2,20 @@
 //! the lab's VM is looked at, cycled, stalled and recovered stands in the map, and a touch that does not stand there fails.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // a scenario fails by panicking
 
+#[path = "../../agent/tests/api/mod.rs"]
+mod api;
 #[path = "io_map/breakglass.rs"]
 mod breakglass;
+#[path = "agent/browser.rs"]
+#[allow(dead_code)]
+mod browser;
 #[path = "agent/desk.rs"]
 #[allow(dead_code)] // each scenario file uses its part
 mod desk;
 #[path = "agent/keyholder.rs"]
 mod keyholder;
+#[path = "io_map/page.rs"]
+mod page;
 #[path = "io_map/trace.rs"]
 mod trace;
 
@@ -28,6 +35,7 @@ const SCENARIOS: &[Scenario] = &[
     ("when_an_admin_s_commands_are_traced_then_nothing_outside_the_io_map_is_touched", by_hand),
     ("when_a_touch_is_not_in_the_io_map_then_it_is_found", a_touch_more),
     ("when_breakglass_is_traced_then_nothing_outside_its_io_map_is_touched", breakglass::full_run),
+    ("when_the_page_claude_and_mcp_are_traced_then_nothing_outside_its_io_map_is_touched", page::full_run),
     ("when_breakglass_touches_one_thing_more_then_it_is_found", breakglass::a_touch_more),
 ];
 
