@@ -110,34 +110,30 @@ impl Draft {
     /// The request, where every option is in its place.
     ///
     /// # Errors
-    /// The first option (in the grammar's order) that does not belong.
+    /// An option that does not belong.
     pub fn finish(self, verb: Verb) -> Result<Request, Misplaced> {
-        let misplaced = |option, rule| Err(Misplaced { option, rule });
-        if self.inline && !self.json {
-            return misplaced("--inline", "goes with --json");
+        let set = [
+            (self.tar, "--tar"),
+            (self.bundle.is_some(), "--bundle"),
+            (self.dry_run, "--dry-run"),
+            (self.attach, "--attach"),
+            (self.grant.is_some(), "--grant"),
+        ];
+        let of_another_verb = set.into_iter().filter(|(set, _)| *set).find_map(|(_, option)| Misplaced::beside(verb, option));
+        match of_another_verb.or_else(|| self.at_odds(true).next()) {
+            Some(misplaced) => Err(misplaced),
+            None => Ok(Request { verb, options: self }),
         }
-        if self.tar && verb != Verb::Forensics {
-            return misplaced("--tar", "belongs to forensics");
-        }
-        if self.tar && (self.json || self.inline) {
-            return misplaced("--tar", "goes without --json and --inline");
-        }
-        if self.bundle.is_some() && verb != Verb::Forensics {
-            return misplaced("--bundle", "belongs to forensics");
-        }
-        if self.dry_run && !verb.mutates() {
-            return misplaced("--dry-run", "belongs to reset, stop, start and cycle");
-        }
-        if self.attach && !verb.mutates() {
-            return misplaced("--attach", "belongs to reset, stop, start and cycle");
-        }
-        if self.attach && self.request_id.is_none() {
-            return misplaced("--attach", "goes with --request-id");
-        }
-        if self.grant.is_some() && !verb.mutates() {
-            return misplaced("--grant", "belongs to reset, stop, start and cycle");
-        }
-        Ok(Request { verb, options: self })
+    }
+
+    /// The options that don't go with the others; of a request that is not `whole` those that nothing which follows could mend.
+    fn at_odds(&self, whole: bool) -> impl Iterator<Item = Misplaced> + use<> {
+        let rules = [
+            (whole && self.inline && !self.json, "--inline", "goes with --json"),
+            (self.tar && (self.json || self.inline), "--tar", "goes without --json and --inline"),
+            (whole && self.attach && self.request_id.is_none(), "--attach", "goes with --request-id"),
+        ];
+        rules.into_iter().filter(|(broken, ..)| *broken).map(|(_, option, rule)| Misplaced { option, rule })
     }
 }
 
@@ -148,6 +144,23 @@ pub struct Misplaced {
     pub option: &'static str,
     /// Where it belongs.
     pub rule: &'static str,
+}
+
+impl Misplaced {
+    /// An option that belongs to other verbs than this.
+    fn beside(verb: Verb, option: &str) -> Option<Self> {
+        const FORENSICS: &str = "belongs to forensics";
+        const MUTATING: &str = "belongs to reset, stop, start and cycle";
+        let (forensics, mutates) = (verb == Verb::Forensics, verb.mutates());
+        let rules = [
+            ("--tar", forensics, FORENSICS),
+            ("--bundle", forensics, FORENSICS),
+            ("--dry-run", mutates, MUTATING),
+            ("--attach", mutates, MUTATING),
+            ("--grant", mutates, MUTATING),
+        ];
+        rules.into_iter().find(|(known, belongs, _)| *known == option && !belongs).map(|(option, _, rule)| Self { option, rule })
+    }
 }
 
 /// A request in the grammar. Made by [`Request::parse`] and [`Draft::finish`] only.
@@ -218,41 +231,16 @@ impl Request {
         if line.len() > MAX_REQUEST_BYTES {
             return reject(MAX_REQUEST_BYTES, Why::TooLong);
         }
-        let mut draft = Draft::default();
-        let mut seen: Vec<(&str, usize)> = Vec::new();
-        let mut verb = None;
-        let mut position = 0;
-        for word in line.split(|b| *b == b' ') {
-            // A bad byte inside this word comes before anything that is wrong with the word as a whole only if it stands first;
-            // positions within a word are the word's own, so the byte is reported where it stands.
-            if let Some(n) = word.iter().position(|b| !b.is_ascii_graphic()) {
-                return reject(position + n, Why::Byte(word[n]));
-            }
-            let Ok(text) = std::str::from_utf8(word) else { return reject(position, Why::Word) };
-            if text.is_empty() {
-                // At the very end the offending byte is the space before.
-                return reject(if position == line.len() { position - 1 } else { position }, Why::Space);
-            }
-            if verb.is_none() {
-                match text.parse::<Verb>() {
-                    Ok(v) => verb = Some(v),
-                    Err(()) => return reject(position, Why::Verb),
-                }
-            } else {
-                let name = text.split_once('=').map_or(text, |(name, _)| name);
-                if seen.iter().any(|(n, _)| *n == name) {
-                    return reject(position, Why::Twice);
-                }
-                draft.take(text).map_err(|(offset, why)| Rejected { position: position + offset, why })?;
-                seen.push((name, position));
-            }
-            position += word.len() + 1;
-        }
-        let Some(verb) = verb else { return reject(0, Why::Verb) };
-        draft.finish(verb).map_err(|m| {
+        let (mut draft, mut seen) = (Draft::default(), Vec::new());
+        let read = draft.read(line, &mut seen);
+        let misplaced = |m: Misplaced| {
             let position = seen.iter().find(|(name, _)| *name == m.option).map_or(0, |(_, at)| *at);
             Rejected { position, why: Why::Misplaced(m) }
-        })
+        };
+        match draft.at_odds(read.is_ok()).map(misplaced).chain(read.err()).min_by_key(|rejected| rejected.position) {
+            Some(rejected) => Err(rejected),
+            None => draft.finish(read?).map_err(misplaced),
+        }
     }
 
     /// The verb.
@@ -267,6 +255,40 @@ impl Request {
 }
 
 impl Draft {
+    /// Reads the words, and tells the verb. An option that was `seen` has its position there.
+    fn read<'a>(&mut self, line: &'a [u8], seen: &mut Vec<(&'a str, usize)>) -> Result<Verb, Rejected> {
+        let reject = |position, why| Err(Rejected { position, why });
+        let mut verb = None;
+        let mut position = 0;
+        for word in line.split(|b| *b == b' ') {
+            // A bad byte inside this word comes before anything that is wrong with the word as a whole only if it stands first;
+            // positions within a word are the word's own, so the byte is reported where it stands.
+            if let Some(n) = word.iter().position(|b| !b.is_ascii_graphic()) {
+                return reject(position + n, Why::Byte(word[n]));
+            }
+            let Ok(text) = std::str::from_utf8(word) else { return reject(position, Why::Word) };
+            if text.is_empty() {
+                // At the very end the offending byte is the space before.
+                return reject(if position == line.len() { position - 1 } else { position }, Why::Space);
+            }
+            if let Some(verb) = verb {
+                let name = text.split_once('=').map_or(text, |(name, _)| name);
+                if let Some(misplaced) = Misplaced::beside(verb, name) {
+                    return reject(position, Why::Misplaced(misplaced));
+                }
+                if seen.iter().any(|(n, _)| *n == name) {
+                    return reject(position, Why::Twice);
+                }
+                self.take(text).map_err(|(offset, why)| Rejected { position: position + offset, why })?;
+                seen.push((name, position));
+            } else {
+                verb = Some(text.parse::<Verb>().map_err(|()| Rejected { position, why: Why::Verb })?);
+            }
+            position += word.len() + 1;
+        }
+        verb.ok_or(Rejected { position: 0, why: Why::Verb })
+    }
+
     /// Takes one option word; an error carries its offset within the word.
     fn take(&mut self, word: &str) -> Result<(), (usize, Why)> {
         fn value<T: FromStr>(word: &str, offset: usize, rule: &'static str) -> Result<T, (usize, Why)> {

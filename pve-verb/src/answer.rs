@@ -61,6 +61,12 @@ impl Answer {
         Self::to(id, Place::Spool { spool, front })
     }
 
+    /// To a program at the other end of this.
+    #[cfg(test)]
+    pub(crate) fn to_program(id: RequestId, out: Out) -> Self {
+        Self::to(id, Place::Caller { out, form: Form::Json, renderer: text::Renderer::new(false) })
+    }
+
     const fn to(id: RequestId, place: Place) -> Self {
         Self { id, place, files: None, said: String::new() }
     }
@@ -81,7 +87,7 @@ impl Answer {
                 match &event.body {
                     Body::Probe(probe) if probe.data.is_some() => out.hold(),
                     // What only the caller can keep has to be with it before there can be a record of anything.
-                    Body::Step(_) | Body::Receipt(_) | Body::Offered(_) => out.release(),
+                    Body::Step(_) | Body::Receipt(_) | Body::Artifact(_) | Body::Offered(_) => out.release(),
                     _ => {}
                 }
                 if let Ok(line) = serde_json::to_string(event) {

@@ -22,7 +22,7 @@ use crate::disk::Disk;
 use crate::host::{self, path};
 use crate::operation::LastIntent;
 use crate::sign::Signer;
-use crate::writer::{Op, Reply};
+use crate::writer::{Op, Reply, takes_in};
 
 mod carry;
 mod chain;
@@ -39,6 +39,8 @@ pub use record::{Closed, Closing, Record};
 
 /// A clock that is this far behind the newest record has jumped; less is how clocks are kept right.
 const CLOCK_BEHIND_MS: u64 = 5_000;
+/// How many segments are dropped at once; the next answer goes on.
+const DROP_AT_ONCE: usize = 8;
 
 /// What became of a request's last record.
 #[derive(Debug)]
@@ -166,7 +168,8 @@ impl Log {
             Ok(Carried::Undone) => return Ok(None),
             Ok(Carried::Done { opened }) => {
                 if opened && kind != Kind::Pruned {
-                    self.prune(until);
+                    // Behind other records the disk is still needed, and the rest goes after the answer; behind a read's there is time left.
+                    self.drop_oldest(if kind == Kind::Read { DROP_AT_ONCE } else { 1 }, until);
                 }
             }
             Err(why) => position.degraded = Some(format!("the audit record {} is on tmpfs only: {why}", position.seq)),
@@ -181,20 +184,22 @@ impl Log {
 
     fn contains_until(&self, witness: &Witness, until: Instant) -> Option<bool> {
         let snapshot = self.chain.lock(until).ok().map(|held| held.snapshot());
-        if let Some(known) = snapshot.map(chain::Snapshot::known) {
-            let end = known.end();
-            if end.as_ref().is_some_and(|(seq, _)| witness.seq > *seq) && known.disk.is_some() {
-                return Some(false);
-            }
-            if end.is_some_and(|(seq, head)| seq == witness.seq && head == witness.head) {
+        let known = snapshot.map(chain::Snapshot::known);
+        let mut beyond_the_disk = false;
+        if let Some(known) = known {
+            let is_it = |seq: u64, hash: &Sha256Hex| seq == witness.seq && *hash == witness.head;
+            if known.end().is_some_and(|(seq, head)| is_it(seq, &head))
+                || known.pending.iter().any(|l| is_it(l.seq, &l.hash) || takes_in(&l.text, witness.seq, &witness.head))
+            {
                 return Some(true);
             }
-            if let Some(pending) = known.pending.iter().find(|l| l.seq == witness.seq) {
-                return Some(pending.hash == witness.head);
-            }
+            beyond_the_disk = known.disk.is_some_and(|end| witness.seq > end.seq);
         }
+        // Also where the number alone says no: a repair record may have taken it in.
         let op = Op::LogContains { seq: witness.seq, hash: witness.head.clone() };
         match self.disk.call(&op, &[], until.saturating_duration_since(Instant::now())) {
+            Ok(Reply::Contains { found: Some(true) }) => Some(true),
+            _ if beyond_the_disk => Some(false),
             Ok(Reply::Contains { found }) => found,
             _ => None,
         }
@@ -244,20 +249,33 @@ impl Log {
         signed_head(seq, &head, self.signer.as_ref())
     }
 
-    /// Drops the oldest segment if the log is too large: first the record that carries its last hash, then the file.
-    fn prune(&mut self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
-        let Ok(Reply::Oldest { oldest: Some(oldest) }) = self.disk.call(&Op::LogOldest { keep_bytes: self.keep_bytes }, &[], left) else {
-            return;
+    /// Drops the oldest segments while the log is too large, for after an answer: what an earlier call had no time for, and what an admin
+    /// who lowered `audit.keep_bytes` wants gone.
+    pub fn prune(&mut self, within: Duration) {
+        self.disk.clone().waiting(within, |until| self.drop_oldest(DROP_AT_ONCE, until));
+    }
+
+    fn drop_oldest(&mut self, most: usize, until: Instant) {
+        for _ in 0..most {
+            if !self.dropped_one(until) {
+                return;
+            }
+        }
+    }
+
+    /// First the record that carries the segment's last hash, then the file; false where none is to go, or this one did not.
+    fn dropped_one(&mut self, until: Instant) -> bool {
+        let left = || until.saturating_duration_since(Instant::now());
+        let Ok(Reply::Oldest { oldest: Some(oldest) }) = self.disk.call(&Op::LogOldest { keep_bytes: self.keep_bytes }, &[], left()) else {
+            return false;
         };
         let facts = json!({
             "segment": oldest.segment, "last_seq": oldest.last_seq, "last_hash": oldest.last_hash, "bytes": oldest.bytes,
         });
-        let Value::Object(facts) = facts else { return };
-        let recorded = self.append_within(Kind::Pruned, facts, until.saturating_duration_since(Instant::now()));
-        if recorded.is_ok_and(|p| p.degraded.is_none()) {
-            let _ = self.disk.call(&Op::LogDrop { segment: oldest.segment }, &[], deadline::WRITE);
-        }
+        let Value::Object(facts) = facts else { return false };
+        let recorded = self.append_within(Kind::Pruned, facts, left());
+        recorded.is_ok_and(|p| p.degraded.is_none())
+            && self.disk.call(&Op::LogDrop { segment: oldest.segment }, &[], deadline::WRITE).is_ok()
     }
 }
 
@@ -266,8 +284,12 @@ mod begun;
 #[cfg(test)]
 mod crowded;
 #[cfg(test)]
+mod pruned;
+#[cfg(test)]
 mod slow;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod told;
+#[cfg(test)]
+mod witnessed;

@@ -1,11 +1,12 @@
 //! The two pipes between a front and the worker that it started: the request goes in; where only the caller can keep the evidence, the
-//! evidence comes out and the acknowledgement goes in. Everything else that a worker says is in its spool, which outlives the front.
+//! evidence comes out, and that the caller was sent it all and its acknowledgement go in. Everything else that a worker says is in its
+//! spool, which outlives the front.
 //!
 //! The worker believes the front no more than the front believes the caller: each end parses what it gets. A front that dies closes
 //! both pipes, and its worker has no caller any more.
 
 use proto::{Ack, Event, Sha256Hex};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use std::fs::File;
@@ -14,13 +15,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use crate::ack;
-use crate::deadline;
+use crate::probe::wait::ready;
+use crate::{ack, deadline};
 
 /// No request is longer, with who brought it.
 const MOST_REQUEST: u32 = 64 * 1024;
 /// No event is longer: one artifact in base64.
 const MOST_EVENT: usize = 12 << 20;
+/// From the front: the caller was sent all of it.
+const SENT: u8 = b'\n';
+/// Why a caller without a front keeps nothing.
+const GONE: &str = "it is gone";
 
 /// The front's end.
 #[derive(Debug)]
@@ -90,6 +95,11 @@ impl Worker {
         }
     }
 
+    /// Says that the caller was sent all that it is offered: its time to acknowledge begins.
+    pub fn all_is_sent(&mut self) {
+        let _ = self.to.write_all(&[SENT]);
+    }
+
     /// Passes the caller's acknowledgement on. A worker that is gone has no use for it.
     pub fn acknowledge(&mut self, said: &Ack) {
         let _ = self.to.write_all(said.to_string().as_bytes());
@@ -122,12 +132,12 @@ impl Front {
         Ok((Self { from, to }, request))
     }
 
-    /// Sends these events through the pipe, all of them by `sent`, and waits for the acknowledgement of this manifest.
+    /// Sends these events through the pipe, waits until the caller was sent them all, by `sent`, and then for the acknowledgement of this
+    /// manifest. Only the front can tell how far the caller is: what left this pipe may wait in its memory.
     ///
     /// # Errors
     /// Why there is none.
     pub fn offer(&mut self, events: impl Iterator<Item = Event>, manifest: &Sha256Hex, sent: Instant) -> Result<(), &'static str> {
-        const GONE: &str = "it is gone";
         let flags = fcntl_getfl(&self.to).map_err(|_| GONE)?;
         fcntl_setfl(&self.to, flags | OFlags::NONBLOCK).map_err(|_| GONE)?;
         for event in events {
@@ -138,32 +148,37 @@ impl Front {
                 match rustix::io::write(&self.to, rest) {
                     Ok(n) => rest = rest.get(n..).unwrap_or_default(),
                     Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => self.room(sent)?,
+                    Err(Errno::AGAIN) => in_time(&self.to, PollFlags::OUT, sent)?,
                     Err(_) => return Err(GONE),
                 }
             }
         }
+        in_time(&self.from, PollFlags::IN, sent)?;
+        let mut said = [0];
+        if !matches!(rustix::io::read(&self.from, &mut said), Ok(1)) || said != [SENT] {
+            return Err(GONE);
+        }
         ack::of(manifest, &self.from, Instant::now() + deadline::ACK)
     }
+}
 
-    fn room(&self, until: Instant) -> Result<(), &'static str> {
-        let left = until.saturating_duration_since(Instant::now());
-        let wait = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::from_borrowed_fd(self.to.as_fd(), PollFlags::OUT)], Some(&wait)) {
-            Ok(0) => Err("it was too slow to take it"),
-            _ => Ok(()),
-        }
+/// Waits until the front takes or says something.
+fn in_time(pipe: &File, flags: PollFlags, until: Instant) -> Result<(), &'static str> {
+    match ready(pipe.as_fd(), flags, until) {
+        Ok(false) => Err("it was too slow to take it"),
+        Ok(true) => Ok(()),
+        Err(_) => Err(GONE),
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proto::{Body, RequestId, Timestamp};
     use std::time::Duration;
 
     /// Both ends, as two processes have them.
-    fn pipes() -> (Worker, Front) {
+    pub(crate) fn pipes() -> (Worker, Front) {
         let (a, b) = io::pipe().unwrap();
         let (c, d) = io::pipe().unwrap();
         let file = |end: OwnedFd| File::from(end);
@@ -173,7 +188,7 @@ mod tests {
         (worker, Front { from: file(a.into()), to: file(d.into()) })
     }
 
-    fn event(data: String) -> Event {
+    pub(crate) fn event(data: String) -> Event {
         let artifact = proto::Artifact { path: "qmp/x.json".to_owned(), bytes: 1, sha256: Sha256Hex::zero(), data };
         Event::new(Timestamp::from_unix_ms(0), RequestId::from_random([1; 16]), Body::Artifact(artifact))
     }
@@ -195,6 +210,7 @@ mod tests {
             };
             assert!(got == wanted);
         }
+        worker.all_is_sent();
         worker.acknowledge(&Ack(Sha256Hex::zero()));
         assert_eq!(offering.join().unwrap(), Ok(()));
     }
@@ -202,9 +218,14 @@ mod tests {
     #[test]
     fn a_front_that_is_gone_or_does_not_read_is_no_keeper() {
         let soon = || Instant::now() + Duration::from_millis(200);
-        let (worker, mut front) = pipes();
+        let (_worker, mut front) = pipes();
         assert_eq!(front.offer([event("a".repeat(1 << 20))].into_iter(), &Sha256Hex::zero(), soon()), Err("it was too slow to take it"));
+        let small = || [event(String::new())].into_iter();
+        let (mut worker, mut front) = pipes();
+        assert_eq!(front.offer(small(), &Sha256Hex::zero(), soon()), Err("it was too slow to take it"), "the front has it, the caller not");
+        worker.acknowledge(&Ack(Sha256Hex::zero()));
+        assert_eq!(front.offer(small(), &Sha256Hex::zero(), soon()), Err("it is gone"), "it can't have been acknowledged yet");
         drop(worker);
-        assert_eq!(front.offer([event(String::new())].into_iter(), &Sha256Hex::zero(), soon()), Err("it is gone"));
+        assert_eq!(front.offer(small(), &Sha256Hex::zero(), soon()), Err("it is gone"));
     }
 }

@@ -2,11 +2,13 @@
 //! environment variables, the user id.
 
 use clap::Parser;
-use proto::{Message, Outcome, Verb};
+use proto::{Message, Outcome, Request, Verb};
+use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::audit::Log;
+use crate::audit::{Kind, Log};
 use crate::cli::{BundleCommand, Cli, Command, GrantCommand, LogCommand};
 use crate::config::Config;
 use crate::disk::Disk;
@@ -78,11 +80,11 @@ fn bad_arguments(e: &clap::Error) -> u8 {
             let connection = std::env::var_os("SSH_CONNECTION");
             // Recorded where this host can record: somebody has a key whose line nobody meant.
             match (host::ready(), host::fresh_request_id(), Caller::unreadable(connection.as_deref())) {
-                (Ok(()), Ok(id), Some(caller)) => pipeline::refuse(Arrival::new(caller, original_command(), id), Stop::host(message)),
-                _ => {
-                    refuse_host(&message);
-                    Outcome::RefusedHost.exit_code()
+                (Ok(()), Ok(id), Some(caller)) => {
+                    let refuse = |arrival| pipeline::refuse(arrival, Stop::host(message));
+                    answered(Arrival::new(caller, original_command(), id), refuse, panicked)
                 }
+                _ => unrecorded(&message, Outcome::RefusedHost),
             }
         }
         (false, _) => 2,
@@ -105,25 +107,52 @@ fn by_hand(verb: Verb, args: &crate::cli::ByHand) -> u8 {
 
 fn serve(caller: Caller, line: Vec<u8>) -> u8 {
     if let Err(message) = host::ready() {
-        refuse_host(&message);
-        return Outcome::RefusedHost.exit_code();
+        return unrecorded(&message, Outcome::RefusedHost);
     }
     match host::fresh_request_id() {
-        Ok(fresh_id) => pipeline::serve(Arrival::new(caller, line, fresh_id)),
-        Err(why) => {
-            refuse_host(&Message::new(
-                format!("The kernel gave no random bytes ({why})."),
-                "Use the host's console and look at the kernel's log.",
-            ));
-            Outcome::Internal.exit_code()
-        }
+        Ok(fresh_id) => answered(Arrival::new(caller, line, fresh_id), pipeline::serve, panicked),
+        Err(why) => unrecorded(
+            &Message::new(format!("The kernel gave no random bytes ({why})."), "Use the host's console and look at the kernel's log."),
+            Outcome::Internal,
+        ),
     }
 }
 
-/// A refusal that can leave no record, because the host has no place for one. It still ends as every answer does.
-fn refuse_host(message: &Message) {
+/// Answers, also where that panics: it is a bug, and no reason to be silent. What a worker does goes on.
+fn answered(arrival: Arrival, serve: impl FnOnce(Arrival) -> u8, panicked: impl FnOnce(&Message, Map<String, Value>) -> u8) -> u8 {
+    let asked = arrival.clone();
+    catch_unwind(AssertUnwindSafe(|| serve(arrival))).unwrap_or_else(|_| {
+        let caller = &asked.caller;
+        let request = Request::parse(&asked.line).ok();
+        let id = request.as_ref().and_then(|request| request.options().request_id.clone()).unwrap_or(asked.fresh_id);
+        let mutates = request.is_some_and(|request| request.verb().mutates());
+        let message = say::panicked(if mutates { None } else { Some(false) });
+        let facts = json!({
+            "what": message.what, "request_id": id, "key_name": caller.key_name, "key_fingerprint": caller.key_fp, "vmid": caller.vmid,
+            "line_sha256": asked.whole.sha256, "outcome": Outcome::Internal, "exit_code": Outcome::Internal.exit_code(),
+        });
+        let Value::Object(facts) = facts else { return Outcome::Internal.exit_code() };
+        panicked(&message, facts)
+    })
+}
+
+/// Says it, and then tries to record it, on tmpfs.
+fn panicked(message: &Message, facts: Map<String, Value>) -> u8 {
+    let status = unrecorded(message, Outcome::Internal);
+    let _ = catch_unwind(|| {
+        let (config, _) = Config::load();
+        let mut log = Log::open(Disk::spawn(), Signer::load().ok(), config.audit.keep_bytes.bytes());
+        log.leave_on_tmpfs();
+        log.append(Kind::Degraded, facts)
+    });
+    status
+}
+
+/// An answer that has no record, because the host has no place for one or the program failed. It still ends as every answer does.
+fn unrecorded(message: &Message, outcome: Outcome) -> u8 {
     let mut out = std::io::stdout();
-    let _ = writeln!(out, "{}\nreceipt - - {}", text::refusal_text(message).trim_end(), Outcome::RefusedHost);
+    let _ = writeln!(out, "{}\nreceipt - - {outcome}", text::refusal_text(message).trim_end());
+    outcome.exit_code()
 }
 
 /// 0 where nothing is bad.
@@ -167,4 +196,38 @@ fn admin(command: impl FnOnce(&mut dyn Write) -> Result<(), Message>) -> u8 {
 /// The hidden commands have nobody to tell: whoever started them sees that the pipe ended.
 fn quiet(ended: Result<(), String>) -> u8 {
     u8::from(ended.is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{RequestId, Vmid};
+
+    #[test]
+    fn a_panic_is_answered_with_70_and_says_whether_the_vm_was_touched() {
+        let id = RequestId::from_random([7; 16]);
+        let ends = |line: &str, serve: fn(Arrival) -> u8| {
+            let mut told = None;
+            let arrival = Arrival::new(Caller::console(Vmid::DEVVM), line.as_bytes().to_vec(), id.clone());
+            let status = answered(arrival, serve, |message, facts| {
+                told = Some((message.what.clone(), facts));
+                Outcome::Internal.exit_code()
+            });
+            (status, told)
+        };
+        assert_eq!(ends("status", |_| 0), (0, None));
+        for (line, touched) in [
+            ("status --json", "nothing was sent to the VM"),
+            ("no request", "nothing was sent to the VM"),
+            ("cycle", "whether anything was sent to the VM is not known"),
+        ] {
+            let (status, told) = ends(line, |_| panic!("a bug"));
+            let (what, facts) = told.unwrap();
+            assert!(status == 70 && what.contains(touched), "{line}: {what}");
+            assert_eq!((&facts["request_id"], &facts["vmid"]), (&json!(id), &json!(102)));
+        }
+        let other = RequestId::from_random([8; 16]);
+        let (_, told) = ends(&format!("reset --request-id={other}"), |_| panic!("a bug"));
+        assert_eq!(told.unwrap().1["request_id"], json!(other), "the caller's own id");
+    }
 }

@@ -4,6 +4,7 @@
 //! interrupted, an unknown one is begun (never with `--attach`).
 
 use proto::{Body, Event, Outcome, RequestId};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Form};
@@ -158,7 +159,7 @@ fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worke
                 }
             }
             Next::Nothing if Instant::now() < until => {
-                if !own.as_mut().is_some_and(|worker| pass_evidence(worker, &mut answer)) {
+                if !own.as_mut().is_some_and(|worker| pass_evidence(worker, &mut answer, std::io::stdin())) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }
@@ -173,17 +174,17 @@ fn relay(mut run: Run, mut follower: Follower, form: Form, mut own: Option<Worke
     }
 }
 
-/// Evidence that only the caller can keep, and its word that it does; false where there was none. Nobody reads the caller's input otherwise.
-fn pass_evidence(worker: &mut Worker, answer: &mut Answer) -> bool {
+/// Evidence that only the caller can keep, and its word, read `from` it, that it does; false where there was none. Nobody reads the caller's
+/// input otherwise. Each file is with the caller before the next is taken: so the worker's clock is the caller's.
+fn pass_evidence(worker: &mut Worker, answer: &mut Answer, from: impl AsFd) -> bool {
     let Some(event) = worker.next_event() else { return false };
     answer.event(&event);
-    if matches!(event.body, Body::Offered(_)) {
-        answer.flush();
-    }
-    if matches!(event.body, Body::Offered(_))
-        && let Ok(said) = ack::read(std::io::stdin(), Instant::now() + deadline::ACK)
-    {
-        worker.acknowledge(&said);
+    answer.flush();
+    if matches!(event.body, Body::Offered(_)) && !answer.nobody_listens() {
+        worker.all_is_sent();
+        if let Ok(said) = ack::read(from, Instant::now() + deadline::ACK) {
+            worker.acknowledge(&said);
+        }
     }
     true
 }
@@ -194,4 +195,71 @@ fn joined(mut event: Event, attached: bool) -> Event {
         accepted.attached = attached;
     }
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::tests::{event, pipes};
+    use crate::out::Out;
+    use proto::{Ack, Offered, Sha256Hex, Timestamp};
+    use std::fs::File;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::fd::OwnedFd;
+
+    const AMPLE: Duration = Duration::from_secs(60);
+
+    fn pipe() -> (File, File) {
+        let (from, to) = std::io::pipe().unwrap();
+        (File::from(OwnedFd::from(from)), File::from(OwnedFd::from(to)))
+    }
+
+    /// A file, and that this was all.
+    fn evidence(file: &str) -> [Event; 2] {
+        let offered = Offered {
+            bundle: proto::BundleName::new(Timestamp::from_unix_ms(0), proto::Verb::Cycle, &RequestId::from_random([1; 16])),
+            files: 1,
+            manifest_sha256: Sha256Hex::zero(),
+            left_out: Vec::new(),
+            wait_ms: 10_000,
+        };
+        let file = event(file.to_owned());
+        [file.clone(), Event::new(file.at, file.request_id, Body::Offered(offered))]
+    }
+
+    #[test]
+    fn a_caller_is_sent_all_of_it_before_its_time_to_acknowledge_begins() {
+        let evidence = evidence(&"a".repeat(1 << 20));
+        let (mut worker, mut there) = pipes();
+        let ((callers, ours), (stdin, mut ack)) = (pipe(), pipe());
+        let mut answer = Answer::to_program(evidence[0].request_id.clone(), Out::to(Some(ours), AMPLE, AMPLE));
+        let caller = std::thread::spawn(move || {
+            let said: Vec<_> =
+                BufReader::new(callers).lines().take(2).map(|line| serde_json::from_str::<Event>(&line.unwrap()).unwrap()).collect();
+            ack.write_all(Ack(Sha256Hex::zero()).to_string().as_bytes()).unwrap();
+            said
+        });
+        let offered = evidence.clone();
+        let offering = std::thread::spawn(move || there.offer(offered.into_iter(), &Sha256Hex::zero(), Instant::now() + AMPLE));
+        while !offering.is_finished() {
+            pass_evidence(&mut worker, &mut answer, &stdin);
+        }
+        assert_eq!(offering.join().unwrap(), Ok(()));
+        assert!(caller.join().unwrap() == evidence);
+    }
+
+    #[test]
+    fn a_caller_that_does_not_take_it_is_not_waited_for_as_if_it_had_it() {
+        let (mut worker, mut there) = pipes();
+        let ((_takes_nothing, ours), (stdin, _ack)) = (pipe(), pipe());
+        let mut out = Out::to(Some(ours), AMPLE, Duration::ZERO);
+        out.write(&[b'x'; 1 << 20]);
+        let mut answer = Answer::to_program(evidence("")[0].request_id.clone(), out);
+        let late = Err("it was too slow to take it");
+        assert_eq!(there.offer(evidence("").into_iter(), &Sha256Hex::zero(), Instant::now()), late);
+        assert!(pass_evidence(&mut worker, &mut answer, &stdin));
+        assert!(answer.nobody_listens(), "the next file was taken before the caller had this one");
+        assert!(pass_evidence(&mut worker, &mut answer, &stdin));
+        assert_eq!(there.offer(std::iter::empty(), &Sha256Hex::zero(), Instant::now()), late, "it was said to have it");
+    }
 }

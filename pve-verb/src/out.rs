@@ -57,7 +57,7 @@ impl Out {
         Self::to(stdout.map(File::from), stalled_after, patience)
     }
 
-    const fn to(to: Option<File>, stalled_after: Duration, patience: Duration) -> Self {
+    pub(crate) const fn to(to: Option<File>, stalled_after: Duration, patience: Duration) -> Self {
         Self { to, stalled_after, patience, queue: Vec::new(), held: false }
     }
 

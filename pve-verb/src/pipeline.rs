@@ -35,10 +35,10 @@ pub fn serve(arrival: Arrival) -> u8 {
         Err(stop) => run.refuse(stop),
         Ok(authorised) => {
             let existing = authorised.parsed().request().options().bundle.clone();
-            let end = match existing {
+            let end = Stop::where_it_panics(|| match existing {
                 Some(name) => shown::show(&mut run, &authorised, &name),
                 None => work(&mut run, authorised),
-            };
+            });
             run.finish(end)
         }
     }

@@ -24,8 +24,8 @@ mod names;
 mod shelf;
 mod state;
 
-pub(crate) use log::TORN_SHOWN;
 pub use log::{Oldest, Tail};
+pub(crate) use log::{TORN_SHOWN, takes_in};
 pub use names::{ArtifactPath, Nonce};
 pub(crate) use shelf::{INDEX, index};
 pub use shelf::{Shelved, Uptime};

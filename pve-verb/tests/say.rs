@@ -191,6 +191,7 @@ fn all() -> Vec<(&'static str, Vec<(&'static str, Message)>)> {
                 ("internal, touched", say::internal(Some(true), "a thread panicked")),
                 ("internal, not touched", say::internal(Some(false), "a thread panicked")),
                 ("internal, not known", say::internal(None, "a thread panicked")),
+                ("internal, a panic", say::panicked(Some(false))),
                 ("hostile words", say::did_not_start(vm, "\x1b[2J\nreceipt 1 00 done\n\u{202e}")),
             ],
         ),

@@ -63,6 +63,20 @@ fn the_first_offending_position_is_named() {
         ("cycle --attach", 6),
         ("status\t--json", 6),
         ("status 103", 7),
+        // Several that are wrong: the first one.
+        ("status --dry-run --bogus", 7),
+        ("status --grant=x --dry-run", 7),
+        ("status --grant=!", 7),
+        ("reset --bundle=nonsense", 6),
+        ("start --json --json --tar", 13),
+        ("cycle --attach --inline", 6),
+        ("cycle --inline --attach", 6),
+        ("forensics --tar --json --bogus", 10),
+        ("forensics --inline --tar", 10),
+        ("forensics --inline --tar --bogus", 19),
+        // What follows might have mended it.
+        ("cycle --attach --bogus", 15),
+        ("status --inline --bogus", 16),
     ] {
         assert_eq!(rejected(line.as_bytes()).0, position, "{line:?}");
     }

@@ -13,7 +13,8 @@ use crate::{deadline, host};
 /// How much of a rejected request is kept.
 const RAW: usize = 256;
 
-/// A request's record, still open. Dropping it leaves no record: only a panic does, and the front answers 70 then.
+/// A request's record, still open. Dropping it leaves no record: only a panic beside the work of a read does. `entry` answers 70 then and
+/// records that, and a worker's front tells that it did not end.
 #[derive(Debug)]
 #[must_use = "a request without a record is a silent one"]
 pub struct Record {

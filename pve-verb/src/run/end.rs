@@ -2,6 +2,7 @@
 
 use proto::{Code, Message, Outcome, ReceiptBody, Rejected, Verb};
 use serde_json::{Map, Value, json};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Run, Stop};
 use crate::audit::Closing;
@@ -139,20 +140,26 @@ impl Run {
         // may ask for the next one at once.
         drop(held);
         self.answer.last(&body.request_id, receipt);
-        // The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
+        // Whatever comes of this: there is no second answer.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.tidy(body.audit.as_ref().map(|at| at.seq), end)));
+        body.exit_code
+    }
+
+    /// The caller has its answer; what earlier calls left behind can take its time now. Also after a refusal: it may have a spool too.
+    fn tidy(&mut self, seq: Option<u64>, end: Stage) {
         self.disk.allow(None);
         crate::spool::prune();
         crate::litter::sweep();
         if self.made.is_some() {
-            // So can what they had to leave on tmpfs, and old bundles. Also after a refusal that has evidence: asked again and again it would
-            // fill the disk.
-            operation::tidy(&self);
-            if let Some(at) = &body.audit {
+            // So can what they had to leave on tmpfs, the log's oldest segments, and old bundles. Also after a refusal that has evidence:
+            // asked again and again it would fill the disk.
+            operation::tidy(self);
+            self.log.prune(deadline::CARRY);
+            if let Some(seq) = seq {
                 let own = self.made.take();
-                retention::tidy(&mut self, at.seq, own, !end.is_begun());
+                retention::tidy(self, seq, own, !end.is_begun());
             }
         }
-        body.exit_code
     }
 
     /// How it ends, by the way that it took. A verdict on something that nobody looked at is none: that is a bug, and says so.

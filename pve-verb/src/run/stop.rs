@@ -1,8 +1,10 @@
 //! A request that ends before it is done: the refusals, by what they refuse for.
 
 use proto::{Message, Outcome, VmState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::bundle::Preserved;
+use crate::text::say;
 
 /// A request that ends before it is done: a refusal, or a bug.
 #[derive(Debug)]
@@ -15,6 +17,14 @@ pub struct Stop {
 }
 
 impl Stop {
+    /// A read, which sends nothing to the VM: where it panics, that is a bug and an end like the others, with a record and a receipt.
+    ///
+    /// # Errors
+    /// The read's, or internal.
+    pub fn where_it_panics<T>(read: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(Self::internal(say::panicked(Some(false)))))
+    }
+
     const fn new(outcome: Outcome, message: Message) -> Self {
         Self { outcome, message, state: None, held: None }
     }
@@ -81,5 +91,19 @@ impl Stop {
     /// A bug, or a host on which nothing can be started.
     pub const fn internal(message: Message) -> Self {
         Self::new(Outcome::Internal, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_that_panics_ends_as_internal_and_says_that_nothing_was_sent() {
+        let ended: Result<(), Stop> = Stop::where_it_panics(|| panic!("a bug"));
+        let stop = ended.unwrap_err();
+        assert_eq!(stop.outcome, Outcome::Internal);
+        assert!(stop.message.what.contains("nothing was sent to the VM"), "{}", stop.message);
+        assert_eq!(Stop::where_it_panics(|| Ok(7)).unwrap(), 7);
     }
 }

@@ -19,7 +19,7 @@ use crate::operation::{LastIntent, Mark, mark, may_mark};
 const MOST: u64 = 64 << 20;
 /// How long another writer is waited for.
 const APPENDING: Duration = Duration::from_millis(200);
-/// How far back reviews are looked for.
+/// How far back reviews, and records that were taken in, are looked for.
 const LOOK_BACK: u64 = 32 << 20;
 /// How many intents are looked at for one without an end: every mutation that the disk answers tells of those before it, so the ones
 /// that are left are the newest.
@@ -87,6 +87,25 @@ fn written(line: &[u8]) -> Option<Timestamp> {
         at: Timestamp,
     }
     serde_json::from_slice::<Record>(line).ok().map(|r| r.at)
+}
+
+/// Whether this line is the record of this number and hash.
+fn is_record(line: &[u8], seq: u64, wanted: &Sha256Hex) -> bool {
+    line.starts_with(format!("{{\"seq\":{seq},").as_bytes()) && hash(line) == *wanted
+}
+
+/// Whether this is a `repair` record that took that record in as it was, because the disk's log could not be read when it was made.
+pub(crate) fn takes_in(line: &[u8], seq: u64, wanted: &Sha256Hex) -> bool {
+    /// What stands before the facts is not longer.
+    const KIND_WITHIN: usize = 400;
+    #[derive(Deserialize)]
+    struct Repair {
+        kind: String,
+        line: String,
+    }
+    let kind: &[u8] = br#""kind":"repair""#;
+    line.get(..KIND_WITHIN).unwrap_or(line).windows(kind.len()).any(|w| w == kind)
+        && serde_json::from_slice::<Repair>(line).is_ok_and(|r| r.kind == "repair" && is_record(r.line.as_bytes(), seq, wanted))
 }
 
 /// The whole lines of some bytes, and what follows the last of them.
@@ -239,13 +258,24 @@ impl Root {
 
     pub(super) fn log_contains(&self, seq: u64, wanted: &Sha256Hex) -> io::Result<Reply> {
         let segments = self.segments()?;
-        let Some((segment, _)) = segments.iter().rev().find(|(first, length)| *first <= seq && *length > 0) else {
-            return Ok(Reply::Contains { found: if segments.is_empty() { Some(false) } else { None } });
-        };
-        let bytes = self.read_segment(*segment)?;
-        let mark = format!("{{\"seq\":{seq},");
-        let found = lines(&bytes).0.into_iter().any(|l| l.starts_with(mark.as_bytes()) && hash(l) == *wanted);
-        Ok(Reply::Contains { found: Some(found) })
+        let place = segments.iter().rev().find(|(first, length)| *first <= seq && *length > 0);
+        if let Some((segment, _)) = place
+            && lines(&self.read_segment(*segment)?).0.into_iter().any(|line| is_record(line, seq, wanted))
+        {
+            return Ok(Reply::Contains { found: Some(true) });
+        }
+        let mut read = 0;
+        for (segment, length) in segments.iter().rev() {
+            if read > LOOK_BACK {
+                return Ok(Reply::Contains { found: None });
+            }
+            read += length;
+            if lines(&self.read_segment(*segment)?).0.into_iter().any(|line| takes_in(line, seq, wanted)) {
+                return Ok(Reply::Contains { found: Some(true) });
+            }
+        }
+        // What is older than the log's first record may have been pruned.
+        Ok(Reply::Contains { found: (place.is_some() || segments.is_empty()).then_some(false) })
     }
 
     pub(super) fn log_oldest(&self, keep_bytes: u64) -> io::Result<Reply> {

@@ -127,6 +127,9 @@ fn a_witness_is_looked_up_by_number_and_hash() {
     assert_eq!(asks(5, log::hash(b"other")), Reply::Contains { found: Some(false) });
     assert_eq!(asks(6, log::hash(line)), Reply::Contains { found: Some(false) });
     assert_eq!(asks(4, log::hash(line)), Reply::Contains { found: None }, "pruned");
+    let kept = br#"{"seq":2,"kind":"repair","line":"{\"seq\":1,}"}"#;
+    place.append(7, 0, 0, &[kept.as_slice(), b"\n"].concat());
+    assert_eq!(asks(1, log::hash(br#"{"seq":1,}"#)), Reply::Contains { found: Some(true) }, "taken in, whatever was pruned");
 }
 
 #[test]

@@ -172,3 +172,8 @@ pub fn internal(touched: Option<bool>, how: &str) -> Message {
         "Ask for status, then report this with the host's journal of pve-verb.",
     )
 }
+
+/// A panic.
+pub fn panicked(touched: Option<bool>) -> Message {
+    internal(touched, "it panicked, and its stderr says where")
+}
