@@ -229,7 +229,7 @@ fn unjudged() -> Ended {
 /// that it is starved, or the host still says so.
 async fn soften(a: &mut Acting<'_>, guest: Option<guest::Guest>) -> Ended {
     let begun = tokio::time::Instant::now();
-    let mut told = false;
+    let mut largest = guest::Killed::No;
     let mut heard = match guest {
         Some(guest) => Ok(guest),
         None => a.asked().await,
@@ -237,14 +237,18 @@ async fn soften(a: &mut Acting<'_>, guest: Option<guest::Guest>) -> Ended {
     while begun.elapsed() < a.patience.soft {
         match &heard {
             Ok(guest) if !guest.starved() => {
-                let how = if told { "after its largest process was ended over SSH" } else { "by now" };
+                let how = match largest {
+                    guest::Killed::No => "by now",
+                    guest::Killed::Perhaps => "after its largest process may have been ended over SSH",
+                    guest::Killed::Yes => "after its largest process was ended over SSH",
+                };
                 return Ended::well(format!(
                     "The devvm answers and has {} % of its memory free {how}; no power verb was used.",
                     guest.free_percent
                 ));
             }
             // Once: a second would end the next process, which may be the one that matters.
-            Ok(_) if !told => told = a.end_largest().await,
+            Ok(_) if largest == guest::Killed::No => largest = a.end_largest().await,
             // The guest's kernel may have helped itself meanwhile.
             Err(silence) if silence.is_for_good() => {
                 tokio::time::sleep(a.patience.soft.saturating_sub(begun.elapsed())).await;
@@ -259,7 +263,7 @@ async fn soften(a: &mut Acting<'_>, guest: Option<guest::Guest>) -> Ended {
         let looked = Looked { why: "The devvm could not be repaired over SSH in its time.".to_owned(), ..Looked::default() };
         return mutate(a, Verb::Reset, &looked).await;
     };
-    let did = if told { "The guest's largest process was ended over SSH." } else { "Nothing was changed." };
+    let did = largest.did();
     match judged(a, did, &silence).await {
         Ok(now) if now.code == Some(Code::Healthy) => Ended::by(&silence, did, &now),
         Ok(now) => unwell(a, &now).await,

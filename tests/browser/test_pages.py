@@ -43,8 +43,7 @@ class Pages(unittest.TestCase):
                 for dark in (False, True):
                     phone.look_like(width, 900 if width > 600 else 844, dark)
                     wrong += [f"{name} {how} at {width}: {one}" for one in phone.overflows()]
-                    if phone.js:
-                        wrong += [f"{name} at {width}, {'dark' if dark else 'light'}: {one}" for one in phone.axe()]
+                    wrong += [f"{name} {how} at {width}, {'dark' if dark else 'light'}: {one}" for one in phone.axe()]
                     if phone.js and pictures and (width, dark) != (320, True) and (width, dark) != (1280, True):
                         phone.picture(f"{name}-{width}-{'dark' if dark else 'light'}")
         return wrong

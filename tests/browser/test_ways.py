@@ -219,17 +219,18 @@ class Ways(unittest.TestCase):
             phone.until("a host that speaks", lambda: "Block stalled" in phone.text() and "Host silent" not in phone.text(), 60)
 
     def test_where_claude_is_gone_the_page_says_so_and_the_runbook_recovers(self):
-        at = self.served(claude="gone", pace=50).at
-        phone = self.phone(at)
-        phone.open("/").type("textarea", "The devvm hangs.")
-        phone.press("Send")
-        phone.reads("could not be had", 20)
-        phone.reads("The runbook goes on.", 20)
-        phone.picture("incident-no-claude-390-light")
-        plain = self.phone(at, js=False)
-        plain.open("/").press("Forensics")
-        plain.reads("Forensics of VM 102")
-        phone.reads("Ended, healthy", 90)
+        for js in (True, False):
+            at = self.served(claude="gone", pace=50).at
+            phone, other = self.phone(at, js=js), self.phone(at, js=not js)
+            phone.open("/").type("textarea", "The devvm hangs.")
+            phone.press("Send")
+            phone.reads("could not be had", 20)
+            phone.reads("The runbook goes on.", 20)
+            if js:
+                phone.picture("incident-no-claude-390-light")
+            other.open("/").press("Forensics")
+            other.reads("Forensics of VM 102")
+            phone.reads("Ended, healthy", 90)
 
     def test_the_runbook_asks_once_and_what_was_typed_goes_with_it(self):
         for claude in ("none", "asks"):

@@ -1,5 +1,7 @@
 //! What the devvm says of itself over SSH: that it answers, since when it is up, how much memory is free. Pure.
 
+use crate::hands::ExecEnd;
+
 /// Below this share of free memory a guest is starved; below the other it is not yet well after a repair.
 const STARVED: u64 = 5;
 
@@ -12,6 +14,39 @@ pub(super) const WHO: &str =
 
 /// The kernel ends the process that uses most: its own choice, and the one repair that needs no memory.
 pub(super) const END_LARGEST: &str = "echo f > /proc/sysrq-trigger";
+
+/// Whether [`END_LARGEST`] has ended a process. A starved guest may take the word and be too slow to say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Killed {
+    /// Surely not: the word was not given.
+    No,
+    /// Nobody knows.
+    Perhaps,
+    /// The word was given.
+    Yes,
+}
+
+impl Killed {
+    /// What the command's end says.
+    pub(super) const fn of(end: Result<(), &ExecEnd>) -> Self {
+        match end {
+            Ok(()) | Err(ExecEnd::Exited(0)) => Self::Yes,
+            // A shell or sudo that says no; from 128 on it was itself ended by a signal, at whatever moment.
+            Err(ExecEnd::Exited(1..128)) => Self::No,
+            Err(ExecEnd::Unreachable(_) | ExecEnd::Refused(_) | ExecEnd::Absent | ExecEnd::HostKeyChanged { .. }) => Self::No,
+            Err(ExecEnd::Exited(_) | ExecEnd::Signalled(_) | ExecEnd::TimedOut | ExecEnd::Lost(_)) => Self::Perhaps,
+        }
+    }
+
+    /// What was done, as a sentence.
+    pub(super) const fn did(self) -> &'static str {
+        match self {
+            Self::No => "Nothing was changed.",
+            Self::Perhaps => "The guest's largest process may have been ended over SSH.",
+            Self::Yes => "The guest's largest process was ended over SSH.",
+        }
+    }
+}
 
 /// A devvm that answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +76,21 @@ impl Guest {
 
 #[cfg(test)]
 mod tests {
-    use super::Guest;
+    use super::{Guest, Killed};
+    use crate::hands::ExecEnd;
+
+    #[test]
+    fn only_where_surely_no_process_was_ended_may_one_be_ended_again() {
+        let text = String::new;
+        let changed = ExecEnd::HostKeyChanged { pinned: text(), shown: text() };
+        for end in [ExecEnd::Unreachable(text()), ExecEnd::Refused(text()), ExecEnd::Absent, changed, ExecEnd::Exited(1)] {
+            assert_eq!(Killed::of(Err(&end)), Killed::No, "{end:?}");
+        }
+        for end in [ExecEnd::TimedOut, ExecEnd::Lost(text()), ExecEnd::Signalled(text()), ExecEnd::Exited(137)] {
+            assert_eq!(Killed::of(Err(&end)), Killed::Perhaps, "{end:?}");
+        }
+        assert_eq!(Killed::of(Ok(())), Killed::Yes);
+    }
 
     #[test]
     fn an_answer_is_read_and_anything_else_is_none() {

@@ -230,9 +230,10 @@ impl Acting<'_> {
     }
 
     /// Has the guest's kernel end its largest process, after it was written down who that is.
-    pub(super) async fn end_largest(&mut self) -> bool {
+    pub(super) async fn end_largest(&mut self) -> guest::Killed {
         let _for_the_record = self.exec(guest::WHO, READ).await;
-        self.exec(guest::END_LARGEST, READ).await.is_ok()
+        let told = self.exec(guest::END_LARGEST, READ).await;
+        guest::Killed::of(told.as_ref().map(|_| ()))
     }
 }
 

@@ -289,6 +289,28 @@ fn a_starved_guest_is_repaired_over_ssh_and_reset_only_when_that_fails() {
 }
 
 #[test]
+fn a_guest_too_starved_to_say_so_loses_no_second_process_and_the_first_is_told() {
+    let hangs = |to: &str| {
+        let sysrq = format!("{{ when = [\"sysrq\"], hangs = true, to = \"{to}\" }}");
+        let starved = "{ when = [\"meminfo\"], prints = \"9.5 1\\nMemTotal: 1000 kB\\nMemAvailable: 10 kB\\n\" }";
+        state("bad", "guest-oom", "", &format!("answers = [{sysrq}, {starved}]\non.reset = {{ to = \"well\" }}"))
+    };
+    let ends = |kept: &[String]| kept.iter().filter(|line| line.contains("sysrq")).count();
+    let told = "largest process may have been ended over SSH";
+    // It goes on starving: one word to its kernel in all that time, then a reset.
+    let starving = world("bad", &hangs("bad"));
+    let (_, kept) = run_in(&starving, true);
+    assert_eq!((ends(&kept), verbs(&starving)[2]), (1, Verb::Reset), "{kept:#?}");
+    // It recovers, or falls silent: what may have been done to it is in the report.
+    for (to, mute) in [("well", String::new()), ("mute", state("mute", "healthy", "", "reachable = false"))] {
+        let world = world("bad", &format!("{}{mute}", hangs(to)));
+        let (ended, kept) = run_in(&world, true);
+        assert!(ended.said.what.contains(told) && ends(&kept) == 1, "{ended:?} {kept:#?}");
+        assert!(verbs(&world).iter().all(|verb| !verb.mutates()), "{kept:#?}");
+    }
+}
+
+#[test]
 fn what_somebody_did_is_undone_only_when_somebody_asks() {
     let off = state("off", "stopped", "start", "reachable = false\non.start = { to = \"well\" }");
     let alone = world("off", &off);

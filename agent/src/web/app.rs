@@ -1,6 +1,5 @@
 //! What every route works with.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,8 +71,6 @@ pub struct App {
     pub(super) reads: Limit<String>,
     /// Requests that do something, of each person: apart, so that a page that reloads too often never takes away a button.
     pub(super) acts: Limit<String>,
-    /// Wrong passwords and tokens, of each address and claimed name.
-    pub(super) wrong: Limit<(IpAddr, String)>,
     pub(super) streams: Arc<Semaphore>,
     /// What goes on in the incidents, in a few words that change with it.
     pub(super) goings: watch::Sender<String>,
@@ -107,7 +104,6 @@ impl App {
             meter,
             reads: Limit::new(240, Duration::from_millis(50)),
             acts: Limit::new(20, Duration::from_secs(1)),
-            wrong: Limit::new(10, Duration::from_secs(3)),
             streams: Arc::new(Semaphore::new(STREAMS)),
             goings: watch::channel(String::new()).0,
             doctor: super::doctor::Last::default(),

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use argon2::password_hash::phc::PasswordHash;
@@ -19,6 +19,8 @@ use proto::Message;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
+
+use super::limits::Limit;
 
 /// The header in which a proxy shows its secret.
 pub const SECRET_HEADER: HeaderName = HeaderName::from_static("x-breakglass-proxy");
@@ -31,6 +33,8 @@ const MAX_FILE: u64 = 64 * 1024;
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// How long a password waits until others are looked at.
 const QUEUE: Duration = Duration::from_secs(3);
+/// When to come again where that was too long.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How many right passwords are remembered.
 const MOST_REMEMBERED: usize = 100;
 /// A session of the one-time link ends after this.
@@ -81,8 +85,8 @@ pub enum Refused {
     Wrong,
     /// An identity header from somewhere else than a proxy, or without its secret: somebody tries, or the proxy is set up wrongly.
     Forged,
-    /// Too many passwords are being looked at: come again.
-    Busy,
+    /// Too many passwords are being looked at, or too many of this address and name were wrong: come again after this.
+    Busy(Duration),
 }
 
 /// What the configuration says of it.
@@ -108,11 +112,46 @@ pub struct Door {
     tokens: Vec<(Who, proto::Sha256Hex)>,
     passwords: Vec<(String, String)>,
     link: Option<Mutex<Link>>,
-    remembered: Mutex<HashMap<[u8; 32], (String, Instant)>>,
+    tried: Arc<Tried>,
     /// Each hash takes 19 MiB and some tens of milliseconds. Names that are not there have a place of their own: who tries them takes
-    /// none from those that are.
-    hashing: Semaphore,
-    guessing: Semaphore,
+    /// none from those that are. A place is free when its hash has ended: who asked may have hung up long before.
+    hashing: Arc<Semaphore>,
+    guessing: Arc<Semaphore>,
+}
+
+/// What became of the passwords that were tried.
+#[derive(Debug)]
+struct Tried {
+    /// The right ones of a moment ago.
+    right: Mutex<HashMap<[u8; 32], (String, Instant)>>,
+    /// The wrong ones, of each address and claimed name: who guesses is slowed down under the name that is guessed, not with everybody
+    /// behind the same address.
+    wrong: Limit<(IpAddr, String)>,
+}
+
+impl Default for Tried {
+    fn default() -> Self {
+        Self { right: Mutex::default(), wrong: Limit::new(10, Duration::from_secs(3)) }
+    }
+}
+
+impl Tried {
+    /// What is known of it without a hash.
+    fn known(&self, key: &[u8; 32], claim: &(IpAddr, String)) -> Option<Result<Who, Refused>> {
+        let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, _)) = right.get(key).filter(|(_, until)| *until > Instant::now()) {
+            return Some(Ok(Who { name: name.clone(), how: How::Password }));
+        }
+        self.wrong.look(claim).err().map(|wait| Err(Refused::Busy(wait)))
+    }
+
+    fn was_right(&self, key: [u8; 32], name: String) {
+        let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        if right.len() >= MOST_REMEMBERED {
+            right.clear();
+        }
+        right.insert(key, (name, Instant::now() + REMEMBERED));
+    }
 }
 
 /// The one-time link and the sessions that came of it.
@@ -181,9 +220,9 @@ impl Door {
             tokens,
             passwords,
             link,
-            remembered: Mutex::default(),
-            hashing: Semaphore::new(1),
-            guessing: Semaphore::new(1),
+            tried: Arc::default(),
+            hashing: Arc::new(Semaphore::new(1)),
+            guessing: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -241,7 +280,7 @@ impl Door {
             let (scheme, value) = claim.split_once(' ').ok_or(Refused::Wrong)?;
             return match scheme.to_ascii_lowercase().as_str() {
                 "bearer" => self.token(value.trim()),
-                "basic" => self.password(value.trim()).await,
+                "basic" => self.password(peer.ip().to_canonical(), value.trim()).await,
                 _ => Err(Refused::Wrong),
             };
         }
@@ -268,45 +307,38 @@ impl Door {
         found.cloned().ok_or(Refused::Wrong)
     }
 
-    async fn password(&self, shown: &str) -> Result<Who, Refused> {
+    async fn password(&self, peer: IpAddr, shown: &str) -> Result<Who, Refused> {
         let decoded = Base64::decode_vec(shown).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(Refused::Wrong)?;
         let (name, password) = decoded.split_once(':').ok_or(Refused::Wrong)?;
         let key: [u8; 32] = Sha256::digest(&decoded).into();
-        if let Some(who) = self.remembered(&key) {
-            return Ok(who);
+        // Nothing is known of the name yet.
+        let claim = (peer, name.chars().take(64).collect());
+        if let Some(known) = self.tried.known(&key, &claim) {
+            return known;
         }
         // A name that is not there costs as much as one that is.
         let there = self.passwords.iter().find(|(known, _)| known == name);
-        let places = if there.is_some() { &self.hashing } else { &self.guessing };
-        let known = there.or_else(|| self.passwords.first()).ok_or(Refused::Wrong)?.clone();
-        let _its_place = tokio::time::timeout(QUEUE, places.acquire()).await.ok().and_then(Result::ok).ok_or(Refused::Busy)?;
+        let places = Arc::clone(if there.is_some() { &self.hashing } else { &self.guessing });
+        let line = there.or_else(|| self.passwords.first()).ok_or(Refused::Wrong)?.clone();
+        let place = tokio::time::timeout(QUEUE, places.acquire_owned()).await.ok().and_then(Result::ok).ok_or(Refused::Busy(AGAIN))?;
         // A page is several requests, and a phone that wakes up sends them at once: the first has found out for all of them.
-        if let Some(who) = self.remembered(&key) {
-            return Ok(who);
+        if let Some(known) = self.tried.known(&key, &claim) {
+            return known;
         }
-        let (shown_name, shown_password) = (name.to_owned(), password.to_owned());
-        let right = tokio::task::spawn_blocking(move || {
-            let right = password::fits(&known.1, &shown_password);
-            (right && known.0 == shown_name).then_some(known.0)
+        let (tried, shown_name, shown_password) = (Arc::clone(&self.tried), name.to_owned(), password.to_owned());
+        // Goes on to its end when the client hangs up, so it takes its place with it and counts for itself.
+        let hashed = tokio::task::spawn_blocking(move || {
+            let right = password::fits(&line.1, &shown_password) && line.0 == shown_name;
+            if right {
+                tried.was_right(key, line.0.clone());
+            } else {
+                let _counted = tried.wrong.take(claim);
+            }
+            drop(place);
+            right.then_some(line.0)
         });
-        let name = right.await.ok().flatten().ok_or(Refused::Wrong)?;
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= MOST_REMEMBERED {
-            remembered.clear();
-        }
-        remembered.insert(key, (name.clone(), Instant::now() + REMEMBERED));
+        let name = hashed.await.ok().flatten().ok_or(Refused::Wrong)?;
         Ok(Who { name, how: How::Password })
-    }
-
-    /// Whether this password was right a moment ago.
-    pub fn remembers(&self, headers: &HeaderMap) -> bool {
-        decoded(headers).is_some_and(|decoded| self.remembered(&Sha256::digest(&decoded).into()).is_some())
-    }
-
-    fn remembered(&self, key: &[u8; 32]) -> Option<Who> {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let (name, until) = remembered.get(key)?;
-        (*until > Instant::now()).then(|| Who { name: name.clone(), how: How::Password })
     }
 
     fn session(&self, headers: &HeaderMap) -> Result<Who, Refused> {
@@ -318,19 +350,6 @@ impl Door {
         let until = link.sessions.get(&shown).ok_or(Refused::Wrong)?;
         if *until > Instant::now() { Ok(Who { name: "local".to_owned(), how: How::Link }) } else { Err(Refused::Wrong) }
     }
-}
-
-/// NAME:PASSWORD, as they are claimed.
-fn decoded(headers: &HeaderMap) -> Option<String> {
-    let (scheme, value) = one(headers, &header::AUTHORIZATION)?.split_once(' ')?;
-    let bytes = Base64::decode_vec(scheme.eq_ignore_ascii_case("basic").then(|| value.trim())?).ok()?;
-    String::from_utf8(bytes).ok()
-}
-
-/// The name that is claimed with a password; empty where there is none. Nothing is known of it yet.
-pub fn claimed_name(headers: &HeaderMap) -> String {
-    let name = decoded(headers).and_then(|decoded| Some(decoded.split_once(':')?.0.to_owned())).unwrap_or_default();
-    name.chars().take(64).collect()
 }
 
 /// The one value of a header. Sent twice it is none: two readers could take different ones.

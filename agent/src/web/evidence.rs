@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use maud::{Markup, html};
-use proto::{Manifest, Message, RequestId, Sha256Hex, Verb};
+use proto::{Manifest, Message, RequestId, Sha256Hex, Subject, Verb};
 use sha2::{Digest, Sha256};
 
 use super::app::App;
@@ -62,8 +62,8 @@ pub(super) async fn list(State(app): State<Arc<App>>, Extension(who): Extension<
 
 /// How far the files are proved.
 enum Proof {
-    /// The receipt names the manifest, the manifest names every file, and all hashes fit.
-    Whole(usize),
+    /// The receipt names the manifest; so many of so many files that the manifest names are here, and their hashes fit.
+    Fits(usize, usize),
     /// The receipt is valid; the manifest that it names is on the host.
     Receipt,
     /// There is no valid receipt.
@@ -95,16 +95,21 @@ fn proof(app: &App, run: &Run) -> Proof {
         return Proof::Differs("manifest.json is not the one that the receipt names".to_owned());
     }
     let Ok(stated) = serde_json::from_slice::<Manifest>(&manifest) else { return Proof::Differs("manifest.json can't be read".to_owned()) };
-    let stated: BTreeMap<&str, Option<&Sha256Hex>> =
-        stated.subject.iter().map(|one| (one.name.as_str(), one.digest.get("sha256"))).collect();
-    for file in &run.files {
-        if let Some(wanted) = stated.get(file.path.as_str())
-            && path_of(app, run, file).and_then(|path| hash_of(&path)).as_ref() != *wanted
-        {
-            return Proof::Differs(format!("{} is not as the manifest says", file.path));
+    compared(&stated.subject, run.files.iter().map(|file| (file.path.as_str(), path_of(app, run, file).and_then(|path| hash_of(&path)))))
+}
+
+/// The files that are here, each with its hash where it can be read, against those that are stated. One that is not here is not proved.
+fn compared<'a>(stated: &[Subject], files: impl Iterator<Item = (&'a str, Option<Sha256Hex>)>) -> Proof {
+    let stated: BTreeMap<&str, Option<&Sha256Hex>> = stated.iter().map(|one| (one.name.as_str(), one.digest.get("sha256"))).collect();
+    let mut here = 0;
+    for (path, hash) in files {
+        let Some(wanted) = stated.get(path) else { continue };
+        if hash.is_none() || hash.as_ref() != *wanted {
+            return Proof::Differs(format!("{path} is not as the manifest says"));
         }
+        here += 1;
     }
-    Proof::Whole(stated.len())
+    Proof::Fits(here, stated.len())
 }
 
 /// `GET /evidence/{request id}`.
@@ -163,9 +168,12 @@ fn reference(run: &Run, path: &str) -> Markup {
 
 fn proved(app: &App, run: &Run) -> Markup {
     match proof(app, run) {
-        Proof::Whole(files) => {
-            html! { p.note.good { b { "Proved. " } "The signed receipt names the manifest, the manifest names " (files) " files, and every hash fits." } }
+        Proof::Fits(here, all) if here == all => {
+            html! { p.note.good { b { "Proved. " } "The signed receipt names the manifest, the manifest names " (all) " files, and every hash fits." } }
         }
+        Proof::Fits(here, all) => html! {
+            p.note.warn { b { "Proved in part. " } "Of " (all) " files that the signed manifest names " (here) " are here, and these fit. The others were not kept here: look for the bundle on the host." }
+        },
         Proof::Receipt => html! {
             p.note {
                 b { "The receipt is valid. " } "The manifest that it names, with every file's hash, is with the bundle on the host. For all of it, signed: "
@@ -308,4 +316,22 @@ fn packed(app: &App, id: &str) -> Response {
         HeaderValue::try_from(format!("attachment; filename=\"{name}.tar\"")).unwrap_or_else(|_| HeaderValue::from_static("attachment"));
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar")), (header::CONTENT_DISPOSITION, disposition)], send::all(pieces))
         .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proved_is_what_is_here_and_as_it_was_stated() {
+        let stated = |name: &str| Subject { name: name.to_owned(), digest: [("sha256".to_owned(), hash(name.as_bytes()))].into() };
+        let stated = [stated("qmp/a.json"), stated("console/screen-1.png")];
+        let here = |name: &'static str| (name, Some(hash(name.as_bytes())));
+        let (both, one) = ([here("qmp/a.json"), here("console/screen-1.png"), here("manifest.json")], [here("qmp/a.json")]);
+        assert!(matches!(compared(&stated, both.into_iter()), Proof::Fits(2, 2)));
+        assert!(matches!(compared(&stated, one.into_iter()), Proof::Fits(1, 2)), "a file that was not kept");
+        for bad in [Some(hash(b"another")), None] {
+            assert!(matches!(compared(&stated, [("qmp/a.json", bad)].into_iter()), Proof::Differs(_)));
+        }
+    }
 }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use proto::Message;
 
 use super::app::App;
-use super::auth::{How, Refused, Who, claimed_name};
+use super::auth::{How, Refused, Who};
 use super::press::is_machine;
 use super::{origin, shell};
 
@@ -127,20 +127,14 @@ fn here(app: &App, headers: &HeaderMap, json: bool) -> Result<(), Response> {
 }
 
 async fn identify(app: &App, peer: SocketAddr, headers: &HeaderMap, json: bool) -> Result<Who, Response> {
-    let claim = (peer.ip().to_canonical(), claimed_name(headers));
-    // Who guesses a password is slowed down under the name that is guessed, not with everybody behind the same address. A token can't be guessed.
-    if !claim.1.is_empty() && !app.door.remembers(headers) {
-        app.wrong.look(&claim).map_err(|wait| later(wait.as_secs() + 1, json))?;
-    }
     let refused = match app.door.who(peer, headers).await {
         Ok(who) => return Ok(who),
         Err(refused) => refused,
     };
     let (status, what, next) = match refused {
-        Refused::Busy => return Err(later(2, json)),
+        Refused::Busy(wait) => return Err(later(wait.as_secs() + 1, json)),
         Refused::Nobody => (StatusCode::UNAUTHORIZED, "Nobody is let in without saying who they are.", way_in(app)),
         Refused::Wrong => {
-            let _counted = app.wrong.take(claim);
             tracing::warn!(event = "refused", why = "wrong credentials", peer = %peer.ip());
             (StatusCode::UNAUTHORIZED, "What was sent to say who you are does not hold.", way_in(app))
         }

@@ -106,11 +106,11 @@ async fn tokens_and_passwords_let_their_owners_in_and_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_names_that_are_not_there_keeps_nobody_out() {
     let files = Files::new();
-    let door = std::sync::Arc::new(Door::open(&settings(&files)).unwrap());
+    let door = Arc::new(Door::open(&settings(&files)).unwrap());
     let basic = |text: &str| format!("Basic {}", Base64::encode_string(text.as_bytes()));
     let mut flood = tokio::task::JoinSet::new();
     for n in 0..6 {
-        let (door, claim) = (std::sync::Arc::clone(&door), basic(&format!("nobody{n}:x")));
+        let (door, claim) = (Arc::clone(&door), basic(&format!("nobody{n}:x")));
         flood.spawn(async move {
             loop {
                 let _refused = ask(&door, "203.0.113.1", &[("authorization", &claim)]).await;
@@ -121,6 +121,35 @@ async fn a_flood_of_names_that_are_not_there_keeps_nobody_out() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let anna = ask(&door, "203.0.113.1", &[("authorization", &basic("anna:right horse"))]).await;
     assert_eq!(anna, Ok(("anna".to_owned(), How::Password)));
+}
+
+#[test]
+fn who_hangs_up_frees_no_place_for_another_hash_and_is_counted() {
+    let files = Files::new();
+    let door = Door::open(&settings(&files)).unwrap();
+    let claim = headers(&[("authorization", &format!("Basic {}", Base64::encode_string(b"anna:wrong horse")))]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().unwrap();
+    let slowed = runtime.block_on(async {
+        for _ in 0..100 {
+            // The one thread that hashes is taken until this is dropped.
+            let (hold, held) = std::sync::mpsc::channel::<()>();
+            tokio::task::spawn_blocking(move || held.recv());
+            // Asked, and hung up as soon as it has to wait.
+            let answered = tokio::select! {
+                biased;
+                answered = door.who(from("203.0.113.1"), &claim) => Some(answered),
+                () = std::future::ready(()) => None,
+            };
+            if let Some(answered) = answered {
+                return answered;
+            }
+            assert_eq!(door.hashing.available_permits(), 0, "its hash has yet to run");
+            drop(hold);
+            drop(Arc::clone(&door.hashing).acquire_owned().await);
+        }
+        panic!("a hundred wrong passwords, and none was counted")
+    });
+    assert!(matches!(slowed, Err(Refused::Busy(_))), "{slowed:?}");
 }
 
 #[tokio::test]
