@@ -81,7 +81,10 @@ async fn an_api_that_is_gone_is_a_warning_and_one_without_a_key_is_none() {
 #[test]
 fn each_finding_is_printed_when_it_is_known_and_a_closed_port_is_not_tried_again() {
     let folder = tempfile::tempdir().unwrap();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Its own to the end, so that nobody else takes it, and nobody listens there.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = held.local_addr().unwrap();
     // It takes connections and never says a word: its part takes the longest.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let key = include_str!("answers/signing_key.pub").trim();

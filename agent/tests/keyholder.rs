@@ -84,20 +84,26 @@ fn many_callers_are_bounded_and_the_newest_is_served() {
         };
         (0..300).map(caller).collect()
     };
+    // Whom it lets go is gone a moment later.
+    let few = || {
+        let open = || std::fs::read_dir(format!("/proc/{}/fd", holder.pid())).unwrap().count();
+        let until = Instant::now() + Duration::from_secs(2);
+        while open() >= 60 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        open() < 60
+    };
     // Before the crowd's own time is over, which is 5 s. A machine that is busy for that long shows nothing: then once more.
     let prompt = (0..5).any(|_| {
         let (_crowd, begun) = (crowd(), Instant::now());
         assert!(holder.listed().contains(&fingerprint(2)));
-        let prompt = begun.elapsed() < Duration::from_secs(3);
+        let prompt = begun.elapsed() < Duration::from_secs(3) && few();
         if prompt {
-            let open = || std::fs::read_dir(format!("/proc/{}/fd", holder.pid())).unwrap().count();
-            // Whom it lets go is gone a moment later.
-            holder.until("few descriptors for a crowd of 300", 2, |_| open() < 60);
             assert!(holder.resident() < 30 * 1024, "{} KiB", holder.resident());
         }
         prompt
     });
-    assert!(prompt, "the newest waits for those before it");
+    assert!(prompt, "the newest waits for those before it, or a crowd of 300 keeps its descriptors");
 }
 
 #[test]

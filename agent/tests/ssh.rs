@@ -362,7 +362,7 @@ fn whatever_a_peer_does_a_call_ends_by_its_deadline_and_its_thread_soon_after() 
             let wire = &wire;
             scope.spawn(move || {
                 let (word, took) = last(wire, &target(address), Duration::from_secs(2));
-                assert!(matches!(word, Some(Said::Failed(_))) && took < Duration::from_secs(8), "{name}: {word:?} after {took:?}");
+                assert!(matches!(word, Some(Said::Failed(_))) && took < Duration::from_secs(20), "{name}: {word:?} after {took:?}");
             });
         }
     });
@@ -383,7 +383,7 @@ fn an_ssh_agent_that_never_answers_holds_no_call_and_no_more_than_so_many_thread
     let there = target(SocketAddr::from(([127, 0, 0, 1], sshd.port)));
     let (word, took) = last(&wire, &there, Duration::from_secs(2));
     // What never logged in has sent nothing.
-    assert!(matches!(word, Some(Said::Failed(Failure::Unreachable(_)))) && took < Duration::from_secs(8), "{word:?} after {took:?}");
+    assert!(matches!(word, Some(Said::Failed(Failure::Unreachable(_)))) && took < Duration::from_secs(20), "{word:?} after {took:?}");
     let calls: Vec<_> = (0..100).map(|_| wire.call(&there, "status".to_owned(), Instant::now() + Duration::from_secs(60), false)).collect();
     assert!(wire.sessions() <= 64, "{}", wire.sessions());
     let last = calls.into_iter().last().map(|mut call| runtime().block_on(async move { call.next().await }));

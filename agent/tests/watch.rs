@@ -146,8 +146,11 @@ async fn with_incidents_on_the_vm_is_recovered_and_explained_and_nobody_asked() 
     let opener: Arc<dyn Opener> = Arc::new(ByRunbook(Arc::clone(&world)));
     let watch = start(&settings(&url, On::Incident), folder.path().to_owned(), &world, Some(opener));
     until("it is over", 90, || told(&hook).len() == 4).await;
-    assert_eq!(told(&hook), ["worse block-stalled", "opened block-stalled", "ended block-stalled", "better block-stalled"]);
-    let ended = hook.lock().unwrap().told[2].1.clone();
+    let all = told(&hook);
+    let at = |what: &str| all.iter().position(|one| *one == format!("{what} block-stalled")).unwrap_or_else(|| panic!("{what}: {all:?}"));
+    // Each tells by a timer of its own: where a busy machine lets both come due, the recovery may be told before the end.
+    assert!(at("worse") < at("opened") && at("opened") < at("ended") && at("worse") < at("better"), "{all:?}");
+    let ended = hook.lock().unwrap().told[at("ended")].1.clone();
     assert_eq!((&ended["healthy"], &ended["incident"]), (&true.into(), &"1f0c9a2e-0000-4000-8000-000000000001".into()), "{ended}");
     assert!(ended["text"].as_str().unwrap().contains("cycle was done and observed"), "{ended}");
     watch.abort();

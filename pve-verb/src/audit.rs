@@ -280,6 +280,8 @@ impl Log {
 }
 
 #[cfg(test)]
+pub(crate) mod ample;
+#[cfg(test)]
 mod begun;
 #[cfg(test)]
 mod crowded;

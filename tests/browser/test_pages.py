@@ -148,7 +148,7 @@ class Pages(unittest.TestCase):
         )
 
     def test_5_a_verb_as_it_runs_and_as_it_ended(self):
-        at = self.at("slow", pace=2500)
+        at = self.at("slow", pace=5000)
         for phone in (self.phone, self.plain):
             phone.goes_to(at)
         phone = self.phone
@@ -157,7 +157,7 @@ class Pages(unittest.TestCase):
         phone.press("Cycle now")
         phone.reads("pieces captured")
         run = phone.path()
-        phone.reads("qm-stop", 60)
+        phone.reads("qm-stop", 120)
         wrong = self.look_at("run-live", run, "left", pictures=True)
         phone.open(run)
         phone.reads("Done", 90)

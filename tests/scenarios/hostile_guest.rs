@@ -75,21 +75,34 @@ impl Memory {
     }
 }
 
-/// `forensics` under observation: done in time, helpers small, and nothing raw in what people read.
-fn under(lab: &Lab, what: &str) -> Result<Bundle> {
+/// `forensics` under observation: done in time, helpers small, nothing raw in what people read, and these artifacts there, besides what no
+/// guest has a say in. Up to three times until they are: an answer that comes late on a busy machine is missing once; what is drowned is
+/// drowned every time.
+fn under(lab: &Lab, what: &str, needed: &[&str]) -> Result<Bundle> {
+    let mut tries = Vec::new();
+    for _ in 0..3 {
+        let bundle = observed(lab, what)?;
+        let missing: Vec<_> = needed.iter().chain(&HOST_EVIDENCE).filter(|path| !bundle.has(path)).collect();
+        let wall = bundle.told.answer.wall;
+        if missing.is_empty() && wall < Duration::from_secs(16) {
+            return Ok(bundle);
+        }
+        let why = |path: &str| bundle.why_not(path.rsplit_once('.').unwrap().0);
+        tries.push((wall, missing.into_iter().map(|path| (*path, why(path))).collect::<Vec<_>>()));
+    }
+    panic!("{what}: late, or missing for its sake, three times: {tries:#?}")
+}
+
+fn observed(lab: &Lab, what: &str) -> Result<Bundle> {
     let memory = Memory::watch();
     let told = ask(&agent(lab)?, "forensics")?.done();
     let most = memory.at_most();
     eprintln!("hostile guest: {what}: {most} KiB at most in a helper, {:?}", told.answer.wall);
     assert!(most > 0 && most <= MOST_KIB, "{what}: a helper had {most} KiB");
-    assert!(told.answer.wall < Duration::from_secs(16), "{what}: {:?}", told.answer.wall);
     clean(what, &told.answer.stdout);
     let bundle = Bundle::of(told);
     for path in ["summary.txt", "assessment.json", "manifest.json"] {
         clean(&format!("{what}: {path}"), bundle.text(path).as_bytes());
-    }
-    for path in ["process/threads.2.json", "process/status.txt", "pve/102.conf", "host/diskstats.2.txt", "host/mounts.txt"] {
-        assert!(bundle.has(path), "{what}: {path} is missing");
     }
     Ok(bundle)
 }
@@ -101,6 +114,10 @@ fn clean(what: &str, bytes: &[u8]) {
     let raw = text.chars().find(|c| c.is_control() && *c != '\n' || turns(*c));
     assert_eq!(raw, None, "{what}: {}", text.escape_debug());
 }
+
+/// What needs neither QEMU nor the guest.
+const HOST_EVIDENCE: [&str; 5] =
+    ["process/threads.2.json", "process/status.txt", "pve/102.conf", "host/diskstats.2.txt", "host/mounts.txt"];
 
 const QMP_EVIDENCE: [&str; 8] = [
     "qmp/greeting.json",
@@ -118,13 +135,12 @@ fn hostile_agent(lab: &Lab) -> Result<()> {
     let before = Stamp::of(vm);
     for how in Agent::ALL {
         let impostor = Impostor::put(QGA, move |client| how.serve(client))?;
-        let bundle = under(lab, &format!("agent, {how:?}"));
+        // Much JSON is an answer too.
+        let answered = matches!(how, Agent::Bomb).then_some("guest/fsinfo.json");
+        let bundle = under(lab, &format!("agent, {how:?}"), &QMP_EVIDENCE.into_iter().chain(answered).collect::<Vec<_>>());
         drop(impostor);
         let bundle = bundle?;
-        for path in QMP_EVIDENCE {
-            assert!(bundle.has(path), "{how:?}: {path} is missing for the sake of the agent");
-        }
-        // A reason, or what it answered: much JSON is an answer too.
+        // A reason, or what it answered.
         let why = bundle.why_not("guest/fsinfo");
         assert_eq!(bundle.has("guest/fsinfo.json"), matches!(how, Agent::Bomb), "{how:?}: {why:?}");
         assert!(matches!(how, Agent::Bomb) || why.as_ref().is_some_and(|why| !why.is_empty()), "{how:?}: {why:?}");
@@ -145,7 +161,8 @@ fn serial_flood(lab: &Lab) -> Result<()> {
         let block = line.repeat(1 << 12);
         while client.write_all(&block).is_ok() {}
     })?;
-    let bundle = under(lab, "serial console, 100 MiB");
+    let agent = ["guest/ping.json", "guest/fsinfo.json"];
+    let bundle = under(lab, "serial console, 100 MiB", &[QMP_EVIDENCE.as_slice(), &agent].concat());
     drop(impostor);
     fs::write(SERIAL_LOG, log).unwrap();
     let bundle = bundle?;
@@ -154,21 +171,15 @@ fn serial_flood(lab: &Lab) -> Result<()> {
         let kept = fs::read(bundle.folder().join(path)).unwrap();
         assert!(kept.len() == 1 << 20 && kept.windows(4).any(|part| part == b"\x1b[2J"), "{path}: {} bytes, stored raw", kept.len());
     }
-    for path in QMP_EVIDENCE.iter().chain(&["guest/ping.json", "guest/fsinfo.json"]) {
-        assert!(bundle.has(path), "{path} is missing for the sake of the console");
-    }
     Ok(())
 }
 
 fn qmp_flood(lab: &Lab) -> Result<()> {
     lab.fresh()?;
     let impostor = Impostor::put(QMP, |client| Flood { each: 200, bomb: false }.serve(client))?;
-    let bundle = under(lab, "QMP, 200 events before each answer");
+    let bundle = under(lab, "QMP, 200 events before each answer", &QMP_EVIDENCE);
     drop(impostor);
     let bundle = bundle?;
-    for path in QMP_EVIDENCE {
-        assert!(bundle.has(path), "{path} drowned in events: {:?}", bundle.why_not(path.rsplit_once('.').unwrap().0));
-    }
     assert_eq!(bundle.judgement["code"], "healthy", "{:#}", bundle.judgement);
     let events = bundle.json("qmp/events.json");
     assert!(events["events"].as_array().unwrap().len() <= 1_000 && events["dropped"].as_u64().unwrap() > 5_000, "{}", events["dropped"]);
@@ -180,7 +191,7 @@ fn qmp_endless(lab: &Lab) -> Result<()> {
     let before = Stamp::of(vm);
     for flood in [Flood { each: u64::MAX, bomb: false }, Flood { each: 0, bomb: true }] {
         let impostor = Impostor::put(QMP, move |client| flood.serve(client))?;
-        let bundle = under(lab, &format!("QMP, {flood:?}"));
+        let bundle = under(lab, &format!("QMP, {flood:?}"), &[]);
         drop(impostor);
         let bundle = bundle?;
         assert!(bundle.has("qmp/query-block.json") != bundle.why_not("qmp/query-block").is_some_and(|why| !why.is_empty()), "{flood:?}");

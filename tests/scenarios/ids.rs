@@ -48,11 +48,6 @@ fn kinds(answer: &Answer) -> Vec<String> {
     answer.events().iter().map(|e| e["event"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// So long that others log in while it runs, on a busy machine too; until the next VM is asked for.
-fn long_cycles() -> Result<()> {
-    station::lies("stop slow 4")
-}
-
 fn attached(answer: &Answer) -> Value {
     answer.events_of("accepted")[0]["attached"].clone()
 }
@@ -68,7 +63,7 @@ fn locked() -> Result<Value> {
 
 fn attaches(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
-    long_cycles()?;
+    station::slow_stop()?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let first = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     locked()?;
@@ -120,7 +115,7 @@ fn replays(lab: &Lab) -> Result<()> {
 
 fn bound(lab: &Lab) -> Result<()> {
     let vm = bare_vm(lab)?;
-    long_cycles()?;
+    station::slow_stop()?;
     let (ssh, other, id) = (anna(lab)?, lab.host.ssh(MODEL)?, fresh_id()?);
     let running = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     locked()?;
@@ -163,7 +158,7 @@ fn unknown(lab: &Lab) -> Result<()> {
 
 fn busy(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
-    long_cycles()?;
+    station::slow_stop()?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let first = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     let holder = locked()?;
@@ -183,7 +178,7 @@ fn busy(lab: &Lab) -> Result<()> {
 
 fn same_new_id(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
-    long_cycles()?;
+    station::slow_stop()?;
     for _ in 0..3 {
         let (ssh, id) = (anna(lab)?, fresh_id()?);
         let request = format!("cycle --json --request-id={id}");
@@ -241,7 +236,7 @@ fn spool_deleted(lab: &Lab) -> Result<()> {
 
 fn attach_recorded(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
-    long_cycles()?;
+    station::slow_stop()?;
     let (ssh, id) = (anna(lab)?, fresh_id()?);
     let running = ssh.spawn(format!("cycle --json --request-id={id}"))?;
     locked()?;

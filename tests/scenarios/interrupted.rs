@@ -233,7 +233,7 @@ fn after_its_end(lab: &Lab) -> Result<()> {
         bare_vm(lab)?;
         let (ssh, id) = (anna(lab)?, fresh_id()?);
         // Long enough to be read in the middle of it.
-        station::lies("stop slow 4")?;
+        station::slow_stop()?;
         let caller = ssh.spawn(format!("cycle --json --request-id={id}"))?;
         reaches(&id, Moment::Step("qm-stop", "started"), AMPLE)?;
         let kept = until("operation.json", AMPLE, || fs::read(OPERATIONS[1]).ok())?;
@@ -280,7 +280,7 @@ fn about_to_end(lab: &Lab) -> Result<()> {
 fn spool_loses(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
     // Long enough for the front to be stopped in the middle of it.
-    station::lies("stop slow 4")?;
+    station::slow_stop()?;
     let id = fresh_id()?;
     let mut front = Command::new("/usr/sbin/pve-verb");
     let front = start(front.args(["cycle", "--json", &format!("--request-id={id}")]).current_dir("/"), &[])?;

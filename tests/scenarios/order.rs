@@ -271,8 +271,8 @@ fn descriptors(pid: u32) -> Vec<(u32, String)> {
 
 fn channel(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
-    let slow = qm_script(lab, "sleep 4\nexec /usr/sbin/qm.real \"$@\"")?;
-    let sleeps = ["sleep", "4"].map(str::to_owned);
+    let slow = qm_script(lab, "sleep 9\nexec /usr/sbin/qm.real \"$@\"")?;
+    let sleeps = ["sleep", "9"].map(str::to_owned);
     let call = agent(lab)?.spawn(format!("stop --json {CLAIM}"))?;
     // Its shell has begun its wait, so all that its start has to close is closed.
     until("qm's start", Duration::from_secs(60), || (!matching(|words| words.starts_with(&sleeps)).is_empty()).then_some(()))?;
@@ -285,7 +285,7 @@ fn channel(lab: &Lab) -> Result<()> {
         .into_iter()
         .filter(|pid| {
             let line = command(pid);
-            line.starts_with("pve-verb ") || line.contains("/usr/sbin/qm ") || line.starts_with("sleep 4")
+            line.starts_with("pve-verb ") || line.contains("/usr/sbin/qm ") || line.starts_with("sleep 9")
         })
         .collect();
     let (mut worker, mut qm) = (0, 0);

@@ -42,10 +42,14 @@ fn debian() -> Result<()> {
         return Ok(());
     }
     let partial = folder.with_extension("partial");
-    let _left_by_a_run_that_was_killed = fs::remove_dir_all(&partial);
-    let mut debootstrap = Command::new("debootstrap");
-    debootstrap.args(["--variant=minbase", "--include=openssh-server", "bookworm"]).arg(&partial);
-    run(&mut debootstrap, Duration::from_secs(900))?.success("debootstrap")?;
+    let bootstrapped = || {
+        let _left_by_one_that_failed_or_was_killed = fs::remove_dir_all(&partial);
+        let mut debootstrap = Command::new("debootstrap");
+        debootstrap.args(["--variant=minbase", "--include=openssh-server", "bookworm"]).arg(&partial);
+        run(&mut debootstrap, Duration::from_secs(900))?.success("debootstrap")
+    };
+    // It asks a mirror for each of a hundred packages, and gives up where one does not come.
+    bootstrapped().or_else(|_| bootstrapped()).or_else(|_| bootstrapped())?;
     fs::rename(partial, folder).expect("the new Debian in its place");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::chain::Chain;
+use lab::client::unix_ms;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::until;
 use lab::station::{self, MODEL, Traces, anna, bare_vm, body, fresh_id};
@@ -130,19 +131,13 @@ fn sixty_four(lab: &Lab) -> Result<()> {
     for answer in &answers {
         let told = body(answer)?;
         assert_eq!(answer.status, 0, "{told}");
-        let at = |member: &str| proto_ms(told[member].as_str().unwrap());
+        let at = |member: &str| unix_ms(&told[member]).unwrap();
         longest = longest.max(at("finished") - at("started"));
     }
     // Two processors serve 64 of them, so the published 3 s are not theirs; a mutation's seconds are not in it either.
     eprintln!("readers: 64 status in {all:?}, the longest {longest} ms; the cycle {:?}", cycle.wall);
     assert!(longest < 20_000, "a status took {longest} ms");
     Ok(())
-}
-
-/// Milliseconds of a time of the contract, within its day.
-fn proto_ms(time: &str) -> u64 {
-    let number = |range: std::ops::Range<usize>| time[range].parse::<u64>().unwrap();
-    ((number(8..10) * 24 + number(11..13)) * 60 + number(14..16)) * 60_000 + number(17..19) * 1000 + number(20..23)
 }
 
 fn followers(lab: &Lab) -> Result<()> {

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use lab::bundle::in_time;
 use lab::chain::Chain;
 use lab::host::write;
+use lab::installed::ask;
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, run};
-use lab::station::{self, BUNDLES, anna, bare_vm, body, console, honest, lies};
+use lab::station::{self, anna, bare_vm, body, console, honest, lies};
 use lab::{Answer, Lab, Result, Ssh};
 use serde_json::json;
 
@@ -32,9 +34,7 @@ fn main() {
 
 fn evidence(lab: &Lab) -> Result<()> {
     bare_vm(lab)?;
-    let told = body(&anna(lab)?.call("cycle --json")?)?;
-    let bundle = Path::new(BUNDLES[0]).join(told["bundle"].as_str().unwrap());
-    for artifact in [
+    let needed = [
         "qmp/query-block.json",
         "qmp/query-blockstats.1.json",
         "qmp/query-blockstats.2.json",
@@ -42,8 +42,11 @@ fn evidence(lab: &Lab) -> Result<()> {
         "process/threads.1.json",
         "process/threads.2.json",
         "console/screen-1.png",
-    ] {
-        assert!(fs::metadata(bundle.join(artifact)).is_ok_and(|m| m.len() > 0), "{artifact} is not in the bundle");
+    ];
+    let ssh = anna(lab)?;
+    let bundle = in_time(&needed, || ask(&ssh, "cycle"))?;
+    for artifact in needed {
+        assert!(fs::metadata(bundle.folder().join(artifact)).is_ok_and(|m| m.len() > 0), "{artifact} is not in the bundle");
     }
     Ok(())
 }

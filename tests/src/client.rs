@@ -69,6 +69,12 @@ impl Answer {
         self.events().into_iter().filter(|event| event["event"] == kind).collect()
     }
 
+    /// Milliseconds from the first event to the first of this kind, by the host's own clock: without ssh and its machine's load.
+    pub fn after_ms(&self, kind: &str) -> Option<u64> {
+        let first = |event: Option<&Value>| unix_ms(&event?["at"]);
+        first(self.events_of(kind).first())?.checked_sub(first(self.events().first())?)
+    }
+
     /// The receipt event, if the answer ends with one, its body decoded into `decoded`.
     pub fn receipt(&self) -> Option<Value> {
         let mut receipt = self.events().pop().filter(|event| event["event"] == "receipt")?;
@@ -80,6 +86,11 @@ impl Answer {
     pub fn receipt_body(&self) -> Option<Value> {
         self.receipt().map(|mut receipt| receipt["decoded"].take())
     }
+}
+
+/// A time of the contract, in milliseconds since 1970; anything else is none.
+pub fn unix_ms(time: &Value) -> Option<u64> {
+    proto::Timestamp::parse(time.as_str()?).map(proto::Timestamp::unix_ms)
 }
 
 /// A receipt's body: JSON in base64.

@@ -153,7 +153,8 @@ fn fetch(debs: &Path, unpacked: &Path) -> Result<String> {
     let mut wanted: Vec<String> = PACKAGES.iter().map(|name| (*name).to_owned()).collect();
     wanted.extend(kernel_packages()?);
     let minutes = Duration::from_secs(300);
-    run(Command::new("apt-get").args(["download", "-q"]).args(&wanted).current_dir(debs), minutes)?.success("apt-get download")?;
+    run(Command::new("apt-get").args(["-o", "Acquire::Retries=5", "download", "-q"]).args(&wanted).current_dir(debs), minutes)?
+        .success("apt-get download")?;
     let mut names: Vec<PathBuf> = entries(debs)?;
     names.sort();
     for deb in &names {

@@ -9,7 +9,7 @@ const AMPLE: Duration = Duration::from_secs(60);
 /// This many segments of one record each, and a log that may keep none of them.
 fn segments(host: &Host, many: usize) -> Log {
     for _ in 0..many {
-        host.log().append(Kind::Read, Map::new()).unwrap();
+        host.log().put(Kind::Read, Map::new());
     }
     let (whole, one) = (host.on_disk(), host.segments().remove(0));
     for (seq, line) in (1..).zip(whole.split_inclusive(|b| *b == b'\n')) {

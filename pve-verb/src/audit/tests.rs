@@ -17,7 +17,7 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new() -> Self {
         let signer = Signer::new(PrivateKey::from(Ed25519Keypair::from_seed(&[9; 32]))).unwrap();
-        Self { root: tempfile::tempdir().unwrap(), signer }
+        Self { root: ample::folder(), signer }
     }
     pub(super) fn run(&self) -> PathBuf {
         self.root.path().join("run/pve-verb")
@@ -91,7 +91,7 @@ pub(super) fn fact(name: &str, value: &str) -> Map<String, Value> {
 fn records_are_one_signed_chain_on_disk_under_a_signed_head() {
     let host = Host::new();
     for n in 1..=3 {
-        let position = host.log().append(Kind::Intent, fact("n", "x")).unwrap();
+        let position = host.log().put(Kind::Intent, fact("n", "x"));
         assert_eq!((position.seq, position.degraded), (n, None));
     }
     assert_eq!(kinds(&host.sound()), ["intent"; 3]);
@@ -101,12 +101,12 @@ fn records_are_one_signed_chain_on_disk_under_a_signed_head() {
 #[test]
 fn the_chain_goes_on_after_a_restart() {
     let host = Host::new();
-    host.log().append(Kind::Intent, Map::new()).unwrap();
-    host.log().append(Kind::Review, Map::new()).unwrap();
-    host.log().append(Kind::Intent, Map::new()).unwrap();
+    host.log().put(Kind::Intent, Map::new());
+    host.log().put(Kind::Review, Map::new());
+    host.log().put(Kind::Intent, Map::new());
     host.restart();
     let mut log = host.log();
-    assert_eq!(log.append(Kind::Step, Map::new()).unwrap().seq, 4);
+    assert_eq!(log.put(Kind::Step, Map::new()).seq, 4);
     assert_eq!(log.unreviewed(), Some(1), "counted from the log on disk");
     assert_eq!(kinds(&host.sound()), ["intent", "review", "intent", "step"]);
 }
@@ -114,7 +114,7 @@ fn the_chain_goes_on_after_a_restart() {
 #[test]
 fn what_a_hung_disk_did_not_take_stays_in_the_one_chain_and_is_carried_later() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     let (disk, asked) = counted_hung_disk();
     let mut log = host.log_with(disk.clone());
     let position = log.append(Kind::Intent, Map::new()).unwrap();
@@ -123,7 +123,7 @@ fn what_a_hung_disk_did_not_take_stays_in_the_one_chain_and_is_carried_later() {
     assert_eq!(log.append(Kind::Step, Map::new()).unwrap().seq, 3);
     assert_eq!(asked.load(Ordering::SeqCst), 1, "a hung disk isn't waited for twice");
     assert_eq!(kinds(&chain_of(&[host.on_disk(), host.overflow()].concat(), &host.signer)), ["start", "intent", "step"]);
-    assert_eq!(host.log().append(Kind::Outcome, Map::new()).unwrap().degraded, None);
+    assert_eq!(host.log().put(Kind::Outcome, Map::new()).degraded, None);
     assert_eq!(kinds(&host.sound()), ["start", "intent", "step", "outcome"]);
     assert_eq!(host.overflow(), b"");
 }
@@ -131,17 +131,17 @@ fn what_a_hung_disk_did_not_take_stays_in_the_one_chain_and_is_carried_later() {
 #[test]
 fn a_full_disk_is_the_same_as_a_late_one() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
-    let why = host.log_with(broken_disk()).append(Kind::Refused, Map::new()).unwrap().degraded.unwrap();
+    host.log().put(Kind::Start, Map::new());
+    let why = host.log_with(broken_disk()).put(Kind::Refused, Map::new()).degraded.unwrap();
     assert!(why.contains("No space left"), "{why}");
-    host.log().append(Kind::Read, Map::new()).unwrap();
+    host.log().put(Kind::Read, Map::new());
     assert_eq!(kinds(&host.sound()), ["start", "refused", "read"]);
 }
 
 #[test]
 fn a_read_waits_less_for_a_disk_than_status_has() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     // Once of five is enough: whoever measures may have been off the processor.
     let in_time = (2..7).any(|seq| {
         let mut log = host.log_with(hung_disk());
@@ -157,7 +157,7 @@ fn a_read_waits_less_for_a_disk_than_status_has() {
 #[test]
 fn a_read_is_not_held_up_by_somebody_who_waits_for_the_disk() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     let chain = Chain::at(host.run());
     let _carrying = chain.carrying(Instant::now()).unwrap();
     let in_time = (0..5).any(|_| {
@@ -171,29 +171,29 @@ fn a_read_is_not_held_up_by_somebody_who_waits_for_the_disk() {
 #[test]
 fn a_line_that_is_on_disk_already_is_skipped() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
-    host.log_with(broken_disk()).append(Kind::Intent, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
+    host.log_with(broken_disk()).put(Kind::Intent, Map::new());
     // Killed between the write and the cutting: the line is in both places, with and without a new tail in /run.
     let (overflow, tail) = (host.overflow(), std::fs::read(host.run().join("audit-tail.json")).unwrap());
-    host.log().append(Kind::Step, Map::new()).unwrap();
+    host.log().put(Kind::Step, Map::new());
     std::fs::write(host.run().join("audit-overflow.jsonl"), &overflow).unwrap();
-    host.log().append(Kind::Outcome, Map::new()).unwrap();
+    host.log().put(Kind::Outcome, Map::new());
     assert_eq!(kinds(&host.sound()), ["start", "intent", "step", "outcome"]);
     let newest: Vec<u8> = host.on_disk().split_inclusive(|b| *b == b'\n').skip(1).flatten().copied().collect();
     std::fs::write(host.run().join("audit-overflow.jsonl"), newest).unwrap();
     std::fs::write(host.run().join("audit-tail.json"), tail).unwrap();
-    host.log().append(Kind::Review, Map::new()).unwrap();
+    host.log().put(Kind::Review, Map::new());
     assert_eq!(kinds(&host.sound()), ["start", "intent", "step", "outcome", "review"]);
 }
 
 #[test]
 fn a_torn_last_line_is_cut_and_a_repair_record_shows_it() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     let segment = host.segments().remove(0);
     std::fs::write(&segment, [host.on_disk().as_slice(), b"{\"seq\":2,\"at"].concat()).unwrap();
     host.restart();
-    assert_eq!(host.log().append(Kind::Read, Map::new()).unwrap().seq, 3);
+    assert_eq!(host.log().put(Kind::Read, Map::new()).seq, 3);
     let lines = host.sound();
     assert_eq!(kinds(&lines), ["start", "repair", "read"]);
     assert_eq!((lines[1]["torn"].as_str(), lines[1]["torn_bytes"].as_u64()), (Some("{\"seq\":2,\"at"), Some(12)));
@@ -202,11 +202,11 @@ fn a_torn_last_line_is_cut_and_a_repair_record_shows_it() {
 #[test]
 fn a_line_that_an_abandoned_writer_half_wrote_is_completed_without_a_repair() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
-    host.log_with(broken_disk()).append(Kind::Intent, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
+    host.log_with(broken_disk()).put(Kind::Intent, Map::new());
     let segment = host.segments().remove(0);
     std::fs::write(&segment, [host.on_disk().as_slice(), &host.overflow()[..40]].concat()).unwrap();
-    host.log().append(Kind::Step, Map::new()).unwrap();
+    host.log().put(Kind::Step, Map::new());
     assert_eq!(kinds(&host.sound()), ["start", "intent", "step"]);
 }
 
@@ -216,7 +216,7 @@ fn a_truncated_log_is_continued_with_a_repair_record_that_names_what_is_missing(
         let host = Host::new();
         let mut heads = Vec::new();
         for _ in 0..3 {
-            heads.push(host.log().append(Kind::Intent, Map::new()).unwrap().head);
+            heads.push(host.log().put(Kind::Intent, Map::new()).head);
         }
         let bytes = host.on_disk();
         let first = bytes.split_inclusive(|b| *b == b'\n').next().unwrap();
@@ -224,7 +224,7 @@ fn a_truncated_log_is_continued_with_a_repair_record_that_names_what_is_missing(
         if after_restart {
             host.restart();
         }
-        host.log().append(Kind::Read, Map::new()).unwrap();
+        host.log().put(Kind::Read, Map::new());
         let lines = host.sound();
         assert_eq!(kinds(&lines), ["intent", "repair", "read"]);
         let claimed = claimed_head(lines[1]["head_json"].as_str().unwrap());
@@ -236,11 +236,11 @@ fn a_truncated_log_is_continued_with_a_repair_record_that_names_what_is_missing(
 #[test]
 fn records_made_while_nobody_knew_where_the_log_ends_are_taken_in_by_repair_records() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     host.restart();
     let lost = host.log_with(hung_disk()).append(Kind::Intent, fact("what", "cycle")).unwrap();
     assert!(lost.degraded.is_some());
-    host.log().append(Kind::Read, Map::new()).unwrap();
+    host.log().put(Kind::Read, Map::new());
     let lines = host.sound();
     assert_eq!(kinds(&lines), ["start", "repair", "repair", "read"]);
     let carried = lines[2]["line"].as_str().unwrap();
@@ -258,10 +258,10 @@ fn a_damaged_log_is_never_a_reason_to_refuse() {
     ];
     for (n, damage) in damages.iter().enumerate() {
         let host = Host::new();
-        host.log().append(Kind::Start, Map::new()).unwrap();
+        host.log().put(Kind::Start, Map::new());
         damage(&host);
         for _ in 0..2 {
-            let position = host.log().append(Kind::Intent, Map::new());
+            let position = host.log().append_within(Kind::Intent, Map::new(), ample::AMPLE);
             assert!(position.as_ref().is_ok_and(|p| p.degraded.is_none()), "{n}: {position:?}");
         }
     }
@@ -270,11 +270,11 @@ fn a_damaged_log_is_never_a_reason_to_refuse() {
 #[test]
 fn where_tmpfs_takes_nothing_the_record_goes_to_the_disk_alone() {
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     // A folder in the file's place fails every write, for root too.
     std::fs::remove_file(host.run().join("audit-overflow.jsonl")).unwrap();
     std::fs::create_dir(host.run().join("audit-overflow.jsonl")).unwrap();
-    let position = host.log().append(Kind::Intent, Map::new()).unwrap();
+    let position = host.log().put(Kind::Intent, Map::new());
     assert_eq!((position.seq, position.degraded.is_some()), (2, true));
     assert_eq!(kinds(&host.sound()), ["start", "intent"]);
     assert!(host.log_with(broken_disk()).append(Kind::Intent, Map::new()).is_err(), "neither tmpfs nor disk");
@@ -289,12 +289,12 @@ fn many_callers_at_once_make_one_chain() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..5 {
-                    host.log().append(Kind::Step, Map::new()).unwrap();
+                    host.log().put(Kind::Step, Map::new());
                 }
             });
         }
     });
-    host.log().append(Kind::Review, Map::new()).unwrap();
+    host.log().put(Kind::Review, Map::new());
     assert_eq!(host.sound().len(), 21);
 }
 
@@ -319,7 +319,7 @@ fn facts_cannot_pass_for_the_chains_own_members() {
     let host = Host::new();
     let mut log = host.log();
     for name in ["seq", "prev", "kind", "sig", "at"] {
-        log.append(Kind::Read, fact(name, "forged\",\"sig\":\"x")).unwrap();
+        log.put(Kind::Read, fact(name, "forged\",\"sig\":\"x"));
     }
     assert_eq!(host.sound().len(), 5);
 }
@@ -327,7 +327,7 @@ fn facts_cannot_pass_for_the_chains_own_members() {
 #[test]
 fn an_unsigned_host_says_null() {
     let host = Host::new();
-    Log::open_at(&host.run(), disk_at(host.root.path()), None, 1 << 30, None).append(Kind::Read, Map::new()).unwrap();
+    Log::open_at(&host.run(), disk_at(host.root.path()), None, 1 << 30, None).put(Kind::Read, Map::new());
     assert!(host.on_disk().ends_with(b",\"sig\":null}\n"));
 }
 
@@ -344,6 +344,8 @@ fn a_rejected_request_is_kept_escaped_and_cut_and_a_grant_only_by_its_hash() {
     let request = Request::parse(b"cycle --grant=SECRET.grant --reason=why").unwrap();
     record.request(&request, &proto::RequestId::from_random([1; 16]), proto::Vmid::DEVVM);
     let _ = record.close(&mut log, Closing::Outcome, Outcome::Done, Map::new());
+    // What a busy machine kept the disk from taking in its second is carried now.
+    host.log().put(Kind::Review, Map::new());
     let lines = host.sound();
     let rejected = &lines[0]["rejected"];
     assert_eq!(
@@ -361,12 +363,8 @@ fn a_rejected_request_is_kept_escaped_and_cut_and_a_grant_only_by_its_hash() {
 
 #[test]
 fn stock_ssh_keygen_checks_a_head() {
-    let Ok(_) = std::process::Command::new("ssh-keygen").arg("-?").output() else {
-        eprintln!("ssh-keygen is not installed here: not tested");
-        return;
-    };
     let host = Host::new();
-    host.log().append(Kind::Start, Map::new()).unwrap();
+    host.log().put(Kind::Start, Map::new());
     let head: Value = serde_json::from_str(&host.log().head().unwrap()).unwrap();
     let member = |name: &str| Base64::decode_vec(head[name].as_str().unwrap()).unwrap();
     let at = |name: &str| host.root.path().join(name);

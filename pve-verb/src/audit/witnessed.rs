@@ -11,9 +11,9 @@ fn says(log: &Log, seq: u64, head: &Sha256Hex) -> Option<bool> {
 #[test]
 fn a_witness_is_known_unknown_or_cannot_be_told() {
     let host = Host::new();
-    let first = host.log().append(Kind::Start, Map::new()).unwrap();
-    let second = host.log().append(Kind::Read, Map::new()).unwrap();
-    let pending = host.log_with(broken_disk()).append(Kind::Read, Map::new()).unwrap();
+    let first = host.log().put(Kind::Start, Map::new());
+    let second = host.log().put(Kind::Read, Map::new());
+    let pending = host.log_with(broken_disk()).put(Kind::Read, Map::new());
     let log = host.log();
     for p in [&first, &second, &pending] {
         assert_eq!(says(&log, p.seq, &p.head), Some(true));
@@ -26,13 +26,13 @@ fn a_witness_is_known_unknown_or_cannot_be_told() {
 #[test]
 fn a_record_that_a_repair_record_took_in_is_still_in_the_log() {
     let host = Host::new();
-    let real = [Kind::Start, Kind::Read].map(|kind| host.log().append(kind, Map::new()).unwrap());
+    let real = [Kind::Start, Kind::Read].map(|kind| host.log().put(kind, Map::new()));
     host.restart();
     let lost = host.log_with(hung_disk()).append_within(Kind::Intent, fact("what", "cycle"), Duration::from_millis(100)).unwrap();
     assert_eq!(lost.seq, real[1].seq, "nobody knew where the log ends");
     assert_eq!(says(&host.log_with(broken_disk()), lost.seq, &lost.head), Some(true));
     assert_eq!(says(&host.log_with(broken_disk()), real[1].seq, &real[1].head), None, "the disk was not asked what it has of this number");
-    host.log().append(Kind::Read, Map::new()).unwrap();
+    host.log().put(Kind::Read, Map::new());
     let lines = host.sound();
     assert_eq!(kinds(&lines), ["start", "read", "repair", "repair", "read"]);
     for p in real.iter().chain([&lost]) {
@@ -50,11 +50,11 @@ fn a_record_that_a_repair_record_took_in_is_still_in_the_log() {
 #[test]
 fn a_number_beyond_the_log_is_looked_for_in_repair_records_and_is_else_gone() {
     let host = Host::new();
-    let written: Vec<_> = (0..5).map(|_| host.log().append(Kind::Read, Map::new()).unwrap()).collect();
-    let pending = host.log_with(broken_disk()).append(Kind::Read, Map::new()).unwrap();
+    let written: Vec<_> = (0..5).map(|_| host.log().put(Kind::Read, Map::new())).collect();
+    let pending = host.log_with(broken_disk()).put(Kind::Read, Map::new());
     let end = host.on_disk().iter().position(|b| *b == b'\n').unwrap() + 1;
     std::fs::write(&host.segments()[0], &host.on_disk()[..end]).unwrap();
-    host.log().append(Kind::Read, Map::new()).unwrap();
+    host.log().put(Kind::Read, Map::new());
     assert_eq!(kinds(&host.sound()), ["read", "repair", "repair", "read"]);
     assert_eq!(says(&host.log(), pending.seq, &pending.head), Some(true));
     assert_eq!(says(&host.log(), 5, &written[4].head), Some(false));

@@ -32,7 +32,7 @@ fn rotate(host: &Host) -> (Signer, String) {
 }
 
 fn append(host: &Host, by: &Signer) {
-    host.log_of(disk_at(host.root.path()), Some(by)).append(Kind::Read, serde_json::Map::new()).unwrap();
+    host.log_of(disk_at(host.root.path()), Some(by)).put(Kind::Read, serde_json::Map::new());
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn a_rotation_that_the_old_key_did_not_sign_is_an_edit() {
     let host = with_key(1);
     let thief = signer(9);
     let record = json!({"old_key": signer(1).public_openssh(), "new_key": thief.public_openssh()});
-    host.log_of(disk_at(host.root.path()), Some(&thief)).append(Kind::Rotate, facts(record)).unwrap();
+    host.log_of(disk_at(host.root.path()), Some(&thief)).put(Kind::Rotate, facts(record));
     append(&host, &thief);
     assert_eq!(host.exit(), 34, "the head is the thief's");
     assert!(shown(&host.asked(&Asked::default())).contains("the key before did not sign that"));

@@ -16,7 +16,7 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new(seed: u8) -> Self {
-        let host = Self { root: tempfile::tempdir().unwrap(), signer: signer(seed) };
+        let host = Self { root: crate::audit::ample::folder(), signer: signer(seed) };
         std::fs::create_dir_all(host.at("etc/pve-verb")).unwrap();
         std::fs::write(host.at("etc/pve-verb/signing_key.pub"), host.signer.public_openssh() + " pve-verb@pve1\n").unwrap();
         host
@@ -26,11 +26,10 @@ impl Host {
         let mut log = host.log(disk_at(host.root.path()));
         for n in 1..=records {
             let kind = if n % 3 == 0 { Kind::Intent } else { Kind::Read };
-            log.append(
+            log.put(
                 kind,
                 facts(json!({"n": n, "key_name": "agent", "verb": "status", "reason": "J*\u{fc} \"{\\\"seq\\\":1", "deep": {"seq": 3}})),
-            )
-            .unwrap();
+            );
         }
         host
     }
@@ -44,7 +43,7 @@ impl Host {
         Log::open_at(&self.at("run/pve-verb"), disk, signer.cloned(), 1 << 30, None)
     }
     pub(super) fn append(&self, kind: Kind) -> crate::audit::Position {
-        self.log(disk_at(self.root.path())).append(kind, Map::new()).unwrap()
+        self.log(disk_at(self.root.path())).put(kind, Map::new())
     }
     pub(super) fn restart(&self) {
         std::fs::remove_dir_all(self.at("run/pve-verb")).unwrap();
@@ -136,7 +135,7 @@ fn going_back_to_an_earlier_state_is_found_by_what_callers_kept() {
 #[test]
 fn a_record_that_a_power_cut_took_from_tmpfs_is_named_so() {
     let host = Host::with_records(1, 5);
-    let lost = host.log(broken_disk()).append(Kind::Outcome, Map::new()).unwrap();
+    let lost = host.log(broken_disk()).put(Kind::Outcome, Map::new());
     let said = format!("Weaker: {}\nreceipt {} {} done\n", lost.degraded.unwrap().replace("on tmpfs", "on\n  tmpfs"), lost.seq, lost.head);
     assert_eq!(host.with_receipts(&said).exit_code(), 0, "still on tmpfs");
     host.restart();
@@ -229,7 +228,7 @@ fn a_log_ahead_of_its_head_is_intact_and_says_by_how_many() {
 #[test]
 fn records_without_a_signature_are_named_and_the_rest_still_counts() {
     let host = Host::with_records(1, 5);
-    host.log_of(disk_at(host.root.path()), None).append(Kind::Intent, Map::new()).unwrap();
+    host.log_of(disk_at(host.root.path()), None).put(Kind::Intent, Map::new());
     let report = host.asked(&Asked { all: true, ..Asked::default() });
     assert_eq!(report.exit_code(), 36);
     assert!(shown(&report).contains("line 6 of audit-00000000000000000001.jsonl (record 6)"), "{}", shown(&report));
@@ -241,7 +240,7 @@ fn records_without_a_signature_are_named_and_the_rest_still_counts() {
     assert_eq!(host.exit(), 31, "what is proved comes before what can't be");
     let without = Host::new(3);
     std::fs::remove_file(without.at("etc/pve-verb/signing_key.pub")).unwrap();
-    without.log_of(disk_at(without.root.path()), None).append(Kind::Read, Map::new()).unwrap();
+    without.log_of(disk_at(without.root.path()), None).put(Kind::Read, Map::new());
     assert_eq!(without.exit(), 36, "a host that never had a key");
 }
 
@@ -279,7 +278,7 @@ fn people_are_shown_records_in_order_escaped_and_by_what_they_ask_for() {
     for (key, verb) in [("agent", "status"), ("laptop", "cycle"), ("agent", "cycle")] {
         let id = format!("1f0c9a2e-0000-4000-8000-{:012}", key.len() + verb.len());
         let all = json!({"key_name": key, "verb": verb, "request_id": id, "reason": "a\u{1b}[2J", "outcome": "done", "message": {"what": "VM 102 runs.", "do": "x"}});
-        log.append(Kind::Outcome, facts(all)).unwrap();
+        log.put(Kind::Outcome, facts(all));
     }
     let show = |wanted: &Wanted| {
         let mut out = Vec::new();
@@ -302,7 +301,7 @@ fn a_summary_is_no_finding_and_both_verifier_and_reader_say_what_it_counts() {
         "key_name": "agent", "of": "refused", "count": 40, "from": "2026-11-21T00:30:00.000Z", "to": "2026-11-21T00:31:00.000Z",
         "outcomes": {"refused-request": 40}, "what": "40 refusals of this key were counted and not recorded one by one",
     });
-    host.log(disk_at(host.root.path())).append(Kind::Summary, facts(summary)).unwrap();
+    host.log(disk_at(host.root.path())).put(Kind::Summary, facts(summary));
     let report = host.asked(&Asked { all: true, ..Asked::default() });
     assert_eq!(report.exit_code(), 0, "{}", shown(&report));
     assert!(report.notes.iter().any(|note| note.starts_with("40 reads and refusals came in floods")), "{:?}", report.notes);

@@ -318,10 +318,6 @@ fn inspect_says_what_it_is_and_whether_it_would_be_taken() {
 
 #[test]
 fn stock_ssh_keygen_makes_a_grant() {
-    let Ok(_) = Command::new("ssh-keygen").arg("-?").output() else {
-        eprintln!("ssh-keygen is not installed here: not tested");
-        return;
-    };
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

@@ -147,10 +147,7 @@ mod tests {
     fn stock_ssh_keygen_reads_the_key() {
         let (_folder, site) = site();
         run(&site).unwrap();
-        let Ok(answer) = std::process::Command::new("ssh-keygen").arg("-y").arg("-f").arg(site.path(path::SIGNING_KEY)).output() else {
-            eprintln!("ssh-keygen is not installed here: not tested");
-            return;
-        };
+        let answer = std::process::Command::new("ssh-keygen").arg("-y").arg("-f").arg(site.path(path::SIGNING_KEY)).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&answer.stdout), std::fs::read_to_string(site.path(path::SIGNING_PUB)).unwrap(), "{answer:?}");
     }
 }

@@ -82,10 +82,6 @@ fn every_flipped_bit_of_the_armour_is_seen() {
 
 #[test]
 fn stock_ssh_keygen_accepts_our_signature_under_the_line_that_init_prints() {
-    let Ok(_) = Command::new("ssh-keygen").arg("-?").output() else {
-        eprintln!("ssh-keygen is not installed here: not tested");
-        return;
-    };
     let folder = tempfile::tempdir().unwrap();
     let signer = signer(3);
     let line = crate::setup::allowed_signers_line("pve1", &signer);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::bundle::judged;
+use lab::bundle::{judged, judged_with};
 use lab::lab::Scenario;
 use lab::process::until;
 use lab::{Lab, Observed, Result, wedge};
@@ -20,7 +20,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 fn disk_full(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let full = wedge::guest_disk_full(vm)?;
-    let bundle = judged(lab, "guest-disk-full", None)?;
+    let bundle = judged_with(lab, "guest-disk-full", None, &["guest/fsinfo.json"])?;
     full.now();
     assert!(bundle.judgement["sentence"].as_str().unwrap().contains("no room left on /data"), "{:#}", bundle.judgement);
     let data = bundle.json("guest/fsinfo.json").as_array().unwrap().iter().find(|fs| fs["mountpoint"] == "/data").cloned().unwrap();
@@ -33,7 +33,8 @@ fn disk_full(lab: &Lab) -> Result<()> {
 fn agent_hangs(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     vm.guest("killall -STOP qemu-ga")?;
-    let bundle = judged(lab, "guest-unresponsive", Some("reset"));
+    let needed = ["qmp/query-chardev.json", "console/screen-1.png", "console/screen-2.png"];
+    let bundle = judged_with(lab, "guest-unresponsive", Some("reset"), &needed);
     vm.guest("killall -CONT qemu-ga")?;
     let bundle = bundle?;
     assert!(bundle.why_not("guest/ping").unwrap().contains("does not answer"), "{:?}", bundle.why_not("guest/ping"));

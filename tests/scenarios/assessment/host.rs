@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lab::bundle::judged;
+use lab::bundle::{judged, judged_with};
 use lab::fuse::Hang;
 use lab::installed::{agent, ask};
 use lab::lab::Scenario;
@@ -51,15 +51,16 @@ fn lock_left_behind(lab: &Lab) -> Result<()> {
 
 fn pve_hung(lab: &Lab) -> Result<()> {
     lab.fresh()?;
+    let rest = ["qmp/query-block.json", "process/threads.2.json", "guest/ping.json", "host/mounts.txt", "console/screen-2.png"];
     for how in [Hang::Killable, Hang::Uninterruptible] {
         let hung = wedge::etc_pve_hung(how)?;
-        let bundle = judged(lab, "pve-unresponsive", None);
+        let bundle = judged_with(lab, "pve-unresponsive", None, &rest);
         drop(hung);
         let bundle = bundle?;
         for question in ["pve/102", "pve/vmlist", "pve/lock"] {
             assert!(bundle.why_not(question).unwrap().contains("abandoned"), "{how:?}: {:?}", bundle.why_not(question));
         }
-        for path in ["qmp/query-block.json", "process/threads.2.json", "guest/ping.json", "host/mounts.txt", "console/screen-2.png"] {
+        for path in rest {
             assert!(bundle.has(path), "{how:?}: {path} is missing for the sake of /etc/pve");
         }
         assert!(bundle.advice().contains("`systemctl restart pve-cluster`"), "{}", bundle.advice());
@@ -71,7 +72,7 @@ fn interrupted(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let id = fresh_id()?;
     // There is time between the two halves, and what the killed one has begun comes to its end all the same.
-    lies("start slow 5")?;
+    lies("start slow 8\n")?;
     let caller = agent(lab)?.spawn(format!("cycle --json --request-id={id}"))?;
     let killed = reaches(&id, Moment::Step("qm-stop", "done"), Duration::from_secs(60)).and_then(|()| lab::worker::kill());
     honest();

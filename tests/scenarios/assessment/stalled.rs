@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::bundle::{Bundle, judged};
+use lab::bundle::{Bundle, judged_with};
 use lab::installed::{agent, look};
 use lab::lab::Scenario;
 use lab::process::{must, run, until};
@@ -37,6 +37,17 @@ struct Conclusion {
     /// The iothread that serves the disk is among the threads, with a stack.
     iothread_seen: bool,
 }
+
+/// What a conclusion is drawn from.
+const CONCLUSIVE: [&str; 7] = [
+    "qmp/query-blockstats.1.json",
+    "qmp/query-blockstats.2.json",
+    "qmp/virtqueues.1.json",
+    "qmp/virtqueues.2.json",
+    "qmp/query-block.json",
+    "qmp/query-iothreads.json",
+    "process/threads.2.json",
+];
 
 fn conclude(bundle: &Bundle) -> Conclusion {
     let operations = |n: u8| -> u64 {
@@ -74,7 +85,7 @@ fn conclude(bundle: &Bundle) -> Conclusion {
 fn throttled(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stall = wedge::block_stall(vm)?;
-    let bundle = judged(lab, "block-stalled", Some("cycle"));
+    let bundle = judged_with(lab, "block-stalled", Some("cycle"), &[&CONCLUSIVE[..], &["guest/diskstats.json"]].concat());
     stall.now();
     let bundle = bundle?;
     let seen = conclude(&bundle);
@@ -113,7 +124,7 @@ fn looked_at_often(lab: &Lab) -> Result<()> {
 fn stopped_by_a_signal(lab: &Lab) -> Result<()> {
     let vm = lab.fresh()?;
     let stopped = wedge::qemu_stopped(vm)?;
-    let bundle = judged(lab, "qemu-unresponsive", Some("cycle"));
+    let bundle = judged_with(lab, "qemu-unresponsive", Some("cycle"), &["process/status.txt", "process/threads.1.json"]);
     stopped.now();
     let bundle = bundle?;
     assert!(bundle.finding("qemu-unresponsive").contains("its main thread is stopped (T)"), "{}", bundle.finding("qemu-unresponsive"));
@@ -139,7 +150,8 @@ fn nbd_stopped(lab: &Lab) -> Result<()> {
         (waiting > 0 && vm.writes().ok()? == before).then_some(())
     };
     until("flat writes", Duration::from_secs(40), flat)?;
-    let bundle = judged(lab, "block-stalled", Some("cycle"));
+    let needed = [&CONCLUSIVE[..], &["qmp/query-named-block-nodes.json"]].concat();
+    let bundle = judged_with(lab, "block-stalled", Some("cycle"), &needed);
     backend.go_on()?;
     let bundle = bundle?;
     let seen = conclude(&bundle);
@@ -197,13 +209,13 @@ fn frozen(lab: &Lab) -> Result<()> {
     };
     until("a thread in D", Duration::from_secs(40), || (in_d() > 0).then_some(()))?;
 
-    let stalled = judged(lab, "block-stalled", Some("cycle"))?;
+    let stalled = judged_with(lab, "block-stalled", Some("cycle"), &CONCLUSIVE)?;
     let seen = conclude(&stalled);
     assert!(seen.completed == 0 && seen.limit.is_none() && seen.workers_in_d > 0, "{seen:?}");
 
     send(pid, Signal::KILL)?;
     until("PVE to take it for stopped", Duration::from_secs(30), || vm.pid().is_none().then_some(()))?;
-    let bundle = judged(lab, "survivor", None);
+    let bundle = judged_with(lab, "survivor", None, &["host/survivor.json"]);
     under.thaw();
     let bundle = bundle?;
     assert_eq!(bundle.told.body["state_after"], "survivor");

@@ -44,9 +44,8 @@ fn reads_change_nothing(lab: &Lab) -> Result<()> {
     assert_eq!((status.code().as_str(), &status.body["state_after"]), ("healthy", &json!("running")), "{:#}", status.body);
     assert_eq!(status.body["bundle"], json!(null));
     assert_eq!(status.body["qemu_before"], json!({"pid": vm.pid().unwrap(), "started": vm.start_ticks().unwrap()}));
-    let forensics = ask(&agent(lab)?, "forensics")?.done();
+    let forensics = prompt(&agent(lab)?, "forensics", Duration::from_secs(16))?.done();
     assert!(fs::exists(format!("{}/manifest.json", forensics.bundle())).unwrap());
-    assert!(forensics.answer.wall < Duration::from_secs(16), "forensics took {:?}", forensics.answer.wall);
     before.untouched(vm, "status and forensics");
     Ok(())
 }

@@ -119,8 +119,8 @@ fn rates(lab: &Lab) -> Result<()> {
         refused(vm, &mut before, &model, line, 3, "has asked for this 2 times within a minute without anything being changed")?;
         ask(&person, line)?.done();
     }
-    limits("[limits]\nmutations_per_hour = 9\nmin_interval_s = 300\nforensics_per_minute = 2\n")?;
-    refused(vm, &mut before, &model, "cycle", 3, "less than 300 s ago")?;
+    limits("[limits]\nmutations_per_hour = 9\nmin_interval_s = 3000\nforensics_per_minute = 2\n")?;
+    refused(vm, &mut before, &model, "cycle", 3, "less than 3000 s ago")?;
     ask(&person, "forensics")?.done();
     ask(&person, "forensics")?.done();
     refused(vm, &mut before, &person, "forensics", 3, "captured 2 bundles within a minute")?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use lab::bundle::in_time;
 use lab::host::DISK;
 use lab::installed::{Stamp, agent, ask, look};
 use lab::lab::Scenario;
@@ -25,7 +26,7 @@ fn block_stall(lab: &Lab) -> Result<()> {
     let old = vm.pid();
     let stall = wedge::block_stall(vm)?;
     let process = (vm.pid(), vm.start_ticks());
-    let told = look(&agent(lab)?, "forensics")?.done();
+    let told = in_time(&["guest/ping.json"], || look(&agent(lab)?, "forensics"))?.told;
     assert_eq!(told.code(), "block-stalled", "{:#}", told.body);
     assert_eq!(told.probe("guest/ping")["outcome"], "captured", "the agent answers all the same");
     let reset = ask(&agent(lab)?, "reset")?;
@@ -84,11 +85,12 @@ fn d_state(lab: &Lab) -> Result<()> {
     until("a thread in D", Duration::from_secs(30), || (in_d() > 0).then_some(()))?;
     let leader = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     assert!(!leader.contains(") D "), "the leader looks idle: {leader}");
-    let told = look(&agent(lab)?, "forensics")?.done();
+    let bundle = in_time(&["process/threads.1.json"], || look(&agent(lab)?, "forensics"))?;
+    let told = &bundle.told;
     assert_eq!(told.code(), "block-stalled", "{:#}", told.body);
     let said = told.answer.events_of("assessment")[0].to_string();
     assert!(said.contains("iou-wrk") || said.contains("worker"), "the thread is not named: {said}");
-    let threads = fs::read_to_string(format!("{}/process/threads.1.json", told.bundle())).unwrap();
+    let threads = bundle.text("process/threads.1.json");
     assert!(threads.contains("\"D\""), "{threads}");
 
     // Hung as well: the kill is proved, and does not end it.
