@@ -126,8 +126,9 @@ async fn a_runbook_that_a_restart_cut_off_names_who_began_it_and_leaves_no_old_e
     // So that it is in the middle of its first look for as long as this takes.
     page.hands.silent.store(true, Ordering::Relaxed);
     anna.post("/runbook", &[("token", &question.hidden("token")), ("incident", &id)]).await.to();
-    let begun = anna.until(&incident, "Run the runbook.</div>").await.text;
-    assert!(begun.contains("<b>anna (password)</b>"), "{begun}");
+    // First it waits, as everything that is asked for; then it begins.
+    let begun = anna.until(&incident, "<b>anna (password)</b>").await.text;
+    assert!(begun.contains("Run the runbook.</div>"), "{begun}");
     let list: serde_json::Value = serde_json::from_str(&Browser::machine(&page.url("")).get("/incidents").await.text).unwrap();
     assert_eq!(list[0]["ended"], serde_json::Value::Null, "{list}");
     let (_again, anna) = killed(&mut page, folder.path(), after.path(), &dead()).await;
