@@ -205,9 +205,18 @@ impl Vm {
 
     /// `wr_operations` of the VM's disk: flat while it is stalled.
     pub fn writes(&self) -> Result<u64> {
+        self.operations(&["wr_operations"])
+    }
+
+    /// Whatever the VM's disk has completed.
+    pub fn completed(&self) -> Result<u64> {
+        self.operations(&["rd_operations", "wr_operations", "flush_operations"])
+    }
+
+    fn operations(&self, kinds: &[&str]) -> Result<u64> {
         let stats = self.qmp("query-blockstats", json!({}))?;
         let disk = stats.as_array().and_then(|all| all.iter().find(|one| one["device"] == "drive-scsi0"));
-        disk.and_then(|disk| disk["stats"]["wr_operations"].as_u64())
+        disk.and_then(|disk| kinds.iter().map(|kind| disk["stats"][*kind].as_u64()).sum())
             .ok_or_else(|| Error::new("QEMU has no statistics of drive-scsi0", "Look at `query-blockstats`"))
     }
 

@@ -9,7 +9,7 @@ use lab::installed::{agent, look};
 use lab::lab::Scenario;
 use lab::process::{must, run, until};
 use lab::vm::send;
-use lab::{Host, Lab, Result, wedge};
+use lab::{Host, Lab, Result, Vm, wedge};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -137,19 +137,23 @@ fn stopped_by_a_signal(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The guest has to wait for its disk in both samples of the bundle, and nothing of before may still complete between them.
+fn flat(vm: &Vm) -> Result<()> {
+    let flat = || {
+        let (before, waiting) = (vm.completed().ok()?, vm.waiting().ok()?);
+        std::thread::sleep(Duration::from_secs(1));
+        (waiting > 0 && vm.completed().ok()? == before).then_some(())
+    };
+    until("flat operations", Duration::from_secs(60), flat)
+}
+
 fn nbd_stopped(lab: &Lab) -> Result<()> {
     let vm = lab.stopped()?;
     let backend = wedge::nbd_backend(&lab.host)?;
     vm.boot()?;
     backend.stop()?;
     vm.guest_background("dd if=/dev/zero of=/data/x bs=4k count=64 oflag=direct")?;
-    // The guest has to wait for it in both samples of the bundle.
-    let flat = || {
-        let (before, waiting) = (vm.writes().ok()?, vm.waiting().ok()?);
-        std::thread::sleep(Duration::from_secs(1));
-        (waiting > 0 && vm.writes().ok()? == before).then_some(())
-    };
-    until("flat writes", Duration::from_secs(40), flat)?;
+    flat(vm)?;
     let needed = [&CONCLUSIVE[..], &["qmp/query-named-block-nodes.json"]].concat();
     let bundle = judged_with(lab, "block-stalled", Some("cycle"), &needed);
     backend.go_on()?;
@@ -208,6 +212,7 @@ fn frozen(lab: &Lab) -> Result<()> {
         threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") D "))).count()
     };
     until("a thread in D", Duration::from_secs(40), || (in_d() > 0).then_some(()))?;
+    flat(vm)?;
 
     let stalled = judged_with(lab, "block-stalled", Some("cycle"), &CONCLUSIVE)?;
     let seen = conclude(&stalled);
