@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::assess::{self, Facts, Interrupted, Lock, LockOwner, Qmp};
-use crate::helper::run::UNSERVED;
+use crate::helper::run::{UNHEARD, UNSERVED};
 use crate::operation::Operation;
 use crate::probe::Answer;
 use crate::probe::observe::{Observation, Process};
@@ -69,7 +69,7 @@ pub fn prove_unresponsive(
     let process = qemu(before)?;
     let greeting = answers.iter().find(|a| a.name == "qmp/greeting")?;
     // The helper's own word that it waited at the socket: one that hung itself, or got no CPU, has shown nothing about QEMU.
-    let waited = greeting.facts.as_ref().is_some_and(|f| f.get(UNSERVED).is_some());
+    let waited = greeting.facts.as_ref().is_some_and(|f| [UNSERVED, UNHEARD].iter().any(|how| f.get(*how).is_some()));
     let silent = waited && greeting.outcome != proto::ProbeOutcome::Captured && greeting.ms >= QMP_SILENT_MS;
     if !silent || !nobody_else_on(&host::qemu_server(vmid, "qmp")) {
         return None;

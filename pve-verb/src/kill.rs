@@ -26,9 +26,9 @@ pub enum Killed {
     NotIt(String),
 }
 
-/// Kills it.
+/// Kills it. `silent`: whether QEMU, asked once more, answers nothing for that long; asked only where that has to be known.
 #[allow(clippy::disallowed_methods, reason = "this file is the door: what the pidfd means is checked above")]
-pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Killed {
+pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved, silent: impl FnOnce(Duration) -> bool) -> Killed {
     let Some(pid) = i32::try_from(proved.qemu.pid).ok().and_then(Pid::from_raw) else {
         return Killed::NotIt("its pid is no pid".to_owned());
     };
@@ -42,12 +42,17 @@ pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Ki
     if facts::qemu(&now) != Some(proved.qemu) {
         return Killed::NotIt("the process under its pid is not the one that was proved unresponsive".to_owned());
     }
-    let again = || {
-        std::thread::sleep(deadline::STILL_PROVED);
-        MainThread::of(proved.qemu.pid)
-    };
     let waiting = || Diagnosis::open().and_then(|d| d.anybody_on(&host::qemu_server(vmid, "qmp"))).unwrap_or(false);
-    if !still_proved(&proved.main_thread, now.main_thread.as_ref(), again, waiting) {
+    let again = || {
+        let until = Instant::now() + deadline::STILL_PROVED;
+        // Whoever connected in vain may still wait to be accepted. If nobody does, its monitor has a thread of its own, which greets and lets
+        // go whatever the main thread does: then it is asked.
+        let waits = waiting();
+        let silent = waits || silent(deadline::STILL_PROVED);
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        MainThread::of(proved.qemu.pid).filter(|_| silent && (!waits || waiting()))
+    };
+    if !still_proved(&proved.main_thread, now.main_thread.as_ref(), again) {
         return Killed::NotIt("it was on a CPU since the proof, and may answer again".to_owned());
     }
     if let Err(e) = pidfd_send_signal(&pidfd, Signal::KILL) {
@@ -57,18 +62,13 @@ pub fn kill(proved: &Unresponsive, vmid: proto::Vmid, _permit: &Preserved) -> Ki
 }
 
 /// Whether the proof still holds: nothing moved since its last look. Where something did, our own debugger may have moved it; then the
-/// thread is watched anew, and it counts as silence only while whoever connected in vain still waits to be accepted.
-fn still_proved(
-    proof: &MainThread,
-    now: Option<&MainThread>,
-    again: impl FnOnce() -> Option<MainThread>,
-    somebody_waits: impl FnOnce() -> bool,
-) -> bool {
+/// thread is watched `again`, while QEMU goes on being silent.
+fn still_proved(proof: &MainThread, now: Option<&MainThread>, again: impl FnOnce() -> Option<MainThread>) -> bool {
     let proves = |before: &MainThread, after: &MainThread| {
         unresponsive_proof(before, after, Duration::from_millis(after.at_ms.saturating_sub(before.at_ms))).is_some()
     };
     let Some(now) = now else { return false };
-    proves(proof, now) || again().is_some_and(|later| proves(now, &later)) && somebody_waits()
+    proves(proof, now) || again().is_some_and(|later| proves(now, &later))
 }
 
 /// Lets a QEMU go on that our own debugger left stopped: SIGCONT to this very process. Whether it helped is to be seen.
@@ -109,24 +109,20 @@ mod tests {
     #[test]
     fn what_moved_since_the_proof_is_not_killed() {
         let never = || -> Option<MainThread> { panic!("it need not be watched again") };
-        let unasked = || panic!("the socket need not be looked at");
         for unmoved in [look(0, "T", 7), look(0, "D", 7), look(0, "S", 7)] {
             let now = MainThread { at_ms: 3_000, ..unmoved.clone() };
-            assert!(still_proved(&unmoved, Some(&now), never, unasked), "{unmoved:?}");
+            assert!(still_proved(&unmoved, Some(&now), never), "{unmoved:?}");
         }
-        assert!(
-            still_proved(&look(0, "S", 7), Some(&look(100, "Z", 9)), never, unasked),
-            "a zombie answers nobody, whenever it became one"
-        );
+        assert!(still_proved(&look(0, "S", 7), Some(&look(100, "Z", 9)), never), "a zombie answers nobody, whenever it became one");
         // It went on: stopped, in D or idle before, and on a CPU since.
         for was in ["T", "D", "S"] {
             let (proof, now) = (look(0, was, 7), look(3_000, "S", 8));
-            assert!(!still_proved(&proof, Some(&now), || Some(look(4_050, "S", 12)), || true), "{was}: it runs");
-            // An idle QEMU that is well may sleep for a second; but then it has accepted whoever waited.
-            assert!(!still_proved(&proof, Some(&now), || Some(look(4_050, "S", 8)), || false), "{was}: it is idle");
+            assert!(!still_proved(&proof, Some(&now), || Some(look(4_050, "S", 12))), "{was}: it runs");
+            // An idle QEMU that is well may sleep for a second; but then it accepts whoever waits, and answers.
+            assert!(!still_proved(&proof, Some(&now), || None), "{was}: it is idle");
             // Our debugger made it switch, and it hangs as before.
-            assert!(still_proved(&proof, Some(&now), || Some(look(4_050, "S", 8)), || true), "{was}: it hangs");
+            assert!(still_proved(&proof, Some(&now), || Some(look(4_050, "S", 8))), "{was}: it hangs");
         }
-        assert!(!still_proved(&look(0, "T", 7), None, never, unasked), "what could not be looked at is not killed");
+        assert!(!still_proved(&look(0, "T", 7), None, never), "what could not be looked at is not killed");
     }
 }

@@ -26,7 +26,7 @@ pub fn look(vmid: Vmid, purpose: &Purpose) -> Seen {
     let (state, silent) = match facts::state_without_qmp(&now) {
         VmState::Unknown if now.running().is_some() => match ask(vmid, purpose) {
             Ok(state) => (state.map_or(VmState::Unknown, VmState::Qmp), false),
-            Err(e) => (VmState::Unknown, matches!(e, QmpError::NoGreeting | QmpError::Timeout)),
+            Err(e) => (VmState::Unknown, e.is_silence()),
         },
         host => (host, false),
     };

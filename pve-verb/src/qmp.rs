@@ -203,6 +203,11 @@ impl QmpError {
     pub const fn is_answer(&self) -> bool {
         matches!(self, Self::Qemu { .. })
     }
+
+    /// Whether QEMU took the connection and said nothing on it, or greeted and no more.
+    pub const fn is_silence(&self) -> bool {
+        matches!(self, Self::NoGreeting | Self::Timeout)
+    }
 }
 
 /// What QEMU said without being asked.

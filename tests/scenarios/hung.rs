@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use lab::bundle::Bundle;
+use lab::bundle::{Bundle, judged};
 use lab::installed::{Stamp, Told, agent, ask, look, processes, prompt};
 use lab::lab::{Scenario, run_scenarios};
 use lab::process::{must, until};
@@ -24,6 +24,7 @@ const SCENARIOS: &[Scenario] = &[
     ("when_qemu_hangs_then_cycle_brings_the_guest_back_and_vm_1020_survives", cycle_of_a_hung_qemu),
     ("when_earlier_reads_left_dead_entries_in_the_backlog_then_cycle_is_as_quick", cycle_after_reads),
     ("when_qemu_hangs_then_stop_is_quick", stop_of_a_hung_qemu),
+    ("when_only_qemus_main_thread_hangs_and_its_monitor_still_greets_then_cycle_is_a_proved_kill", main_thread_hangs),
     ("when_etc_pve_and_qemu_hang_then_stop_is_a_proved_kill", stop_with_hung_pve),
     ("when_qemu_goes_on_then_it_is_not_killed", goes_on),
     ("when_qemu_goes_on_after_it_was_proved_unresponsive_then_it_is_not_killed_either", goes_on_after_the_proof),
@@ -191,6 +192,26 @@ fn stop_with_hung_pve(lab: &Lab) -> Result<()> {
     drop(hung);
     assert_eq!((told.steps(), vm.observe()), (vec!["kill".into(), "observe".into()], Observed::Stopped), "no qm where /etc/pve hangs");
     Ok(())
+}
+
+/// As a deadlock is: no thread is stopped, and the one that answers waits for ever, here for a reader of a FIFO.
+fn main_thread_hangs(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let (fifo, pid) = ("/run/lab/nobody-reads", vm.pid());
+    must("mkfifo", [fifo])?;
+    let mut monitor = vm.monitor()?;
+    let asked = std::thread::spawn(move || monitor.call("screendump", json!({"filename": fifo}), Duration::from_secs(300)).is_ok());
+    let waits_at = || fs::read_to_string(format!("/proc/{}/wchan", pid.unwrap())).unwrap_or_default();
+    until("a main thread that waits", Duration::from_secs(20), || (waits_at() == "wait_for_partner").then_some(()))?;
+    let bundle = judged(lab, "qemu-unresponsive", Some("cycle"))?;
+    let said = bundle.finding("qemu-unresponsive");
+    assert!(said.contains("its main thread was not scheduled for "), "{said}");
+    let told = ask(&agent(lab)?, "cycle")?.done();
+    assert_eq!(told.steps(), ["kill", "qm-start", "observe"], "{:#}", told.body);
+    assert!(!asked.join().unwrap(), "it was killed");
+    fs::remove_file(fifo).unwrap();
+    assert_ne!(vm.pid(), pid);
+    vm.wait_for_ssh(BOOT)
 }
 
 fn goes_on(lab: &Lab) -> Result<()> {

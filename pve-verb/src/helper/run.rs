@@ -27,6 +27,9 @@ impl Task {
 
 /// A fact: QEMU served somebody else, or nobody.
 pub(crate) const UNSERVED: &str = "unserved";
+/// A fact: QEMU took our connection, greeted, and answered nothing. Its monitor greets from a thread of its own, so that does a QEMU too
+/// whose main thread hangs.
+pub(crate) const UNHEARD: &str = "unheard";
 
 /// Where a task leaves its answers.
 #[derive(Clone)]
@@ -64,9 +67,9 @@ impl Outbox {
         self.put(Reply { name: name.to_owned(), outcome, ms: ms(since), detail: Some(why.to_owned()), bytes: None, facts: None });
     }
 
-    /// No artifact; and whether the reason may be that somebody else is on the socket, which the worker then finds out.
-    pub(crate) fn unserved(&self, name: &str, since: Instant, outcome: ProbeOutcome, why: &str, unserved: bool) {
-        let facts = unserved.then(|| serde_json::json!({ UNSERVED: true }));
+    /// No artifact; and how QEMU let us wait: where it served somebody else, the worker finds out whom.
+    pub(crate) fn waited(&self, name: &str, since: Instant, outcome: ProbeOutcome, why: &str, how: Option<&'static str>) {
+        let facts = how.map(|how| serde_json::json!({ how: true }));
         self.put(Reply { name: name.to_owned(), outcome, ms: ms(since), detail: Some(why.to_owned()), bytes: None, facts });
     }
 

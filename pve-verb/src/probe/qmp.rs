@@ -11,7 +11,7 @@ use super::sketch::Sketch;
 use super::{Planned, Set, console, guest};
 use crate::assess;
 use crate::helper::Job;
-use crate::helper::run::{Outbox, Task};
+use crate::helper::run::{Outbox, Task, UNHEARD, UNSERVED};
 use crate::host::qemu_server;
 use crate::qmp::{Door, Hmp, Purpose, QmpError, Query, ScreenFile, Session, VirtioPath};
 use proto::ProbeOutcome;
@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 /// How long QEMU may take for its greeting (protocol, section 8: "no answer in 3 s"); `status` has no 3 s, and proves nothing.
 const GREETING: Duration = Duration::from_millis(3_000);
 const GREETING_STATUS: Duration = Duration::from_millis(1_200);
+/// Answered once QEMU has not only greeted.
+const GREETED: &str = "qmp/greeting";
 /// How long it may take for one answer.
 const ANSWER: Duration = Duration::from_millis(1_000);
 /// How long a read waits for another read of ours.
@@ -147,9 +149,13 @@ impl Group<'_> {
         if let Err((since, e)) = self.session(door) {
             // What went wrong first is what every later question has to say too. Who else is on the socket may be why, and only the
             // worker may look at other processes.
-            let unserved = matches!(e, QmpError::Busy | QmpError::NoGreeting);
+            let how = match e {
+                QmpError::Busy | QmpError::NoGreeting => Some(UNSERVED),
+                QmpError::Timeout if self.wanted.contains(GREETED) => Some(UNHEARD),
+                _ => None,
+            };
             for name in std::mem::take(&mut self.wanted) {
-                self.out.unserved(&name, since, ProbeOutcome::from(&e), &e.to_string(), unserved);
+                self.out.waited(&name, since, ProbeOutcome::from(&e), &e.to_string(), how);
             }
         }
     }
@@ -157,7 +163,7 @@ impl Group<'_> {
     fn session(&mut self, door: &Door) -> Result<(), (Instant, QmpError)> {
         let since = Instant::now();
         let mut qmp = self.open(door, since).map_err(|e| (since, e))?;
-        self.json("qmp/greeting", since, &qmp.greeting().clone());
+        self.json(GREETED, since, &qmp.greeting().clone());
         self.query(&mut qmp, "qmp/query-status", &Query::Status)?;
         self.query(&mut qmp, "qmp/query-chardev", &Query::Chardev)?;
         let _ = self.port.set(Port::Unknown);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use lab::bundle::in_time;
+use lab::bundle::{in_time, judged};
 use lab::host::DISK;
 use lab::installed::{Stamp, agent, ask, look};
 use lab::lab::Scenario;
@@ -19,6 +19,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     ("when_the_block_layer_stalls_then_a_ping_proves_nothing_reset_is_refused_and_cycle_cures", block_stall),
     ("when_the_disk_is_full_then_start_and_reset_are_refused_and_cycle_cures", io_error),
     ("when_a_worker_thread_is_in_d_then_it_is_named_and_what_survives_a_kill_is_never_stopped", d_state),
+    ("when_qemus_main_thread_is_in_d_then_that_is_the_proof_and_a_kill_that_does_not_end_it_is_told", main_thread_in_d),
 ];
 
 fn block_stall(lab: &Lab) -> Result<()> {
@@ -69,6 +70,35 @@ fn io_error(lab: &Lab) -> Result<()> {
         let end = lab.host.console(&["/bin/umount", folder], Duration::from_secs(5)).ok()?;
         (end.status == 0).then_some(())
     })
+}
+
+/// What a dead storage does to QEMU itself: its main thread waits for a file.
+fn main_thread_in_d(lab: &Lab) -> Result<()> {
+    let vm = lab.fresh()?;
+    let pid = vm.pid().unwrap();
+    let hung = wedge::disk_hung("/run/lab/hung")?;
+    let mut monitor = vm.monitor()?;
+    let picture = json!({"filename": "/run/lab/hung/screen.ppm"});
+    let asked = std::thread::spawn(move || monitor.call("screendump", picture, Duration::from_secs(300)).is_ok());
+    let in_d = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") D "));
+    until("the main thread in D", Duration::from_secs(30), || in_d().then_some(()))?;
+    let bundle = judged(lab, "qemu-unresponsive", Some("cycle"))?;
+    let said = bundle.finding("qemu-unresponsive");
+    assert!(said.contains("its main thread is in D at "), "{said}");
+
+    let stop = ask(&agent(lab)?, "stop")?;
+    assert_eq!(stop.answer.status, 10, "{:#}", stop.body);
+    assert!(stop.message().contains("tate D"), "{}", stop.message());
+    let mut before = Stamp::of(vm);
+    for verb in ["start", "reset"] {
+        refused(vm, &mut before, &agent(lab)?, verb, 6, "")?;
+    }
+    assert!(in_d(), "it is there all the time");
+    drop(hung);
+    assert!(!asked.join().unwrap(), "it was killed");
+    until("its end", Duration::from_secs(30), || vm.scope().is_empty().then_some(()))?;
+    ask(&agent(lab)?, "start")?.done();
+    vm.wait_for_ssh(BOOT)
 }
 
 fn d_state(lab: &Lab) -> Result<()> {
