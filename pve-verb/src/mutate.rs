@@ -38,6 +38,8 @@ pub struct Report {
     pub already: bool,
     /// What was found not to be in the way, for a dry run to tell.
     pub checked: Vec<String>,
+    /// Whether SIGKILL is pending for a proved QEMU that does not die.
+    pub survives: bool,
     /// How often a start was tried.
     pub starts: u32,
     /// What the last step that failed said.
@@ -217,6 +219,7 @@ fn end_unresponsive(run: &mut Run, done: &mut Mutated, proved: &Unresponsive) {
     };
     run.step_ended(StepName::Kill, began, outcome, Some(detail.clone()));
     done.report.acted = !matches!(killed, Killed::NotIt(_));
+    done.report.survives = killed == Killed::Survives;
     let pve_hangs = matches!(done.preserved.seen().before.config, Config::Unreadable(_));
     match after_kill(&killed, done.verb(), pve_hangs) {
         AfterKill::Nothing => {}

@@ -100,6 +100,10 @@ pub fn confirm(run: &mut Run, done: Mutated) -> Verified {
         std::thread::sleep(Duration::from_millis(50));
         seen = look_again(done.vmid(), &purpose, seen);
     }
+    if done.report().survives && seen.state == VmState::Unknown {
+        // Of a process that was proved to hang, and can't even die, silence is an answer.
+        seen.state = VmState::Unresponsive;
+    }
     let good = wanted(&done, &seen);
     // Where that must not be, its end says so (run/end.rs).
     let _ = run.reach(Event::Observed);
