@@ -1,7 +1,7 @@
 //! From what was observed to what others take: the judgement's facts, the state that receipts say, the proof that QEMU will not
 //! answer. Struct to struct; nothing here decides what is done.
 
-use proto::{QemuProcess, VmState, Vmid};
+use proto::{QemuProcess, StepName, VmState, Vmid};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -147,8 +147,13 @@ pub fn gather(vmid: Vmid, seen: &Observation, answers: &[Answer], unresponsive: 
 /// A mutation that was killed, for the judgement, where this is the VM's process now.
 pub fn killed(operation: &Operation, now: Option<QemuProcess>) -> Interrupted {
     let Operation { verb, step, qemu_before, request_id, key_name, at, boot_id, .. } = operation;
-    // Of another boot no process is left; before it there may have been none at all.
-    let replaced = now.is_some() && (*boot_id != host::boot_id() || qemu_before.is_some() && *qemu_before != now);
+    let anew = match qemu_before {
+        Some(_) => *qemu_before != now,
+        // There was none, or it was not known: then nothing is started before nothing is left.
+        None => matches!(step, Some(StepName::QmStart | StepName::Resume | StepName::Observe | StepName::Cleanup)),
+    };
+    // Of another boot no process is left.
+    let replaced = now.is_some() && (anew || *boot_id != host::boot_id());
     Interrupted { verb: *verb, step: *step, replaced, text: format!("request {request_id} of key {key_name}, at {at}") }
 }
 
@@ -171,14 +176,18 @@ mod tests {
     #[test]
     fn a_process_that_was_not_there_before_a_killed_verb_is_another_one() {
         let process = |pid, started| Some(QemuProcess { pid, started });
-        let replaced = |before, boot_id: &str, now| {
+        let replaced_at = |step: Option<&str>, before, boot_id: &str, now| {
             let operation = serde_json::json!({
                 "request_id": proto::RequestId::from_random([7; 16]), "verb": "cycle", "vmid": 102, "key_name": "anna", "boot_id": boot_id,
-                "pid": 1, "started": 2, "at": "2026-11-21T00:30:00.000Z", "bundle": null, "qemu_before": before, "deadline_boot_ms": 3,
+                "pid": 1, "started": 2, "at": "2026-11-21T00:30:00.000Z", "bundle": null, "step": step, "qemu_before": before, "deadline_boot_ms": 3,
             });
             killed(&serde_json::from_value(operation).unwrap(), now).replaced
         };
+        let replaced = |before, boot_id: &str, now| replaced_at(None, before, boot_id, now);
         let here = host::boot_id();
+        assert!(replaced_at(Some("qm-start"), None, &here, process(5, 9)) && !replaced_at(Some("qm-stop"), None, &here, process(5, 9)));
+        // Whatever its steps said, it is the same one.
+        assert!(!replaced_at(Some("observe"), process(5, 9), &here, process(5, 9)));
         assert!(!replaced(process(5, 9), &here, process(5, 9)) && !replaced(process(5, 9), &here, None));
         // The pid came again.
         assert!(replaced(process(5, 9), &here, process(6, 9)) && replaced(process(5, 9), &here, process(5, 10)));

@@ -2,7 +2,7 @@
 //!
 //! These rows rest on facts that the probes proved or observed; here they only become sentences.
 
-use proto::{Code, StepName, Verb};
+use proto::{Code, Verb};
 
 use super::{Config, Evidence, Interrupted, LockOwner, Qmp, Row, show};
 
@@ -151,7 +151,6 @@ pub(super) fn interrupted(e: &Evidence<'_>) -> Option<Row> {
 /// the VM has a process, where that is known; `status`: QEMU's own word.
 pub(crate) fn completes(was: &Interrupted, running: Option<bool>, status: Option<&str>) -> (Option<Verb>, &'static str) {
     // `qm` goes on where its worker is killed, and people start VMs by hand: a VM that is up again is not stopped once more.
-    let stopped_it = was.replaced || matches!(was.step, Some(StepName::QmStart | StepName::Resume | StepName::Observe | StepName::Cleanup));
     match (was.verb, running) {
         (Verb::Stop, Some(true)) if was.replaced => {
             (None, "The VM was stopped, and somebody started it again since: nothing is left to do.")
@@ -161,7 +160,7 @@ pub(crate) fn completes(was: &Interrupted, running: Option<bool>, status: Option
         (_, Some(false)) => (Some(Verb::Start), "The VM is off and was to run: start completes it."),
         (_, _) if matches!(status, Some("prelaunch" | "paused")) => (Some(Verb::Start), "The guest does not run yet: start completes it."),
         (Verb::Start, Some(true)) => (None, "The VM runs, as was wanted: nothing is left to do."),
-        (Verb::Cycle, Some(true)) if stopped_it && status == Some("running") => {
+        (Verb::Cycle, Some(true)) if was.replaced && status == Some("running") => {
             (None, "The VM runs again, as was wanted: nothing is left to do.")
         }
         (Verb::Reset, Some(true)) if status == Some("running") => (None, "The VM runs; if the guest is not back, reset again."),
